@@ -1,0 +1,23 @@
+"""SimPO (Simple Preference Optimization, arXiv 2405.14734) training for language models."""
+
+from typing import TYPE_CHECKING
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .config import SimPOConfig
+    from .errors import SimPOError
+    from .trainer import SimPOTrainer
+
+__all__ = ["SimPOConfig", "SimPOError", "SimPOTrainer", "__version__"]
+
+_HOMES = {"SimPOConfig": "config", "SimPOError": "errors", "SimPOTrainer": "trainer"}
+
+
+def __getattr__(name: str):
+    # Imported on first use, so that `simpo --help` need not wait for torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,195 @@
+"""`SimPOConfig`: the one list of training knobs, each explained once, checked before anything is loaded."""
+
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
+
+from .errors import SimPOError
+from .log import get_logger
+from .losses import LOSSES
+from .processes import check_world_size
+
+logger = get_logger(__name__)
+
+
+def _knob(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class SimPOConfig(TrainingArguments):
+    """Arguments of :class:`SimPOTrainer`: those of `transformers.TrainingArguments` and the ones below.
+
+    Batch sizes count pairs. Defaults that differ from the parent's are the SimPO paper's: learning rate 5e-7, cosine
+    schedule with 10 % warm-up, one epoch. Three more follow the machine: `bf16` is on where an accelerator supports it,
+    `use_cpu` is set where there is no accelerator, the progress bar is off where nobody sees it. Every value is checked
+    on construction; all problems are reported at once as a :class:`~simpo_trainer.errors.SimPOError`.
+    """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+
+    beta: float = _knob(
+        2.0, "Scale of the reward, > 0. The paper uses 2.0 to 10; below 1 is DPO-sized and almost surely a mistake."
+    )
+    gamma_beta_ratio: float = _knob(
+        0.5,
+        "Target margin gamma/beta in nats per token, >= 0. The paper uses 0.1 to 0.8. Other trainers take gamma "
+        "itself: divide it by beta.",
+    )
+    loss_type: str = _knob("sigmoid", f"Preference loss: {' or '.join(LOSSES)}.")
+    label_smoothing: float = _knob(
+        0.0, "Share of pairs taken to be labelled the wrong way round, in [0, 0.5]. No effect on the hinge loss."
+    )
+    average_log_prob: bool = _knob(
+        True, "Compare answers by log-probability per token, as SimPO does; false compares sums over tokens."
+    )
+    sft_weight: float = _knob(
+        0.0, "Weight of the negative log-likelihood of chosen answers added to the loss, >= 0. 0 is the paper's SimPO."
+    )
+    sft_reduction: Literal["sequence", "token"] = _knob(
+        "sequence",
+        "Mean of the SFT term: 'sequence' over pairs of the per-token average of each chosen answer, 'token' over all "
+        "chosen tokens of the global batch (the official code's, there per micro-batch).",
+    )
+    max_length: int = _knob(2048, "Longest prompt + answer, in tokens.")
+    max_prompt_length: int = _knob(
+        1800, "Length, in tokens, to which the prompt of an overlong row is cut, keeping its end. Below max_length."
+    )
+    overlong: Literal["truncate", "drop", "error"] = _knob(
+        "truncate",
+        "What to do where prompt + longer answer exceed max_length: 'truncate' cuts the prompt to max_prompt_length "
+        "and then, if still needed, both answers to max_length - max_prompt_length (the official rule); 'drop' leaves the "
+        "pair out; 'error' stops.",
+    )
+    disable_dropout: bool = _knob(
+        True, "Set every dropout of the model (and of LoRA) to 0, so that a loss is a function of weights and data."
+    )
+    dataset_num_proc: int | None = _knob(None, "Processes that tokenize the data; unset means one.")
+    model_init_kwargs: dict[str, Any] | str | None = _knob(
+        None, "Keyword arguments of `AutoModelForCausalLM.from_pretrained`, used when the model is given by name."
+    )
+
+    # Parent fields with another default.
+    num_train_epochs: float = _knob(1.0, "Passes over the training pairs.")
+    learning_rate: float = _knob(5e-7, "Peak learning rate. The paper uses 3e-7 to 1e-6; 1e-5 ruins a 7B model.")
+    lr_scheduler_type: str = _knob("cosine", "Learning-rate schedule.")
+    warmup_steps: float = _knob(0.1, "Warm-up: a number of optimiser steps, or below 1 a share of them.")
+    logging_steps: float = _knob(10, "Optimiser steps between two log lines, or below 1 a share of all steps.")
+    bf16: bool | None = _knob(  # type: ignore[assignment]
+        None, "bfloat16 autocast over float32 weights; unset means on where the accelerator supports it."
+    )
+    remove_unused_columns: bool = _knob(False, "Must stay false: the trainer makes its batches from its own columns.")
+    logging_nan_inf_filter: bool = _knob(False, "Must stay false: a non-finite loss stops the run, it is not hidden.")
+    ddp_find_unused_parameters: bool | None = _knob(
+        None, "Search for parameters without a gradient each step; unset means false, which saves a graph walk."
+    )
+
+    def __post_init__(self) -> None:
+        if not torch.accelerator.is_available():
+            # Without this, processes started by a launcher on a machine without an accelerator stay unconnected.
+            self.use_cpu = True
+        if self.disable_tqdm is None:
+            # In a log file a progress bar is noise; the lines of the log say where the run is.
+            self.disable_tqdm = not sys.stderr.isatty()
+        if self.bf16 is None:
+            self.bf16 = not self.use_cpu and not self.fp16 and is_torch_bf16_gpu_available()
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False
+        problems = [*_loss_problems(self), *_length_problems(self), *_parent_problems(self)]
+        if problems:
+            raise SimPOError("\n".join(problems))
+        super().__post_init__()
+        check_world_size(self.world_size)
+        for warning in _warnings(self):
+            logger.warning(warning)
+
+
+def _loss_problems(config: SimPOConfig) -> list[str]:
+    problems = []
+    if config.beta <= 0:
+        problems.append(f"beta is {config.beta}; it must be above 0. Set beta: 2.0 (the paper uses 2.0 to 10).")
+    if config.gamma_beta_ratio < 0:
+        problems.append(
+            f"gamma_beta_ratio is {config.gamma_beta_ratio}; a target margin cannot be negative. "
+            "Set gamma_beta_ratio: 0.5 (the paper uses 0.1 to 0.8)."
+        )
+    if config.loss_type not in LOSSES:
+        problems.append(f"loss_type is {config.loss_type!r}; it must be one of {', '.join(LOSSES)}.")
+    if not 0 <= config.label_smoothing <= 0.5:
+        problems.append(
+            f"label_smoothing is {config.label_smoothing}; it must lie in [0, 0.5]: above 0.5 the labels would "
+            "count as swapped. Set label_smoothing: 0.0."
+        )
+    if config.sft_weight < 0:
+        problems.append(f"sft_weight is {config.sft_weight}; it must be 0 or above. Set sft_weight: 0.0.")
+    if config.sft_reduction not in ("sequence", "token"):
+        problems.append(f"sft_reduction is {config.sft_reduction!r}; it must be 'sequence' or 'token'.")
+    return problems
+
+
+def _length_problems(config: SimPOConfig) -> list[str]:
+    problems = []
+    if config.max_length < 2:
+        problems.append(f"max_length is {config.max_length}; a prompt and an answer need at least 2 tokens.")
+    if not 1 <= config.max_prompt_length < config.max_length:
+        problems.append(
+            f"max_prompt_length is {config.max_prompt_length} and max_length {config.max_length}; max_prompt_length "
+            "must be at least 1 and below max_length, or an overlong prompt leaves no room for an answer. "
+            "Lower max_prompt_length or raise max_length."
+        )
+    if config.overlong not in ("truncate", "drop", "error"):
+        problems.append(f"overlong is {config.overlong!r}; it must be 'truncate', 'drop' or 'error'.")
+    return problems
+
+
+def _parent_problems(config: SimPOConfig) -> list[str]:
+    """Settings of `TrainingArguments` that would silently do nothing, or something else, in this trainer."""
+    problems = []
+    if config.remove_unused_columns:
+        problems.append("remove_unused_columns is true; the trainer needs its own columns. Leave it out.")
+    if config.logging_nan_inf_filter:
+        problems.append("logging_nan_inf_filter is true; it would hide a non-finite loss. Leave it out.")
+    if config.label_smoothing_factor:
+        problems.append(
+            f"label_smoothing_factor is {config.label_smoothing_factor}; it smooths token labels, which SimPO has not. "
+            "Use label_smoothing, the share of wrongly labelled pairs."
+        )
+    if config.use_liger_kernel:
+        problems.append(
+            "use_liger_kernel is true; it replaces the model's forward, through which answers are scored. "
+            "Set model_init_kwargs: {use_kernels: true} instead; the head is computed in tiles anyway."
+        )
+    if config.train_sampling_strategy != "random":
+        problems.append(
+            f"train_sampling_strategy is {config.train_sampling_strategy!r}; pairs are ordered by the trainer's own "
+            "sampler, which gives the same order on any number of processes. Leave it out."
+        )
+    if config.parallelism_config is not None:
+        problems.append(
+            "parallelism_config is set; tensor, context and sequence parallelism split the tokens of an answer between "
+            "processes, and its average log-probability would be computed over a part. Use DDP, FSDP2 or ZeRO."
+        )
+    return problems
+
+
+def _warnings(config: SimPOConfig) -> list[str]:
+    warnings = []
+    if config.loss_type == "hinge" and config.label_smoothing:
+        warnings.append(f"label_smoothing={config.label_smoothing} has no effect on the hinge loss. Set it to 0.")
+    if config.beta < 1 and config.average_log_prob:
+        warnings.append(
+            f"beta={config.beta} is DPO-sized. SimPO compares log-probabilities per token and uses beta 2.0 to 10."
+        )
+    if config.gamma_beta_ratio > 1:
+        warnings.append(
+            f"gamma_beta_ratio={config.gamma_beta_ratio} asks for {config.gamma_beta_ratio} nats per token between the "
+            "answers; the paper uses 0.1 to 0.8. If the value is gamma, divide it by beta "
+            f"({config.gamma_beta_ratio / config.beta:.3g})."
+        )
+    if config.fp16:
+        warnings.append("fp16 overflows easily in preference training; use bf16 where the hardware has it.")
+    return warnings
