@@ -1,0 +1,150 @@
+"""From a `Batch` to the log-probability and length of each answer, through the model's own (wrapped) forward.
+
+Shapes: R rows of T tokens, S scored positions, A answers.
+"""
+
+import functools
+import inspect
+import types
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import ModelOutput
+
+from .batching import NOT_SCORED, Batch
+from .errors import SimPOError
+from .head import LogitTransform, token_logps
+
+
+@dataclass
+class ScoringOutput(ModelOutput):
+    """What the model returns when asked to score: one number per scored position, in row-major order.
+
+    Args:
+        logps: log-probability of the token each scored position must predict, nats, (S,).
+        mean_logits: mean of the logits over the vocabulary, without gradient, (S,).
+    """
+
+    logps: Tensor | None = None
+    mean_logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class AnswerScores:
+    """Scores of a set of answers, each field of shape (A,).
+
+    Args:
+        sum: log-probability of the answer, nats.
+        average: log-probability per scored token, nats per token: SimPO's a(y).
+        length: number of scored tokens, the end token included.
+        logits_sum: sum over scored tokens of the mean logit, without gradient.
+    """
+
+    sum: Tensor
+    average: Tensor
+    length: Tensor
+    logits_sum: Tensor
+
+    def select(self, index: Tensor) -> "AnswerScores":
+        """Scores of the answers at `index`."""
+        return AnswerScores(self.sum[index], self.average[index], self.length[index], self.logits_sum[index])
+
+
+def score_answers(model: nn.Module, batch: Batch) -> AnswerScores:
+    """Run the model once over a batch and score every answer in it.
+
+    Args:
+        model: a model prepared by :func:`add_scoring_forward`, possibly wrapped (PEFT, DDP, FSDP, DeepSpeed).
+        batch: see :class:`~simpo_trainer.batching.Batch`.
+
+    Returns:
+        Scores of all answers of the batch, indexed as `batch["chosen"]` and `batch["rejected"]` are.
+    """
+    output = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        position_ids=batch["position_ids"],
+        scored_labels=batch["shift_labels"],
+    )
+    answer = batch["response_index"][batch["shift_labels"] != NOT_SCORED]
+    count = int(batch["num_responses"])
+    logps = output.logps if output.logps.dtype == torch.float64 else output.logps.float()
+    total = logps.new_zeros(count).index_add(0, answer, logps)
+    length = logps.new_zeros(count).index_add(0, answer, torch.ones_like(logps))
+    logits_sum = logps.new_zeros(count).index_add(0, answer, output.mean_logits.to(logps.dtype))
+    return AnswerScores(sum=total, average=total / length, length=length, logits_sum=logits_sum)
+
+
+def add_scoring_forward(model: PreTrainedModel) -> None:
+    """Teach a causal language model to score: `model(..., scored_labels=labels)` returns a :class:`ScoringOutput`.
+
+    `labels` (R, T) holds the token that each position must predict and -100 elsewhere; only those positions go through
+    the head. Without `scored_labels` the forward is the model's own, so generation and saving are unchanged. The
+    scoring sits inside the forward, and the backbone and head are looked up on each call, because wrappers (DDP, FSDP,
+    DeepSpeed, PEFT, autocast) act on the outermost forward and may replace the inner modules afterwards.
+
+    Raises:
+        SimPOError: the model is not a decoder-only language model with a head.
+    """
+    if getattr(model.forward, "scores_answers", False):
+        return
+    if model.config.is_encoder_decoder or model.get_output_embeddings() is None or model.base_model is model:
+        raise SimPOError(
+            f"The model is a {type(model).__name__}; SimPO needs a decoder-only language model with a head over the "
+            "vocabulary. Load it with AutoModelForCausalLM."
+        )
+    transform = LogitTransform.from_config(model.config)
+    original_forward = model.forward
+    accepted = inspect.signature(model.base_model.forward).parameters
+    takes_positions = "position_ids" in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+
+    # `generate` and the Trainer read the signature of `forward`: keep it.
+    @functools.wraps(type(model).forward)
+    def forward(self, *args, scored_labels: Tensor | None = None, **kwargs):
+        if scored_labels is None:
+            return original_forward(*args, **kwargs)
+        if not takes_positions:
+            kwargs.pop("position_ids", None)
+        hidden = self.base_model(*args, **kwargs, use_cache=False).last_hidden_state
+        # Prompt-learning adapters put virtual tokens before the first one.
+        hidden = hidden[:, hidden.shape[1] - scored_labels.shape[1] :]
+        scored = scored_labels != NOT_SCORED
+        logps, mean_logits = token_logps(hidden[scored], self.get_output_embeddings(), scored_labels[scored], transform)
+        return ScoringOutput(logps=logps, mean_logits=mean_logits)
+
+    forward.scores_answers = True  # type: ignore[attr-defined]
+    model.forward = types.MethodType(forward, model)
+
+
+@torch.no_grad()
+def check_scoring(model: PreTrainedModel) -> None:
+    """Compare scoring with the log-softmax of the model's own logits on a few tokens.
+
+    Scale and soft-capping of logits are read from the configuration by name; a model that does something else between
+    head and softmax is found here rather than trained on another objective. Skipped where the weights are not all on
+    this process (ZeRO-3, meta device).
+
+    Raises:
+        SimPOError: the two disagree.
+    """
+    device = next(model.parameters()).device
+    if is_deepspeed_zero3_enabled() or any(parameter.is_meta for parameter in model.parameters()):
+        return
+    vocab_size = model.get_output_embeddings().weight.shape[0]
+    tokens = torch.linspace(0, vocab_size - 1, 8, device=device).long()[None]
+    was_training = model.training
+    model.eval()
+    expected = model(input_ids=tokens[:, :-1]).logits.float().log_softmax(-1).gather(-1, tokens[:, 1:, None])[0, :, 0]
+    scored = model(input_ids=tokens[:, :-1], scored_labels=tokens[:, 1:]).logps.float()
+    model.train(was_training)
+    exact = all(parameter.dtype in (torch.float32, torch.float64) for parameter in model.parameters())
+    tolerance = 1e-3 if exact else 0.1
+    if (expected - scored).abs().max() > tolerance * (1 + expected.abs().max()):
+        raise SimPOError(
+            f"{type(model).__name__} changes its logits between head and softmax in a way that is not known here: "
+            f"log-probabilities of a test row are {expected.tolist()} by its own forward and {scored.tolist()} by "
+            "scoring. Training would follow another objective, so it is refused. Please report the model."
+        )
