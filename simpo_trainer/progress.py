@@ -1,0 +1,55 @@
+"""What a run prints while it trains: one readable line per log, beside the usual progress bar."""
+
+from collections.abc import Mapping
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+# Metric name without its prefix, label on the line, number format. Everything else goes to the log files only.
+_COLUMNS = (
+    ("loss", "loss", ".4f"),
+    ("rewards/accuracies", "accuracy", ".3f"),
+    ("logps/margins", "margin", "+.3f"),
+    ("logps/chosen", "chosen", ".3f"),
+    ("logps/rejected", "rejected", ".3f"),
+    ("grad_norm", "grad", ".2f"),
+    ("learning_rate", "lr", ".1e"),
+)
+
+
+def log_line(logs: Mapping[str, float], step: int, max_steps: int) -> str | None:
+    """One line for a training log or for each evaluation set in `logs`; None where there is nothing to show."""
+    prefixes = [key.removesuffix("rewards/accuracies") for key in logs if key.endswith("rewards/accuracies")]
+    lines = []
+    for prefix in prefixes:
+        shown = [
+            f"{label} {logs[prefix + name]:{fmt}}"
+            for name, label, fmt in _COLUMNS
+            if isinstance(logs.get(prefix + name), float)
+        ]
+        lines.append(f"step {step}/{max_steps}  {prefix.rstrip('_') or 'train':5}  {'  '.join(shown)}")
+    return "\n".join(lines) or None
+
+
+class LineProgressCallback(ProgressCallback):
+    """The usual progress bar, with :func:`log_line` instead of the raw metrics."""
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs):
+        line = log_line(logs or {}, state.global_step, state.max_steps)
+        if line and state.is_world_process_zero and self.training_bar is not None:
+            self.training_bar.write(line)
+
+
+class LineCallback(TrainerCallback):
+    """:func:`log_line` alone, for logs without a progress bar."""
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs):
+        line = log_line(logs or {}, state.global_step, state.max_steps)
+        if line and state.is_world_process_zero:
+            print(line, flush=True)
+
+
+REPLACEMENTS: dict[type[TrainerCallback], type[TrainerCallback]] = {
+    ProgressCallback: LineProgressCallback,
+    PrinterCallback: LineCallback,
+}

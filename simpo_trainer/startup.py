@@ -1,0 +1,51 @@
+"""What the log says at the start of training: rows as the model sees them, batch arithmetic, the starting margin."""
+
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .log import get_logger
+from .modeling import describe
+from .tokenization import render_pair
+
+if TYPE_CHECKING:
+    from .trainer import SimPOTrainer
+
+logger = get_logger(__name__)
+
+
+def describe_rows(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, count: int = 2) -> str:
+    """The first tokenized pairs as text, with the scored span of each answer marked."""
+    rows = [dataset[index] for index in range(min(count, len(dataset)))]
+    return "\n".join(render_pair(row, tokenizer) for row in rows)
+
+
+class StartReport(TrainerCallback):
+    """Logs the size of the run and the measured starting margin beside the target margin."""
+
+    def __init__(self, trainer: "SimPOTrainer"):
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        trainer = self.trainer
+        processes = trainer.accelerator.num_processes
+        micro, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+        logger.info(
+            f"Model: {describe(trainer.model_wrapped)}.\n"
+            f"Global batch: {micro * processes * accumulation} pairs ({micro} per device x {processes} process"
+            f"{'es' if processes > 1 else ''} x {accumulation} accumulation). Optimiser steps: {state.max_steps}."
+        )
+        if state.global_step:
+            logger.info(f"Resuming after step {state.global_step}.")
+            return
+        start = trainer.measure_start()
+        unit = "nats per token" if trainer.args.average_log_prob else "nats"
+        logger.info(
+            f"Target margin: {trainer.args.gamma_beta_ratio:g} {unit} (beta {trainer.args.beta:g}, gamma "
+            f"{trainer.args.beta * trainer.args.gamma_beta_ratio:g}). Starting margin: {start['logps/margins']:+.3f} "
+            f"(chosen {start['logps/chosen']:.3f}, rejected {start['logps/rejected']:.3f}, accuracy "
+            f"{start['rewards/accuracies']:.2f})."
+        )

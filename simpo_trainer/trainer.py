@@ -1,0 +1,406 @@
+"""`SimPOTrainer`: one concatenated forward over chosen and rejected answers, no reference model.
+
+The optimiser step follows the mean over the pairs of the global batch, however that batch is split into processes,
+micro-batches and accumulation steps. The pieces: `sampler.py` deals the pairs out, `get_batch_samples` counts them
+over all processes, `compute_loss` divides by that count.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any, NamedTuple, cast
+
+import torch
+from datasets import Dataset
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoTokenizer,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+)
+from transformers.trainer_utils import EvalLoopOutput
+
+from .batching import Batch, PairCollator, count_tokens
+from .config import SimPOConfig
+from .errors import SimPOError
+from .finite import check_finite
+from .interrupt import StopCallback, StopRequest
+from .log import get_logger
+from .losses import LOSSES
+from .metrics import MetricSums, PairRecords, accumulation_dtype, pair_metrics
+from .modeling import check_positions, check_trainable_dtypes, load_model, prepare_model
+from .processes import end_group_at_exit
+from .progress import REPLACEMENTS
+from .sampler import PairBatchSampler, pair_loader
+from .scoring import AnswerScores, add_scoring_forward, check_scoring, score_answers
+from .startup import StartReport, describe_rows
+from .tokenization import tokenize_preferences
+
+logger = get_logger(__name__)
+
+TOKEN_COLUMNS = {"prompt_ids", "chosen_ids", "rejected_ids"}
+
+
+class _StepTotals(NamedTuple):
+    """Sums over the micro-batches of one optimiser step on all processes."""
+
+    pairs: float
+    tokens: float
+    chosen_tokens: float
+    stop_requests: float
+
+
+class SimPOTrainer(Trainer):
+    """Trains a causal language model with SimPO (arXiv 2405.14734) on preference pairs.
+
+    Another loss is a subclass that overrides :meth:`pair_loss`.
+
+    Args:
+        model: folder or Hub name, a `PreTrainedModel`, or a `PeftModel` whose adapter is trained on.
+        args: settings; the paper's defaults if not given.
+        data_collator: makes a :class:`~simpo_trainer.batching.Batch` of tokenized pairs; the padded layout by default.
+        train_dataset: rows `{prompt, chosen, rejected}` of strings or messages, with explicit or implicit prompt; or
+            rows that already hold `prompt_ids`, `chosen_ids`, `rejected_ids`.
+        eval_dataset: the same, or a mapping from names to such sets, evaluated one by one.
+        processing_class: the tokenizer; loaded from the model's name by default.
+        compute_metrics: gets an `EvalPrediction` whose predictions are log-probabilities (chosen, rejected) in the unit
+            of `logps/*` and whose label ids are answer lengths, both (pairs, 2) in the order of the set.
+        callbacks: added to the default ones.
+        optimizers: optimiser and scheduler to use instead of the arguments' own.
+        peft_config: puts a new adapter on the model.
+
+    Raises:
+        SimPOError: settings, model or data cannot give the training that was asked for.
+    """
+
+    args: SimPOConfig
+    # Set on the class because the loss returned by `compute_loss` is divided by the pairs of the whole step.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: SimPOConfig | None = None,
+        data_collator: Callable[[list[dict[str, Any]]], Batch] | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        peft_config: PeftConfig | None = None,
+    ):
+        name = model if isinstance(model, str) else model.config._name_or_path
+        args = args or SimPOConfig(output_dir=f"{name.rstrip('/').split('/')[-1] or 'model'}-SimPO")
+        if args.n_gpu > 1:
+            raise SimPOError(
+                f"One process sees {args.n_gpu} accelerators; splitting a batch over them inside one process is not "
+                f"supported. Launch one process each: accelerate launch --num_processes {args.n_gpu} ..., or show the "
+                "process a single one (CUDA_VISIBLE_DEVICES=0)."
+            )
+        if isinstance(model, str):
+            model = load_model(model, args, adapter_follows=peft_config is not None)
+        model = prepare_model(model, args, peft_config)
+        base_model = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+        add_scoring_forward(base_model)
+        processing_class = processing_class or AutoTokenizer.from_pretrained(name)
+
+        # Before `super().__init__`, which wants to know the data sets.
+        self._tokenizer = processing_class
+        self._model_to_train = model
+        self.args = args
+        train_dataset = self._tokenized(train_dataset, "train")
+        eval_dataset = self._tokenized(eval_dataset, "eval")
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=cast(Any, data_collator or PairCollator(_pad_token_id(processing_class))),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        # Older versions of the parent read this instead of `loss_is_scaled_for_ga`.
+        self.model_accepts_loss_kwargs = True
+        if not self.is_deepspeed_enabled:
+            check_trainable_dtypes(model)
+        check_scoring(base_model)
+        if self.accelerator.num_processes > 1:
+            end_group_at_exit()
+        self.interrupted = False
+        self._stop_request = StopRequest()
+        self._train_sums = MetricSums()
+        self._eval_sums = MetricSums()
+        self._eval_records = PairRecords()
+        self._step_totals = _StepTotals(0.0, 0.0, 0.0, 0.0)
+        self.add_callback(StartReport(self))
+        self.add_callback(StopCallback(self))
+        self._replace_progress_callbacks()
+
+    # ---- The loss ----
+
+    def pair_loss(self, chosen: AnswerScores, rejected: AnswerScores, *, margin: Tensor) -> Tensor:
+        """Loss of each pair, shape (N,): the place for a new loss variant.
+
+        Args:
+            chosen, rejected: `.sum`, `.average` (nats, nats per token) and `.length` (tokens) of each answer, (N,).
+            margin: target margin of each pair, (N,): `gamma_beta_ratio` plus what the data adds.
+        """
+        return LOSSES[self.args.loss_type](
+            self._compared_logps(chosen),
+            self._compared_logps(rejected),
+            beta=self.args.beta,
+            gamma_beta_ratio=margin,
+            label_smoothing=self.args.label_smoothing,
+        )
+
+    def _compared_logps(self, scores: AnswerScores) -> Tensor:
+        return scores.average if self.args.average_log_prob else scores.sum
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | float | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a micro-batch, scaled so that gradients add up to those of the mean over the global batch.
+
+        Args:
+            model: the wrapped model.
+            inputs: the micro-batch, a :class:`~simpo_trainer.batching.Batch`.
+            return_outputs: also return the per-pair results.
+            num_items_in_batch: pairs of the optimiser step over all processes; without it the micro-batch is averaged.
+        """
+        batch = cast(Batch, inputs)
+        answers = score_answers(model, batch)
+        chosen, rejected = answers.select(batch["chosen"]), answers.select(batch["rejected"])
+        weight = batch["pair_weight"].to(answers.sum.dtype)
+        margin = self.args.gamma_beta_ratio + batch.get("margin", torch.zeros_like(weight))
+        losses = self.pair_loss(chosen, rejected, margin=margin)
+
+        if num_items_in_batch is None:
+            scale = 1
+            pairs, chosen_tokens = weight.sum(), (weight * chosen.length).sum()
+        else:
+            # Processes average their gradients; the loss of all of them together is one sum over one count.
+            scale = self.accelerator.num_processes
+            pairs, chosen_tokens = weight.new_tensor([self._step_totals.pairs, self._step_totals.chosen_tokens])
+        loss = (losses * weight).sum() * scale / pairs
+        if self.args.sft_weight:
+            if self.args.sft_reduction == "sequence":
+                sft = -(chosen.average * weight).sum() * scale / pairs
+            else:
+                sft = -(chosen.sum * weight).sum() * scale / chosen_tokens
+            loss = loss + self.args.sft_weight * sft
+
+        sums = self._train_sums if model.training else self._eval_sums
+        sums.add(
+            pair_metrics(
+                chosen,
+                rejected,
+                logps=(self._compared_logps(chosen), self._compared_logps(rejected)),
+                losses=losses,
+                margin=margin,
+                weight=weight,
+                beta=self.args.beta,
+                sft_reduction=self.args.sft_reduction,
+            )
+        )
+        if model.training:
+            check_finite(loss, losses, batch, answers, model=model, step=self.state.global_step)
+        if not return_outputs:
+            return loss
+        return loss, {
+            "logps": torch.stack([self._compared_logps(chosen), self._compared_logps(rejected)], -1).detach(),
+            "lengths": torch.stack([chosen.length, rejected.length], -1),
+        }
+
+    # ---- Batches ----
+
+    def _tokenized(self, dataset: Any, name: str) -> Any:
+        """Token rows of a raw set, or of each in a mapping of sets; token rows pass through."""
+        if dataset is None:
+            return None
+        if isinstance(dataset, Mapping):
+            return {key: self._tokenized(value, f"{name}_{key}") for key, value in dataset.items()}
+        if not hasattr(dataset, "__len__"):
+            raise SimPOError(
+                f"The {name} set is a {type(dataset).__name__} without a length; streaming is not supported. "
+                "Pass a datasets.Dataset (load it without streaming=True)."
+            )
+        columns = set(getattr(dataset, "column_names", None) or dataset[0])
+        if not columns >= TOKEN_COLUMNS:
+            with self.args.main_process_first(desc=f"tokenizing the {name} set"):
+                dataset, report = tokenize_preferences(
+                    dataset,
+                    self._tokenizer,
+                    max_length=self.args.max_length,
+                    max_prompt_length=self.args.max_prompt_length,
+                    overlong=self.args.overlong,
+                    num_proc=self.args.dataset_num_proc,
+                    name=name,
+                )
+            logger.info(report.summary())
+            check_positions(self._model_to_train, report.longest)
+            if name == "train":
+                logger.info(describe_rows(dataset, self._tokenizer))
+        return dataset
+
+    def _sampler(self, dataset: Any, batch_size: int, **options: Any) -> PairBatchSampler:
+        return PairBatchSampler(
+            len(dataset),
+            batch_size=batch_size,
+            num_processes=self.accelerator.num_processes,
+            process_index=self.accelerator.process_index,
+            **options,
+        )
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Micro-batches of this process, in an order that depends on the seed and the epoch alone."""
+        if self.train_dataset is None:
+            raise SimPOError("Training needs a train_dataset.")
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self._train_sampler = self._sampler(
+            self.train_dataset, self._train_batch_size, seed=seed, drop_last=self.args.dataloader_drop_last
+        )
+        return pair_loader(self.train_dataset, self._train_sampler, self.data_collator, self.args)
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        """Micro-batches of an evaluation set, given as such or by name, in its own order."""
+        if isinstance(eval_dataset, str):
+            eval_dataset = cast(Mapping[str, Dataset], self.eval_dataset)[eval_dataset]
+        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if eval_dataset is None:
+            raise SimPOError("Evaluation needs an eval_dataset.")
+        return pair_loader(
+            eval_dataset, self._sampler(eval_dataset, self.args.eval_batch_size), self.data_collator, self.args
+        )
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        """Micro-batches for `predict`."""
+        return self.get_eval_dataloader(self._tokenized(test_dataset, "test"))
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Any]:
+        """Fetch the micro-batches of one optimiser step and count their pairs over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        local = sum((count_tokens(batch) for batch in batches), torch.zeros(3, dtype=torch.float64))
+        counts = torch.cat([local, torch.tensor([float(self._stop_request.requested)], dtype=torch.float64)])
+        counts = self.accelerator.reduce(counts.to(device, accumulation_dtype(device)), reduction="sum")
+        self._step_totals = _StepTotals(*counts.tolist())
+        self.state.num_input_tokens_seen += int(self._step_totals.tokens)
+        return batches, self._step_totals.pairs
+
+    # ---- Training ----
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; Ctrl-C ends the step, saves a checkpoint and sets `interrupted`."""
+        self.interrupted = False
+        with self._stop_request:
+            return super().train(*args, **kwargs)
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether to stop after this step; the same on every process."""
+        if self.accelerator.num_processes > 1:
+            return self._step_totals.stop_requests > 0
+        return self._stop_request.requested
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means of the logging window to a training log, then log."""
+        if "loss" in logs:
+            logs |= self._train_sums.reduce(self.accelerator)
+            logs["num_pairs_seen"] = self._pairs_seen()
+            logs["num_tokens_seen"] = self.state.num_input_tokens_seen
+        super().log(logs, start_time)
+
+    def _pairs_seen(self) -> int:
+        """Pairs trained on since the first step, computed from the step, so that a resumed run goes on counting."""
+        sampler = self._train_sampler
+        per_step = sampler.pairs_per_step * self.args.gradient_accumulation_steps
+        steps_per_epoch = -(-len(sampler) // self.args.gradient_accumulation_steps)
+        epochs, steps = divmod(self.state.global_step, steps_per_epoch)
+        return epochs * sampler.pairs_per_epoch + min(steps * per_step, sampler.pairs_per_epoch)
+
+    def _replace_progress_callbacks(self) -> None:
+        for raw, readable in REPLACEMENTS.items():
+            if any(type(callback) is raw for callback in self.callback_handler.callbacks):
+                self.remove_callback(raw)
+                self.add_callback(readable())
+
+    # ---- Evaluation ----
+
+    def evaluate(
+        self,
+        eval_dataset: str | Dataset | Mapping[str, Dataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """As `Trainer.evaluate`; a set may be raw rows, and several sets a mapping."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._tokenized(eval_dataset, metric_key_prefix)
+        return super().evaluate(cast(Any, eval_dataset), ignore_keys, metric_key_prefix)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As `Trainer.evaluation_loop`, with means over pairs from this trainer's own sums."""
+        self._eval_sums = MetricSums()
+        self._eval_records = PairRecords()
+        # `gather_for_metrics` would cut rows off the last batch; the sampler repeats none.
+        self.gather_function = self.accelerator.gather
+        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+
+        metrics = self._eval_sums.reduce(self.accelerator)
+        metrics["loss"] = metrics["preference_loss"] + self.args.sft_weight * metrics["sft_loss"]
+        logps, lengths, tokens = self._eval_records.gather(self.accelerator)
+        metrics |= {"num_pairs": len(logps), "num_tokens": int(tokens.sum())}
+        if self.compute_metrics is not None:
+            metrics |= self.compute_metrics(EvalPrediction(predictions=logps, label_ids=lengths))
+        cast(dict, output.metrics).update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output._replace(predictions=logps, label_ids=lengths)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, None, None]:
+        """Score a micro-batch; the sums and a few numbers per pair are kept here, and nothing is handed on."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            _, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        self._eval_records.add(cast(Batch, inputs), outputs["logps"], outputs["lengths"])
+        return None, None, None
+
+    def measure_start(self, num_pairs: int = 64) -> dict[str, float]:
+        """Metrics of the untrained model on the first pairs of the first epoch; every process must call it."""
+        loader = self.get_train_dataloader()
+        micro_steps = max(1, num_pairs // self._train_sampler.pairs_per_step)
+        self._eval_sums = MetricSums()
+        model = self.model_wrapped.eval()
+        with torch.no_grad():
+            for inputs in islice(loader, micro_steps):
+                self.compute_loss(model, self._prepare_inputs(inputs))
+        return self._eval_sums.reduce(self.accelerator)
+
+
+def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    # Any id serves: padding is masked by length, so a missing pad token needs no new one.
+    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
