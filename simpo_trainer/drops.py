@@ -1,0 +1,113 @@
+"""Rows that cannot teach: why each was left out, and the report that counts them."""
+
+from dataclasses import dataclass, field
+
+from .errors import SimPOError
+
+# Why a row can teach nothing: the short name that is counted, what is wrong, and what the user can change.
+REASONS: dict[str, tuple[str, str]] = {
+    "missing_field": ("prompt, chosen or rejected is missing (null)", "Fill the field in or remove these rows."),
+    "wrong_type": (
+        "a field is neither text nor a list of messages, or one row mixes the two",
+        "Make all three fields strings, or all three lists of {'role': ..., 'content': ...}.",
+    ),
+    "bad_message": ("a message lacks a role or a content that is text", "Give each message both, as strings."),
+    "no_prompt": (
+        "there is no prompt, and nothing to start from in its place",
+        "Add a prompt, or set the tokenizer's bos_token.",
+    ),
+    "prompt_end": (
+        "the prompt does not end with a user or tool message",
+        "Move the message that is to be answered to the end of the prompt.",
+    ),
+    "answer_messages": (
+        "an answer is not exactly one assistant message",
+        "Put earlier turns into the prompt; if both answers hold the whole conversation, leave out the prompt column.",
+    ),
+    "empty_answer": ("an answer is empty", "Remove these rows."),
+    "identical_answers": ("both answers are the same", "Remove these rows."),
+    "identical_after_truncation": (
+        "both answers are the same once cut to length",
+        "Raise max_length or lower max_prompt_length.",
+    ),
+    "overlong": ("prompt + longer answer exceed max_length", "Raise max_length, or set overlong: truncate."),
+    "end_token_inside": (
+        "an answer holds the end token in the middle of its text",
+        "Remove end tokens from the text of the answers; the one at the end is added.",
+    ),
+    "template_error": ("the chat template refuses the conversation", "Change the rows to what the template takes."),
+    "template_prefix": (
+        "the chat template renders the prompt alone otherwise than in front of this answer",
+        "Use a template whose prompt with generation header begins prompt + answer (for thinking models often a column "
+        "chat_template_kwargs with {'enable_thinking': false}), or answers with the thinking part that it expects.",
+    ),
+    "template_content": (
+        "the chat template leaves out part of the answer",
+        "Use a template that writes answers whole, or answers without the part that it removes.",
+    ),
+    "template_end": ("the chat template ends this answer otherwise than others", "Make the roles and fields alike."),
+}
+
+
+class RowDropped(Exception):
+    """A row that cannot be trained on, with its reason (a key of `REASONS`) and an optional detail for the reader."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass
+class Dropped:
+    """Rows left out for one reason: how many, the index of the first, and what was seen there."""
+
+    count: int
+    first_row: int
+    detail: str
+
+
+@dataclass
+class DropReport:
+    """What tokenization did to a set of pairs. Lengths in tokens; cuts are counted over the rows kept."""
+
+    name: str
+    rows_read: int
+    rows_kept: int
+    dropped: dict[str, Dropped] = field(default_factory=dict)
+    truncated_prompts: int = 0
+    truncated_answers: int = 0
+    one_sided_ends: int = 0  # pairs of which only one answer lost its end token
+    longest: int = 0  # prompt + longer answer
+
+    def lines(self) -> list[str]:
+        """The report for a reader, a headline first."""
+        lines = [
+            f"{self.name}: {self.rows_kept} of {self.rows_read} pairs; the longest has {self.longest} tokens; cut to "
+            f"length: {self.truncated_prompts} prompts, {self.truncated_answers} answers"
+        ]
+        for reason, dropped in self.dropped.items():
+            lines.append(f"  dropped {dropped.count} ({reason}, first row {dropped.first_row}): {REASONS[reason][0]}")
+        return lines
+
+    def summary(self) -> str:
+        """The lines of the report as one text."""
+        return "\n".join(self.lines())
+
+    def check_enough_kept(self) -> None:
+        """Refuse a set of which more than half was left out: something is wrong with the data or the settings.
+
+        Raises:
+            SimPOError: with every reason, its count and its first row.
+        """
+        if 2 * self.rows_kept >= self.rows_read:
+            return
+        lines = [
+            f"{self.name}: {self.rows_read - self.rows_kept} of {self.rows_read} pairs cannot be trained on; at most half "
+            "may be left out."
+        ]
+        for reason, dropped in self.dropped.items():
+            wrong, change = REASONS[reason]
+            detail = f" ({dropped.detail})" if dropped.detail else ""
+            lines.append(f"  {dropped.count} ({reason}, first row {dropped.first_row}): {wrong}{detail}. {change}")
+        raise SimPOError("\n".join(lines))

@@ -1,0 +1,42 @@
+"""Trains a tiny model as one process of several and writes what it saw; started by `test_distributed.py`.
+
+Arguments: number of processes that must be there, folder to write to, settings as JSON, number of pairs.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from datasets import Dataset
+from models import random_pairs, tiny_model, word_tokenizer
+from peft import LoraConfig
+
+from simpo_trainer import SimPOConfig, SimPOTrainer
+
+
+def main(world_size: str, folder: str, settings: str, num_pairs: str) -> None:
+    options = json.loads(settings)
+    peft_config = LoraConfig(r=4, target_modules="all-linear") if options.pop("lora", False) else None
+    args = SimPOConfig(
+        output_dir=folder, num_train_epochs=2, logging_steps=1, eval_strategy="epoch", save_strategy="no", **options
+    )
+    assert args.world_size == int(world_size), f"{args.world_size} processes, not {world_size}"
+    pairs = Dataset.from_list(random_pairs(int(num_pairs)))
+    trainer = SimPOTrainer(
+        tiny_model(),
+        args,
+        train_dataset=pairs,
+        eval_dataset=pairs,
+        processing_class=word_tokenizer(),
+        compute_metrics=lambda prediction: {"predictions": prediction.predictions.tolist()},
+        peft_config=peft_config,
+    )
+    trainer.train()
+    if args.process_index == 0:
+        weights = {name: weight.tolist() for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+        seen = {"history": trainer.state.log_history, "weights": weights}
+        (Path(folder) / "seen.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,120 @@
+"""Tiny models and token rows for tests, made in code with random weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    HyperCLOVAXConfig,
+    LlamaConfig,
+    MistralConfig,
+    PhiConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+
+VOCAB_SIZE = 97
+PAD, BOS, EOS = 0, 1, 2
+
+SMALL = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+    "pad_token_id": PAD,
+}
+
+_GPT2 = {
+    **{key: SMALL[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")},
+    **{"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
+}
+
+# What differs between architectures and matters for scoring: tying, bias, scale and soft-capping of the head, learned or
+# rotary positions, sliding windows.
+ARCHITECTURES: dict[str, Callable[[], PretrainedConfig]] = {
+    "llama": lambda: LlamaConfig(**SMALL),
+    "mistral": lambda: MistralConfig(**SMALL, sliding_window=4),
+    "qwen3-tied": lambda: Qwen3Config(**SMALL, head_dim=8, tie_word_embeddings=True),
+    "qwen3-untied": lambda: Qwen3Config(**SMALL, head_dim=8, tie_word_embeddings=False),
+    "gpt2": lambda: GPT2Config(**_GPT2),
+    "gemma2": lambda: Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=3.0, sliding_window=4),
+    "cohere": lambda: CohereConfig(**SMALL, logit_scale=0.25),
+    "granite": lambda: GraniteConfig(**SMALL, logits_scaling=4.0),
+    "hyperclovax": lambda: HyperCLOVAXConfig(**SMALL, logits_scaling=0.25),
+    "phi": lambda: PhiConfig(**SMALL),
+}
+
+
+def tiny_model(config: PretrainedConfig | None = None, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """A random causal language model in float32, by default a Llama; weights large enough that answers differ."""
+    config = config or LlamaConfig(**{**SMALL, **overrides})
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).float()
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+        head.weight.mul_(4)
+        if head.bias is not None:
+            head.bias.normal_()  # made as zeros, which would hide that it is left out
+    return model
+
+
+def tiny_architecture(name: str) -> PreTrainedModel:
+    """A tiny model of one of `ARCHITECTURES`."""
+    return tiny_model(ARCHITECTURES[name]())
+
+
+def as_exact_as_can_be(model: PreTrainedModel) -> PreTrainedModel:
+    """The model in float64, or in float32 where attention is eager: its float64 mask overflows in a float32 softmax."""
+    return model if model.config._attn_implementation == "eager" else model.double()
+
+
+def random_pairs(count: int, seed: int = 0, *, vocab_size: int = VOCAB_SIZE) -> list[dict[str, Any]]:
+    """Token rows of uneven lengths: prompts of 1 to 9 tokens with BOS, answers of 1 to 8 tokens with EOS."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(longest: int) -> list[int]:
+        length = int(torch.randint(longest + 1, (), generator=generator))
+        return torch.randint(EOS + 1, vocab_size, (length,), generator=generator).tolist()
+
+    return [
+        {"prompt_ids": [BOS, *ids(8)], "chosen_ids": [*ids(7), EOS], "rejected_ids": [*ids(7), EOS]}
+        for _ in range(count)
+    ]
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer whose words w3, w4, ... are the ids of the tiny models' vocabulary."""
+    words = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(EOS + 1, VOCAB_SIZE))]
+    backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+def as_text(pair: dict[str, Any]) -> dict[str, str]:
+    """A token row as the text that :func:`word_tokenizer` reads; BOS and EOS are left to the tokenization."""
+
+    def words(ids: list[int]) -> str:
+        return " ".join(f"w{i}" for i in ids if i not in (BOS, EOS))
+
+    return {
+        "prompt": words(pair["prompt_ids"]),
+        "chosen": " " + words(pair["chosen_ids"]),
+        "rejected": " " + words(pair["rejected_ids"]),
+    }

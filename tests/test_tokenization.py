@@ -1,0 +1,552 @@
+"""Rows to token ids: what is scored, what is cut, what is dropped, and that the work is done once."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+from datasets import Dataset, load_dataset
+from toy import (
+    CHATML,
+    ToySlowTokenizer,
+    assistant,
+    toy_pairs,
+    toy_tokenizer,
+    toy_tokenizer_without_template,
+    toy_word_tokenizer,
+    user,
+)
+
+from simpo_trainer import tokenization
+from simpo_trainer.errors import SimPOError
+from simpo_trainer.tokenization import fit_to_length, render_pair, tokenize_preferences
+
+BOS_CHATML = "{{ bos_token }}" + CHATML
+END = "<|im_end|>"
+
+
+def tokenize(rows, tokenizer, max_length=4096, max_prompt_length=2048, overlong="truncate", **options):
+    dataset = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
+    return tokenize_preferences(
+        dataset, tokenizer, max_length=max_length, max_prompt_length=max_prompt_length, overlong=overlong, **options
+    )
+
+
+def pair(prompt, chosen, rejected="something else"):
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def only(row, tokenizer, **options):
+    """The token row of a single pair."""
+    return tokenize([row], tokenizer, **options)[0][0]
+
+
+# --- What is scored ---------------------------------------------------------------------------------------------------
+
+CHAT_TOKENIZERS = {
+    "bytes": toy_tokenizer,
+    "bytes with BOS": lambda: toy_tokenizer(BOS_CHATML),
+    "no BOS": lambda: toy_tokenizer(bos=None),
+    "words": lambda: toy_word_tokenizer(CHATML.replace("<|im_end|>", "</s>")),
+    "words with BOS": lambda: toy_word_tokenizer(BOS_CHATML.replace("<|im_end|>", "</s>")),
+    "slow": lambda: ToySlowTokenizer(chat_template=CHATML),
+}
+
+
+@pytest.mark.parametrize("name", CHAT_TOKENIZERS)
+def test_conversations_have_the_ids_of_inference(name):
+    """Prompt ids are what `apply_chat_template` gives at inference, answers the rest of the conversation's ids."""
+    tokenizer = CHAT_TOKENIZERS[name]()
+    rows = toy_pairs(7, conversational=True)
+    rows[3]["prompt"] = [user("Hello!"), assistant("Hi, "), *rows[3]["prompt"]]
+    tokenized, _ = tokenize(rows, tokenizer)
+    for row, tokens in zip(rows, tokenized, strict=True):
+        prompt_ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)["input_ids"]
+        assert tokens["prompt_ids"] == prompt_ids
+        for side in ("chosen", "rejected"):
+            full = tokenizer.apply_chat_template(row["prompt"] + row[side])["input_ids"]
+            answer = tokens[f"{side}_ids"]
+            assert full[: len(prompt_ids) + len(answer)] == prompt_ids + answer
+            assert answer[-1] == tokenizer.eos_token_id and answer.count(tokenizer.eos_token_id) == 1
+            # Behind the end token stands only the template's line break, one token here but for "▁\n".
+            assert len(full) - len(prompt_ids) - len(answer) <= 2
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [toy_tokenizer(), toy_tokenizer(bos=None), toy_word_tokenizer(), ToySlowTokenizer()], ids=str
+)
+def test_texts_have_the_ids_of_inference(tokenizer):
+    rows = toy_pairs(7)
+    tokenized, _ = tokenize(rows, tokenizer)
+    for row, tokens in zip(rows, tokenized, strict=True):
+        assert tokens["prompt_ids"] == tokenizer(row["prompt"])["input_ids"]
+        for side in ("chosen", "rejected"):
+            full = tokenizer(row["prompt"] + row[side])["input_ids"]
+            assert tokens["prompt_ids"] + tokens[f"{side}_ids"] == [*full, tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize("tokenizer", [toy_tokenizer(), toy_word_tokenizer()], ids=["bytes", "words"])
+def test_tokens_that_merge_over_the_boundary(tokenizer):
+    """The prompt's last space would merge with the answer's first letter: the prompt keeps its ids, nothing is lost."""
+    row = pair("Is it ", "so", "true")
+    whole = tokenizer("Is it so")["input_ids"]
+    prompt_ids = tokenizer("Is it ")["input_ids"]
+    assert whole[: len(prompt_ids)] != prompt_ids, "the premise: tokens merge"
+    tokens = only(row, tokenizer)
+    assert tokens["prompt_ids"] == prompt_ids
+    for side, text in (("chosen", "so"), ("rejected", "true")):
+        assert tokenizer.decode(tokens["prompt_ids"] + tokens[f"{side}_ids"][:-1], skip_special_tokens=True) == (
+            "Is it " + text
+        )
+
+
+def test_tokens_that_merge_behind_the_generation_header():
+    """The header's line break and the answer's would be one token: the pair is kept, with the prompt of inference."""
+    tokenizer = toy_tokenizer()
+    tokens = only(pair([user("Hi")], [assistant("\nSo.")], [assistant("No.")]), tokenizer)
+    assert tokens["prompt_ids"] == tokenizer.apply_chat_template([user("Hi")], add_generation_prompt=True)["input_ids"]
+    assert tokenizer.decode(tokens["chosen_ids"]) == f"\nSo.{END}"
+
+
+def test_a_row_does_not_depend_on_its_neighbours():
+    tokenizer = toy_tokenizer()
+    rows = [pair(f"{'<|im_start|>' * (i % 2)}Say {i}", f" {i}!") for i in range(6)]
+    together = tokenize(rows, tokenizer)[0].remove_columns("row").to_list()
+    alone = [tokenize([row], tokenizer)[0].remove_columns("row").to_list()[0] for row in rows]
+    assert together == alone
+
+
+@pytest.mark.parametrize("conversational", [False, True])
+def test_swapping_the_answers_swaps_their_ids(conversational):
+    rows = toy_pairs(5, conversational=conversational)
+    swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+    for tokens, other in zip(tokenize(rows, toy_tokenizer())[0], tokenize(swapped, toy_tokenizer())[0], strict=True):
+        assert (tokens["chosen_ids"], tokens["rejected_ids"]) == (other["rejected_ids"], other["chosen_ids"])
+
+
+def test_implicit_prompts_give_the_rows_of_explicit_ones():
+    rows = toy_pairs(5, conversational=True)
+    implicit = [{side: row["prompt"] + row[side] for side in ("chosen", "rejected")} for row in rows]
+    strings = [{"prompt": "a title", **row} for row in implicit]
+    expected = tokenize(rows, toy_tokenizer())[0].to_list()
+    assert tokenize(implicit, toy_tokenizer())[0].to_list() == expected
+    assert tokenize(strings, toy_tokenizer())[0].to_list() == expected
+
+
+# --- Special tokens ---------------------------------------------------------------------------------------------------
+
+
+def test_end_token_is_not_doubled():
+    tokenizer = toy_tokenizer()
+    tokens = only(pair("Say", f" so{END}", " no"), tokenizer)
+    assert tokenizer.decode(tokens["chosen_ids"]) == f" so{END}"
+    assert tokenizer.decode(tokens["rejected_ids"]) == f" no{END}"
+
+
+def test_prompt_has_no_end_token_where_the_tokenizer_adds_one():
+    tokenizer = toy_tokenizer(adds_eos=True)
+    tokens = only(pair("Say", " so"), tokenizer)
+    assert tokenizer("Say")["input_ids"] == [*tokens["prompt_ids"], tokenizer.eos_token_id], "the premise"
+    assert tokens["chosen_ids"].count(tokenizer.eos_token_id) == 1
+
+
+def test_template_without_end_token_gets_eos():
+    tokenizer = toy_tokenizer(CHATML.replace(END, ""), eos="</s>")
+    tokens = only(pair([user("Hi")], [assistant("So.")], [assistant("No.")]), tokenizer)
+    assert tokenizer.decode(tokens["chosen_ids"]) == "So.\n</s>"
+
+
+def test_tokenizer_without_eos_warns_once(caplog):
+    tokenizer = toy_tokenizer_without_template(eos=None, special_tokens=())
+    tokenized, _ = tokenize(toy_pairs(3), tokenizer)
+    assert tokenizer.decode(tokenized[0]["chosen_ids"]) == " The sum is 0."
+    assert [record.message for record in caplog.records] == [
+        "train: the tokenizer has no EOS token, so answers are trained without an end."
+    ]
+
+
+@pytest.mark.parametrize("prompt", ["<s>Say", "Say", "<s><s>Say"])
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_at_most_one_bos_in_front_of_text(prompt, adds_bos):
+    tokenizer = toy_tokenizer(adds_bos=adds_bos)
+    tokens = only(pair(prompt, " so"), tokenizer)
+    expected = "<s>Say" if adds_bos or prompt != "Say" else "Say"
+    assert tokenizer.decode(tokens["prompt_ids"]) == expected
+
+
+def test_template_that_writes_bos_and_tokenizer_that_adds_it_give_one():
+    tokenizer = toy_tokenizer(BOS_CHATML, adds_bos=True)
+    tokens = only(pair([user("Hi")], [assistant("So.")], [assistant("No.")]), tokenizer)
+    assert tokens["prompt_ids"].count(tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_empty_prompt_is_bos(adds_bos):
+    tokenizer = toy_tokenizer(adds_bos=adds_bos)
+    assert only(pair("", "So."), tokenizer)["prompt_ids"] == [tokenizer.bos_token_id]
+    assert only({"chosen": "So.", "rejected": "No."}, tokenizer)["prompt_ids"] == [tokenizer.bos_token_id]
+
+
+def test_empty_prompt_without_bos_is_dropped():
+    rows = [pair("", "So."), pair("Say", " so")]
+    tokenized, report = tokenize(rows, toy_tokenizer(bos=None))
+    assert tokenized["row"][:] == [1]
+    assert report.dropped["no_prompt"].first_row == 0
+
+
+def test_padding_token_plays_no_part():
+    rows = toy_pairs(4, conversational=True)
+    tokenizer = toy_tokenizer()
+    expected = tokenize(rows, tokenizer)[0].to_list()
+    tokenizer.pad_token = tokenizer.eos_token
+    assert tokenize(rows, tokenizer)[0].to_list() == expected
+
+
+# --- Lengths ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "prompt, chosen, rejected, limits, fitted",
+    [
+        # Fits: nothing is cut, though the prompt is longer than max_prompt_length.
+        ([1, 2, 3, 4], [5, 6], [7], (6, 3), ([1, 2, 3, 4], [5, 6], [7])),
+        # One too many: the prompt is cut to its end; that suffices.
+        ([1, 2, 3, 4], [5, 6, 6], [7], (6, 3), ([2, 3, 4], [5, 6, 6], [7])),
+        # It does not suffice: both answers are cut to max_length - max_prompt_length.
+        ([1, 2, 3, 4], [5, 6, 7, 8], [9], (6, 3), ([2, 3, 4], [5, 6, 7], [9])),
+        # So also where the prompt is shorter than max_prompt_length and would leave more room.
+        ([1], [5, 6, 7, 8, 9, 9], [7, 8], (6, 3), ([1], [5, 6, 7], [7, 8])),
+        # A leading BOS (0) stays, in the place of the oldest token.
+        ([0, 2, 3, 4], [5, 6, 6], [7], (6, 3), ([0, 3, 4], [5, 6, 6], [7])),
+        # One token of prompt: the last, not BOS.
+        ([0, 2, 3, 4], [5, 6, 6], [7], (4, 1), ([4], [5, 6, 6], [7])),
+    ],
+)
+def test_fit_to_length(prompt, chosen, rejected, limits, fitted):
+    assert fit_to_length(prompt, chosen, rejected, *limits, 0) == fitted
+
+
+def test_fit_to_length_follows_the_official_rule():
+    """Against the rule written out, for every combination of small lengths; without BOS, which the official code cuts."""
+    for prompt_length in range(1, 7):
+        for longer in range(1, 7):
+            for max_length in range(2, 9):
+                for max_prompt_length in range(1, max_length):
+                    prompt, chosen = list(range(prompt_length)), list(range(longer))
+                    got = fit_to_length(prompt, chosen, [9], max_length, max_prompt_length, None)
+                    if len(prompt) + len(chosen) > max_length:
+                        prompt = prompt[-max_prompt_length:]
+                    if len(prompt) + len(chosen) > max_length:
+                        chosen = chosen[: max_length - max_prompt_length]
+                    assert got == (prompt, chosen, [9])
+                    assert len(got[0]) + len(got[1]) <= max_length
+
+
+def test_overlong_pairs_are_cut_and_counted(caplog):
+    tokenizer = toy_tokenizer_without_template()
+    rows = [
+        pair("abc", "x" * 5, "y" * 5),  # 1 + 3 + 6: fits
+        pair("a" * 20, "x" * 5, "y" * 5),  # the prompt is cut
+        pair("a" * 20, "x" * 5, "y" * 6),  # the prompt is cut
+        pair("abc", "x" * 5, "y" * 20),  # one answer is cut
+        pair("abc", "x" * 5, "y" * 20),
+        pair("abc", "x" * 20, "y" * 5),
+        pair("a" * 20, "x" * 20, "y" * 20),  # all three are cut
+        pair("abc", "x", "y"),  # fits
+    ]
+    tokenized, report = tokenize(rows, tokenizer, max_length=14, max_prompt_length=6)
+    assert (report.truncated_prompts, report.truncated_answers, report.one_sided_ends) == (3, 5, 3)
+    assert report.longest == 14 == max(len(row["prompt_ids"]) + len(row["chosen_ids"]) for row in tokenized)
+    uncut = [row["chosen_ids"][-1] == tokenizer.eos_token_id for row in tokenized]
+    assert uncut == [True, True, True, True, True, False, False, True]
+    prompts = [tokenizer.decode(row["prompt_ids"]) for row in tokenized]
+    assert prompts == ["<s>abc", "<s>aaaaa", "<s>aaaaa", "<s>abc", "<s>abc", "<s>abc", "<s>aaaaa", "<s>abc"]
+    assert "train: in 3 pairs only one answer was cut and lost its end token" in caplog.text
+    assert "cut to length: 3 prompts, 5 answers" in report.summary()
+
+
+def test_generation_header_survives_the_cut():
+    tokenizer = toy_tokenizer(BOS_CHATML)
+    row = pair([user("word " * 50)], [assistant("So.")], [assistant("No.")])
+    tokens = only(row, tokenizer, max_length=60, max_prompt_length=40)
+    text = tokenizer.decode(tokens["prompt_ids"])
+    assert len(tokens["prompt_ids"]) == 40
+    assert text.startswith("<s>") and text.endswith(f"{END}\n<|im_start|>assistant\n")
+
+
+def test_overlong_pairs_can_be_dropped_or_refused():
+    rows = [pair("abc", "x"), pair("abc", "x" * 50), pair("abc", "z")]
+    limits = {"max_length": 30, "max_prompt_length": 20}
+    tokenized, report = tokenize(rows, toy_tokenizer(), overlong="drop", **limits)
+    assert tokenized["row"][:] == [0, 2]
+    assert (report.dropped["overlong"].count, report.dropped["overlong"].first_row) == (1, 1)
+    with pytest.raises(SimPOError, match=r"train: 1 of 3 pairs exceed max_length=30 \(first: row 1, 55 tokens\)"):
+        tokenize(rows, toy_tokenizer(), overlong="error", **limits)
+    limits["max_length"] = 55
+    assert len(tokenize(rows, toy_tokenizer(), overlong="error", **limits)[0]) == 3
+
+
+def test_answers_that_are_the_same_once_cut_are_dropped():
+    rows = [pair("abc", "x" * 30 + "end", "x" * 30 + "stop"), pair("abc", "x", "y")]
+    _, report = tokenize(rows, toy_tokenizer(), max_length=20, max_prompt_length=10)
+    assert report.dropped["identical_after_truncation"].count == 1
+    assert tokenize(rows, toy_tokenizer())[1].dropped == {}
+
+
+# --- Rows left out ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        (pair("p", None), "missing_field"),
+        (pair("p", " \n "), "empty_answer"),
+        (pair("p", "x", ""), "empty_answer"),
+        (pair("p", "x", " \n "), "empty_answer"),
+        (pair("p", END), "empty_answer"),
+        (pair("p", "same", "same"), "identical_answers"),
+        (pair("p", "same", f"same{END}"), "identical_answers"),
+        (pair("p", f"so{END} and on"), "end_token_inside"),
+    ],
+)
+def test_texts_that_teach_nothing_are_dropped(row, reason):
+    good = toy_pairs(2)
+    tokenized, report = tokenize([good[0], row, row, good[1]], toy_tokenizer())
+    assert tokenized["row"][:] == [0, 3]
+    assert {name: (d.count, d.first_row) for name, d in report.dropped.items()} == {reason: (2, 1)}
+    assert (report.rows_read, report.rows_kept) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        (pair([user("p")], None, [assistant("b")]), "missing_field"),
+        (pair([user("p")], [assistant(" ")], [assistant("b")]), "empty_answer"),
+        (pair([user("p")], [assistant("a")], [assistant("a")]), "identical_answers"),
+        (pair([user("p")], [user("a")], [assistant("b")]), "answer_messages"),
+        (pair([assistant("p")], [assistant("a")], [assistant("b")]), "prompt_end"),
+        (pair([], [assistant("a")], [assistant("b")]), "no_prompt"),
+        (pair([user("p")], [assistant(f"a{END}")], [assistant("b")]), "end_token_inside"),
+        (pair([user("p")], [assistant(f"a{END}b")], [assistant("b")]), "end_token_inside"),
+    ],
+)
+def test_conversations_that_teach_nothing_are_dropped(row, reason):
+    good = toy_pairs(2, conversational=True)
+    tokenized, report = tokenize([good[0], row, good[1]], toy_tokenizer())
+    assert tokenized["row"][:] == [0, 2]
+    assert {name: (d.count, d.first_row) for name, d in report.dropped.items()} == {reason: (1, 1)}
+
+
+def test_rows_of_both_kinds_in_one_set(tmp_path):
+    """A JSON Lines file may mix texts, conversations and neither; each row is taken for what it is."""
+    rows = [*toy_pairs(2), *toy_pairs(2, conversational=True), pair("p", 3), pair("p", "a", [assistant("b")])]
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = toy_tokenizer()
+    tokenized, report = tokenize(load(tmp_path / "mixed.jsonl"), tokenizer)
+    assert tokenized["row"][:] == [0, 1, 2, 3]
+    assert (report.dropped["wrong_type"].count, report.dropped["wrong_type"].detail) == (
+        2,
+        "prompt: str, chosen: int, rejected: str",
+    )
+    assert tokenizer.decode(tokenized[1]["prompt_ids"]).startswith("<s>What is 1")
+    assert tokenizer.decode(tokenized[2]["prompt_ids"]).startswith("<|im_start|>user\nWhat is 0")
+
+
+def test_too_many_dropped_rows_are_an_error():
+    bad = pair("p", "same", "same")
+    assert len(tokenize([*toy_pairs(2), bad, bad], toy_tokenizer())[0]) == 2
+    with pytest.raises(
+        SimPOError, match=r"3 of 5 pairs cannot be .*\n  2 \(identical_answers, first row 2\): .*Remove"
+    ):
+        tokenize([*toy_pairs(2), bad, bad, pair("p", "")], toy_tokenizer())
+    with pytest.raises(SimPOError, match="eval: 1 of 1 pairs cannot be trained on"):
+        tokenize([bad], toy_tokenizer(), name="eval")
+
+
+def test_template_that_the_rows_break_is_explained():
+    tokenizer = toy_tokenizer("{{ raise_exception('no second turn') if messages | length > 2 }}" + CHATML)
+    with pytest.raises(SimPOError, match="The chat template fails"):
+        tokenize(toy_pairs(2, conversational=True), tokenizer)
+    tokenizer = toy_tokenizer("{{ raise_exception('no system') if messages[0].role == 'system' }}" + CHATML)
+    rows = [
+        {**row, "prompt": [{"role": "system", "content": "s"}, *row["prompt"]]}
+        for row in toy_pairs(2, conversational=True)
+    ]
+    with pytest.raises(SimPOError, match=r"2 \(template_error, first row 0\): the chat template refuses .*no system"):
+        tokenize(rows, tokenizer)
+
+
+def test_unusable_sets():
+    with pytest.raises(SimPOError, match="train: the set has no rows"):
+        tokenize(Dataset.from_dict({"chosen": [], "rejected": []}), toy_tokenizer())
+    with pytest.raises(SimPOError, match="column 'rejected' missing"):
+        tokenize([{"chosen": "a"}], toy_tokenizer())
+    with pytest.raises(SimPOError, match="the tokenizer has no chat template"):
+        tokenize(toy_pairs(2, conversational=True), toy_tokenizer_without_template())
+
+
+def test_column_that_looks_like_the_prompt_is_pointed_out(caplog):
+    rows = [{"question": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"]} for row in toy_pairs(3)]
+    tokenize(rows, toy_tokenizer())
+    assert "if column 'question' holds it, rename that to 'prompt'" in caplog.text
+
+
+# --- What comes out ---------------------------------------------------------------------------------------------------
+
+
+def test_columns_and_margin_follow_the_rows():
+    rows = [{**row, "score": 1, "margin": i} for i, row in enumerate(toy_pairs(4))]
+    rows[1]["chosen"] = ""
+    tokenized, _ = tokenize(rows, toy_tokenizer())
+    assert tokenized.column_names == ["row", "prompt_ids", "chosen_ids", "rejected_ids", "margin"]
+    assert list(zip(tokenized["row"], tokenized["margin"], strict=True)) == [(0, 0.0), (2, 2.0), (3, 3.0)]
+    assert "margin" not in tokenize(toy_pairs(2), toy_tokenizer())[0].column_names
+    rows[2]["margin"] = -1
+    with pytest.raises(SimPOError, match="train: the margin of row 2 is -1"):
+        tokenize(rows, toy_tokenizer())
+
+
+def test_template_arguments_of_a_row_reach_its_template():
+    tokenizer = toy_tokenizer("{{ mood }}{{ tools[0].name if tools }}" + CHATML)
+    rows = toy_pairs(2, conversational=True)
+    rows[0] |= {"chat_template_kwargs": {"mood": "!"}, "tools": None}
+    rows[1] |= {"chat_template_kwargs": None, "tools": '[{"name": "add"}]'}
+    tokenized, _ = tokenize(rows, tokenizer)
+    starts = [tokenizer.decode(row["prompt_ids"]).split("<|im_start|>")[0] for row in tokenized]
+    assert starts == ["!", "add"]
+
+
+def test_report_is_plain_values():
+    _, report = tokenize([*toy_pairs(2), pair("p", "")], toy_tokenizer())
+    assert json.loads(json.dumps(dataclasses.asdict(report)))["dropped"]["empty_answer"]["first_row"] == 2
+    assert report.lines()[0].startswith("train: 2 of 3 pairs; the longest has ")
+
+
+def test_rendered_pair_shows_what_is_scored():
+    tokenizer = toy_tokenizer()
+    tokenized, _ = tokenize([*toy_pairs(1, conversational=True)], tokenizer)
+    assert render_pair(tokenized[0], tokenizer).split("\n") == [
+        f"row 0: prompt, {len(tokenized[0]['prompt_ids'])} tokens",
+        "    <|im_start|>user",
+        "    What is 0 and 0?<|im_end|>",
+        "    <|im_start|>assistant",
+        "",
+        f"chosen, {len(tokenized[0]['chosen_ids'])} tokens scored",
+        "    ⟦The sum is 0.<|im_end|>⟧",
+        f"rejected, {len(tokenized[0]['rejected_ids'])} tokens scored",
+        "    ⟦I guess 1<|im_end|>⟧",
+    ]
+    long = {**tokenized[0], "chosen_ids": [tokenizer.bos_token_id] * 1000}
+    assert "[... 880 tokens ...]" in render_pair(long, tokenizer)
+    assert render_pair(long, tokenizer).count("<s>") == 120
+
+
+@pytest.mark.parametrize("rank, hidden", [("0", 0), ("1", 1)])
+def test_bars_are_shown_on_the_main_process_only(monkeypatch, rank, hidden):
+    calls = []
+    monkeypatch.setattr(datasets, "disable_progress_bars", lambda: calls.append(rank))
+    monkeypatch.setenv("RANK", rank)
+    tokenize(toy_pairs(2), toy_tokenizer())
+    assert len(calls) == hidden
+
+
+# --- The cache --------------------------------------------------------------------------------------------------------
+
+
+def load(path):
+    return load_dataset("json", data_files=str(path), split="train", cache_dir=str(path.parent / "cache"))
+
+
+@pytest.fixture
+def source(tmp_path):
+    rows = toy_pairs(20, conversational=True)
+    rows[4]["chosen"] = None
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "pairs.jsonl"
+
+
+def test_several_processes_give_the_rows_of_one(source):
+    one, report = tokenize(load(source), toy_tokenizer())
+    assert one["row"][:] == [0, 1, 2, 3, *range(5, 20)]
+    for file in source.parent.glob("cache/**/cache-*.arrow"):
+        file.unlink()
+    two, other_report = tokenize(load(source), toy_tokenizer(), num_proc=2)
+    assert two.to_list() == one.to_list() and other_report == report
+    assert len(list(source.parent.glob("cache/**/cache-*_of_00002.arrow"))) == 2, "the premise: two processes worked"
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """The sizes of the batches that were tokenized, not read from the cache."""
+    sizes = []
+    work = tokenization._PairTokenizer.__call__
+
+    def count(self, batch, indices):
+        sizes.append(len(indices))
+        return work(self, batch, indices)
+
+    monkeypatch.setattr(tokenization._PairTokenizer, "__call__", count)
+    return sizes
+
+
+def test_second_run_reads_the_cache(source, batches):
+    first, report = tokenize(load(source), toy_tokenizer())
+    assert sum(batches) == 20
+    used = toy_tokenizer()
+    used(["a", "a longer text"], padding=True, truncation=True, max_length=4)  # leaves its state in the tokenizer
+    second, second_report = tokenize(load(source), used)
+    assert sum(batches) == 20
+    assert second.to_list() == first.to_list() and second_report == report
+
+
+def test_whatever_changes_the_ids_changes_the_key(source, batches):
+    other_end = toy_tokenizer()
+    other_end.eos_token = "<|im_start|>"
+    slow_with_bos = ToySlowTokenizer(chat_template=CHATML)
+    slow_with_bos.adds_bos = True
+    changes = [
+        {},
+        {"max_length": 90, "max_prompt_length": 40},
+        {"max_length": 90, "max_prompt_length": 41},
+        {"max_length": 90, "max_prompt_length": 40, "overlong": "drop"},
+        {"tokenizer": toy_tokenizer(BOS_CHATML)},
+        {"tokenizer": toy_tokenizer(eos="</s>")},
+        {"tokenizer": toy_tokenizer(adds_bos=False)},
+        {"tokenizer": other_end},
+        {"tokenizer": ToySlowTokenizer(chat_template=CHATML)},
+        {"tokenizer": slow_with_bos},
+    ]
+    for run, change in enumerate(changes, start=1):
+        tokenize(load(source), **{"tokenizer": toy_tokenizer(), **change})
+        assert sum(batches) == 20 * run
+    tokenize(load(source), toy_tokenizer(), overlong="error")
+    tokenize(load(source), ToySlowTokenizer(chat_template=CHATML))
+    assert sum(batches) == 20 * (len(changes) + 1)
+    tokenize(load(source).select(range(10)), toy_tokenizer())
+    assert sum(batches) == 20 * (len(changes) + 1) + 10
+    source.write_text("".join(json.dumps(row) + "\n" for row in toy_pairs(10, conversational=True)))
+    tokenize(load(source), toy_tokenizer())
+    assert sum(batches) == 20 * (len(changes) + 1) + 20
+
+
+@pytest.mark.slow
+def test_key_is_the_same_in_another_process(source):
+    script = (
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "from pathlib import Path\n"
+        "from test_tokenization import load, tokenize, toy_tokenizer\n"
+        "print(tokenize(load(Path(sys.argv[1])), toy_tokenizer())[0].cache_files[0]['filename'])"
+    )
+    here = Path(__file__).parent
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(source), str(here), str(here.parent)],
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == tokenize(load(source), toy_tokenizer())[0].cache_files[0]["filename"]
