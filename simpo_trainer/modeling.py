@@ -52,8 +52,10 @@ def check_model_name(name: str) -> None:
         SimPOError: the name looks like a local path and no model can be loaded from it.
     """
     path = Path(name)
-    looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    looks_local = path.is_absolute() or name.startswith((".", "~")) or "\\" in name or name.count("/") > 1
     if not path.is_dir():
+        # "runs/first" has the form of a Hub name, but a folder "runs" here tells what was meant.
+        looks_local = looks_local or (len(path.parts) > 1 and Path(path.parts[0]).is_dir())
         if looks_local or path.exists():
             raise SimPOError(
                 f"The model folder {name!r} does not exist or is not a folder. model_name_or_path must be a folder "
@@ -82,7 +84,10 @@ def prepare_model(
                 "peft_config out; for a new one, merge the old first with model = model.merge_and_unload() and save "
                 "the result, which is the new adapter's base."
             )
-        model = get_peft_model(model, peft_config)
+        try:
+            model = get_peft_model(model, peft_config)
+        except ValueError as error:  # its text says what: target modules that the model has not, for one
+            raise SimPOError(f"peft_config does not fit the model: {error}") from error
         for parameter in model.parameters():
             # Copies made for `modules_to_save` keep the base's dtype, but they train.
             if parameter.requires_grad:

@@ -1,0 +1,50 @@
+# Every target works from a bare clone on a machine with Python 3.11 or later: it makes .venv and installs into it first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install quickstart test test-fast check format clean
+
+help:
+	@echo "make install      make .venv and install the package and its tools into it"
+	@echo "make quickstart   prepare a tiny model and data, train it with SimPO, compare before and after"
+	@echo "make test         all tests"
+	@echo "make test-fast    tests that take seconds"
+	@echo "make check        lint, formatting, types"
+	@echo "make format       apply formatting"
+	@echo "make clean        remove caches and builds; .venv and runs/ stay"
+
+install: $(INSTALLED)
+
+# The stamp is newer than what decides the installation, so nothing is installed twice.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.11. Run: make PYTHON=python3.11"; exit 1; }
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+quickstart: install
+	$(BIN)/python scripts/quickstart.py prepare
+	$(BIN)/simpo train recipes/quickstart.yaml
+	$(BIN)/python scripts/quickstart.py compare
+
+test: install
+	$(BIN)/python -m pytest
+
+test-fast: install
+	$(BIN)/python -m pytest -m 'not slow and not gpu'
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find simpo_trainer scripts tests -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,74 @@
+"""Keys that recipes of other trainers use, and what each means here.
+
+Names and units differ (a gamma copied as a ratio trains another objective), so each is an error with the converted
+value, never a guess.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .config import SimPOConfig
+
+Explain = Callable[[Any, Mapping[str, Any]], str | None]
+
+
+def as_text(value: Any) -> str:
+    """`value` as one would write it in a recipe."""
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _renamed(name: str, note: str = "") -> Explain:
+    return lambda value, recipe: f"is called {name} here. Write {name}: {as_text(value)}{note}"
+
+
+def _needless(reason: str) -> Explain:
+    return lambda value, recipe: f"is not needed: {reason}. Leave it out"
+
+
+def _gamma(value: Any, recipe: Mapping[str, Any]) -> str:
+    given = [recipe[key] for key in ("beta", "pref_beta", "rl_beta") if key in recipe]
+    beta, origin = (given[0], "") if given else (SimPOConfig.beta, ", the default")
+    meaning = "is the margin in units of the reward; here it is given in nats per token, gamma / beta"
+    try:
+        return f"{meaning}. Write gamma_beta_ratio: {float(value) / float(beta):.6g} ({value} / beta {beta}{origin})"
+    except (TypeError, ValueError, ZeroDivisionError):
+        return f"{meaning}. Write gamma_beta_ratio and that number"
+
+
+def _completion_length(value: Any, recipe: Mapping[str, Any]) -> str:
+    meaning = "is max_length - max_prompt_length here"
+    total = recipe.get("max_length", SimPOConfig.max_length)
+    prompt = recipe.get("max_prompt_length", SimPOConfig.max_prompt_length)
+    if not all(isinstance(number, int) for number in (value, total, prompt)):
+        return f"{meaning}. Write max_length and max_prompt_length"
+    if "max_prompt_length" in recipe:
+        return f"{meaning}. Write max_length: {prompt + value}"
+    return f"{meaning}. Write max_prompt_length: {total - value}"
+
+
+def _loss_named_simpo(value: Any, recipe: Mapping[str, Any]) -> str | None:
+    return "simpo is what this trainer does. Write loss_type: sigmoid, or leave it out" if value == "simpo" else None
+
+
+# Key to a function of its value and the whole recipe: a sentence that follows the key, or None where nothing is wrong.
+OTHER_TRAINERS: dict[str, Explain] = {
+    "simpo_gamma": _gamma,
+    "gamma": _gamma,
+    "pref_beta": _renamed("beta"),
+    "rl_beta": _renamed("beta"),
+    "cpo_alpha": _renamed("sft_weight", ", and sft_reduction: token for the same mean over tokens"),
+    "pref_ftx": _renamed("sft_weight"),
+    "pref_loss": _needless("the loss is loss_type, sigmoid unless said otherwise"),
+    "rl": _needless("this trainer does SimPO, and loss_type chooses the loss"),
+    "loss_type": _loss_named_simpo,
+    "dpo_label_smoothing": _renamed("label_smoothing"),
+    "max_completion_length": _completion_length,
+    # YAML reads a bare `no` as false.
+    "evaluation_strategy": lambda value, recipe: _renamed("eval_strategy")("no" if value is False else value, recipe),
+    "torch_dtype": _renamed("dtype", "; or leave it out: weights that train are float32, bf16: true is for speed"),
+    "trust_remote_code": lambda value, recipe: f"belongs to model_init_kwargs: {{trust_remote_code: {as_text(value)}}}",
+    "warmup_ratio": _renamed("warmup_steps", " (below 1 it is a share of all steps)"),
+    "group_by_length": _needless("pairs are ordered by the trainer's own sampler"),
+    "save_safetensors": _needless("weights are always saved as safetensors"),
+}

@@ -1,0 +1,174 @@
+"""One run from start to end: recipe, data, tokenizer, trainer, training, saved model, evaluation."""
+
+import os
+import re
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from trl import get_peft_config
+
+from .config import SimPOConfig
+from .errors import SimPOError
+from .log import get_logger
+from .modeling import check_model_name
+from .preferences import load_preferences
+from .recipe import Recipe
+from .trainer import SimPOTrainer
+
+logger = get_logger(__name__)
+
+
+class Interrupted(Exception):
+    """The run was stopped on request, with a checkpoint; `command` goes on from there."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__(f"interrupted; go on with: {command}")
+        self.command = command
+
+
+def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dict[str, float]:
+    """Train as `recipe` says, save model and tokenizer in its output_dir, evaluate, and return all metrics.
+
+    Everything that can be found wrong without loading data or a model is checked first.
+
+    Args:
+        recipe: what :func:`~simpo_trainer.recipe.load_recipe` returned.
+        trainer_class: the trainer to use; a subclass of :class:`SimPOTrainer` runs with any recipe.
+
+    Raises:
+        SimPOError: a setting, the data or the environment must be put right first.
+        Interrupted: the run was stopped before its end and can be resumed.
+    """
+    args = recipe.training
+    output_dir = Path(args.output_dir or "")
+    _check_writable(output_dir, args)
+    check_model_name(str(recipe.model.model_name_or_path))
+    checkpoint = _find_checkpoint(output_dir, args.resume_from_checkpoint)
+
+    with args.main_process_first(desc="loading the data"):
+        train, test = load_preferences(recipe.data)
+    if test is None and args.eval_strategy != "no":
+        raise SimPOError(
+            "eval_strategy asks for evaluation during training, but there are no evaluation pairs. "
+            "Set dataset_test_split, or eval_strategy: 'no'."
+        )
+    trainer = trainer_class(
+        model=str(recipe.model.model_name_or_path),
+        args=args,
+        train_dataset=train,
+        eval_dataset=test,
+        processing_class=_load_tokenizer(recipe),
+        peft_config=get_peft_config(recipe.model),
+    )
+    metrics = _train(trainer, recipe, checkpoint)
+    # Saved before the evaluation, which may fail: hours of training should not hang on it.
+    _save(trainer, output_dir)
+    if test is not None:
+        evaluation = _evaluate(trainer)
+        trainer.save_metrics("eval", evaluation)
+        metrics |= evaluation
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    logger.info(f"Done: model, tokenizer and metrics are in {output_dir}")
+    return metrics
+
+
+def _train(trainer: SimPOTrainer, recipe: Recipe, checkpoint: str | None) -> dict[str, float]:
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.interrupted:
+        folder = Path(str(recipe.training.output_dir)) / f"checkpoint-{trainer.state.global_step}"
+        command = resume_command(recipe, folder)
+        logger.info(f"Stopped at step {trainer.state.global_step}. Go on with:\n  {command}")
+        raise Interrupted(command)
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_state()
+    return dict(result.metrics)
+
+
+def _save(trainer: SimPOTrainer, output_dir: Path) -> None:
+    # Trainer switches the cache off for training and evaluation; who loads the saved model to generate wants it on.
+    model: Any = trainer.model
+    model.config.use_cache = True
+    trainer.save_model(str(output_dir))
+    model.config.use_cache = trainer.args.use_cache
+
+
+def _evaluate(trainer: SimPOTrainer) -> dict[str, float]:
+    """The evaluation of the trained model; one that training did at its last step is not done again."""
+    if not trainer.args.load_best_model_at_end:
+        for entry in trainer.state.log_history:
+            if entry["step"] == trainer.state.global_step and "eval_loss" in entry:
+                return {name: value for name, value in entry.items() if name.startswith("eval_")}
+    return trainer.evaluate()
+
+
+def resume_command(recipe: Recipe, checkpoint: Path) -> str:
+    """The shell command that goes on from `checkpoint` with the same recipe and overrides.
+
+    What launched several processes is not known here; its place is marked.
+    """
+    program = "simpo train" if recipe.training.world_size == 1 else "<launcher> scripts/run_simpo.py"
+    words = [program, shlex.quote(str(recipe.path))]
+    for key, text in recipe.overrides.items():
+        if key != "resume_from_checkpoint":
+            # A secret does not belong in a log.
+            words += [f"--{key}", '"$HF_TOKEN"' if key == "hub_token" else shlex.quote(text)]
+    return " ".join([*words, "--resume_from_checkpoint", shlex.quote(str(checkpoint))])
+
+
+def _check_writable(output_dir: Path, args: SimPOConfig) -> None:
+    """A folder that cannot be written would otherwise be noticed at the first checkpoint."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise SimPOError(
+            f"output_dir {output_dir} cannot be written: {error.strerror}. Set output_dir to a folder of yours."
+        ) from None
+    if not args.resume_from_checkpoint and (earlier := _checkpoints(output_dir)):
+        logger.warning(
+            f"{output_dir} holds {earlier[-1].name} of an earlier run, which this run starts over and overwrites. "
+            "To go on from there: --resume_from_checkpoint true"
+        )
+
+
+def _checkpoints(output_dir: Path) -> list[Path]:
+    """Complete checkpoints, oldest first. The state file is written near the end, so a torn checkpoint has none."""
+    complete = [file.parent for file in output_dir.glob("checkpoint-*/trainer_state.json")]
+    numbered = [(int(match[1]), folder) for folder in complete if (match := re.fullmatch(r".*-(\d+)", folder.name))]
+    return [folder for _, folder in sorted(numbered)]
+
+
+def _find_checkpoint(output_dir: Path, wanted: str | bool | None) -> str | None:
+    if not wanted:
+        return None
+    there = _checkpoints(output_dir)
+    if wanted is True:
+        if there:
+            return str(there[-1])
+        raise SimPOError(
+            f"resume_from_checkpoint is true, but there is no complete checkpoint in {output_dir}. "
+            "Leave resume_from_checkpoint out to start from the beginning."
+        )
+    if (Path(wanted) / "trainer_state.json").is_file():
+        return wanted
+    hint = f"Complete ones are: {', '.join(map(str, there))}" if there else f"There is no complete one in {output_dir}"
+    raise SimPOError(f"resume_from_checkpoint {wanted} is not a checkpoint: it has no trainer_state.json. {hint}.")
+
+
+def _load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    name = str(recipe.model.model_name_or_path)
+    kwargs: Any = recipe.training.model_init_kwargs or {}
+    try:
+        return AutoTokenizer.from_pretrained(
+            name,
+            revision=recipe.model.model_revision,
+            trust_remote_code=kwargs.get("trust_remote_code", False),
+        )
+    except (OSError, ValueError, ImportError) as error:  # its text says what: name, access, network, a missing file
+        place = "" if os.path.isdir(name) else ", which is no folder here, and so looked up on the Hub,"
+        raise SimPOError(f"the tokenizer of model_name_or_path {name}{place} cannot be loaded: {error}") from error

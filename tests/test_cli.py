@@ -1,0 +1,138 @@
+"""The command line: exit statuses, messages, and what reaches the run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from simpo_trainer import run as run_module
+from simpo_trainer._version import __version__
+from simpo_trainer.cli import app, main
+
+ROOT = Path(__file__).parents[1]
+RECIPE = "model_name_or_path: some/model\ndataset_name: some/pairs\noutput_dir: runs/test\nbeta: 2.5\n"
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """The recipes that reach run(), which does nothing else."""
+    seen = []
+    monkeypatch.setattr(run_module, "run", lambda recipe: seen.append(recipe))
+    return seen
+
+
+def simpo(*words):
+    return CliRunner().invoke(app, list(words))
+
+
+def test_train_passes_recipe_and_overrides_on(recipe, runs):
+    result = simpo(
+        "train", recipe, "--learning-rate", "1e-6", "--max_steps=3", "--max_grad_norm", "-1", "--push_to_hub"
+    )
+    assert result.exit_code == 0, result.output
+    training = runs[0].training
+    assert (training.beta, training.learning_rate, training.max_steps) == (2.5, 1e-6, 3)
+    assert (training.max_grad_norm, training.push_to_hub) == (-1, True)
+
+
+def test_an_error_is_a_message_without_a_traceback(recipe, runs):
+    result = simpo("train", recipe, "--bta", "2")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert "unknown key bta; did you mean beta?" in result.stderr
+    assert "Traceback" not in result.output
+    assert runs == []
+
+
+def test_brackets_in_a_message_are_no_markup(recipe, runs):
+    assert "unknown key a[bold]" in simpo("train", recipe, "--a[bold]", "1").stderr
+
+
+def test_a_defect_keeps_its_traceback(recipe, monkeypatch):
+    def broken(recipe):
+        raise RuntimeError("defect")
+
+    monkeypatch.setattr(run_module, "run", broken)
+    assert isinstance(simpo("train", recipe).exception, RuntimeError)
+
+
+def test_an_interrupted_run_exits_with_130(recipe, monkeypatch):
+    def interrupted(recipe):
+        raise run_module.Interrupted("simpo train r.yaml")
+
+    monkeypatch.setattr(run_module, "run", interrupted)
+    assert simpo("train", recipe).exit_code == 130
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train"], "Missing argument 'RECIPE'"),
+        (["train", "--beta", "2", "recipe.yaml"], "The recipe comes first, before --beta"),
+        (["trian", "recipe.yaml"], "No such command 'trian'. Did you mean 'train'?"),
+        (["--verson"], "--verson"),
+    ],
+)
+def test_wrong_usage_exits_with_2(words, message):
+    result = simpo(*words)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_main_exits_with_the_status(recipe, runs, capsys, monkeypatch):
+    with pytest.raises(SystemExit) as caught:
+        main(["train", recipe, "--bta", "2"])
+    assert caught.value.code == 1
+    assert "Traceback" not in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["simpo", "train", recipe])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 0
+    assert len(runs) == 1
+
+
+def test_version_says_what_a_bug_report_needs(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    result = simpo("--version")
+    assert result.exit_code == 0
+    names = [line.split()[0] for line in result.stdout.splitlines()]
+    assert names[:3] == ["simpo-trainer", "python", "platform"]
+    assert {"torch", "transformers", "trl", "accelerate", "peft", "datasets", "devices"} <= set(names)
+    assert __version__ in result.stdout
+    for secret in ("hf_secret", str(Path.home()), sys.prefix, os.uname().nodename):
+        assert secret not in result.stdout
+
+
+def test_help_lists_the_keys():
+    assert "train" in simpo("--help").stdout
+    result = simpo("train", "--help")
+    assert result.exit_code == 0
+    for text in ("gamma_beta_ratio", "dataset_train_split", "lora_r", "TrainingArguments"):
+        assert text in result.stdout
+    assert "deepspeed" not in result.stdout  # the parent's keys are linked to, not listed
+
+
+def test_help_needs_no_torch():
+    """`simpo --help` answers at once: neither torch nor transformers is imported for it."""
+    code = "import sys, simpo_trainer.cli; sys.exit(bool({'torch', 'transformers', 'trl'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_the_launcher_script_is_the_same_command(recipe, runs, monkeypatch):
+    import runpy
+
+    monkeypatch.setattr(sys, "argv", ["run_simpo.py", recipe, "--beta", "3"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(ROOT / "scripts" / "run_simpo.py"), run_name="__main__")
+    assert caught.value.code == 0
+    assert runs[0].training.beta == 3

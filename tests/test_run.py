@@ -1,0 +1,243 @@
+"""The run around the trainer: what is checked before anything is loaded, and the order of what follows."""
+
+import json
+import logging
+import os
+import shlex
+from types import SimpleNamespace
+
+import pytest
+
+from simpo_trainer import run as run_module
+from simpo_trainer.config import SimPOConfig
+from simpo_trainer.errors import SimPOError
+from simpo_trainer.recipe import load_recipe
+from simpo_trainer.run import Interrupted, resume_command, run
+
+load_tokenizer = run_module._load_tokenizer  # before a fixture replaces it
+
+
+class StubTrainer:
+    """Takes the trainer's place and notes what it is asked to do."""
+
+    interrupt = False
+
+    def __init__(self, **arguments):
+        self.arguments = arguments
+        self.args = arguments["args"]
+        self.calls = []
+        self.interrupted = False
+        self.state = SimpleNamespace(
+            global_step=7, log_history=[{"step": 6, "eval_loss": 0.75}, {"step": 7, "loss": 1.0}]
+        )
+        self.model = SimpleNamespace(config=SimpleNamespace(use_cache=False))
+        StubTrainer.last = self
+
+    def train(self, resume_from_checkpoint=None):
+        self.calls.append(("train", resume_from_checkpoint))
+        self.interrupted = self.interrupt
+        return SimpleNamespace(metrics={"train_loss": 0.5})
+
+    def evaluate(self):
+        self.calls.append("evaluate")
+        return {"eval_loss": 0.25}
+
+    def save_model(self, folder):
+        self.calls.append("save_model")
+        assert self.model.config.use_cache
+
+    def save_metrics(self, split, metrics):
+        self.calls.append(("save_metrics", split))
+
+    def save_state(self):
+        self.calls.append("save_state")
+
+    def push_to_hub(self):
+        self.calls.append("push_to_hub")
+
+
+class InterruptedTrainer(StubTrainer):
+    interrupt = True
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """A recipe in an empty folder, with data and tokenizer that need no loading."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    monkeypatch.setattr(run_module, "load_preferences", lambda config: ("train rows", "test rows"))
+    monkeypatch.setattr(run_module, "_load_tokenizer", lambda recipe: "tokenizer")
+
+    def make(*overrides):
+        (tmp_path / "my recipe.yaml").write_text("model_name_or_path: model\ndataset_name: d\noutput_dir: runs/out\n")
+        return load_recipe("my recipe.yaml", overrides)
+
+    return make
+
+
+def checkpoint(folder, complete=True):
+    os.makedirs(folder)
+    if complete:
+        with open(os.path.join(folder, "trainer_state.json"), "w") as file:
+            json.dump({}, file)
+
+
+@pytest.fixture
+def nothing_is_loaded(monkeypatch):
+    def fail(*arguments):
+        raise AssertionError("loaded before it was checked")
+
+    monkeypatch.setattr(run_module, "load_preferences", fail)
+    monkeypatch.setattr(run_module, "_load_tokenizer", fail)
+
+
+def test_order_of_a_run(make, caplog):
+    with caplog.at_level(logging.INFO, "simpo_trainer"):
+        metrics = run(make(), StubTrainer)
+    trainer = StubTrainer.last
+    assert trainer.calls == [
+        ("train", None),
+        ("save_metrics", "train"),
+        "save_state",
+        "save_model",
+        "evaluate",
+        ("save_metrics", "eval"),
+    ]
+    assert metrics == {"train_loss": 0.5, "eval_loss": 0.25}
+    assert not trainer.model.config.use_cache
+    assert trainer.arguments["model"] == "model"
+    assert trainer.arguments["train_dataset"] == "train rows"
+    assert trainer.arguments["eval_dataset"] == "test rows"
+    assert trainer.arguments["processing_class"] == "tokenizer"
+    assert trainer.arguments["peft_config"] is None
+    assert "Done: model, tokenizer and metrics are in runs/out" in caplog.text
+
+
+def test_without_evaluation_pairs(make, monkeypatch):
+    monkeypatch.setattr(run_module, "load_preferences", lambda config: ("train rows", None))
+    assert run(make(), StubTrainer) == {"train_loss": 0.5}
+    assert "evaluate" not in StubTrainer.last.calls
+    with pytest.raises(SimPOError, match="there are no evaluation pairs. Set dataset_test_split"):
+        run(make("--eval_strategy", "epoch"), StubTrainer)
+
+
+def test_the_evaluation_of_the_last_step_is_not_repeated(make):
+    class EvaluatedTrainer(StubTrainer):
+        def __init__(self, **arguments):
+            super().__init__(**arguments)
+            self.state.log_history.append({"step": 7, "eval_loss": 0.125, "epoch": 1.0})
+
+    assert run(make(), EvaluatedTrainer) == {"train_loss": 0.5, "eval_loss": 0.125}
+    assert StubTrainer.last.calls[-1] == ("save_metrics", "eval")
+    # The best model, loaded at the end, may be another than the last.
+    best = make("--eval_strategy=epoch", "--save_strategy=epoch", "--load_best_model_at_end")
+    assert run(best, EvaluatedTrainer)["eval_loss"] == 0.25
+
+
+def test_adapter_and_hub(make):
+    run(make("--use_peft", "--lora_r", "4", "--push_to_hub"), StubTrainer)
+    assert StubTrainer.last.arguments["peft_config"].r == 4
+    assert StubTrainer.last.calls[-1] == "push_to_hub"
+
+
+def test_an_interrupted_run_saves_nothing_as_if_finished(make, caplog):
+    caplog.set_level(logging.INFO, "simpo_trainer")
+    with pytest.raises(Interrupted) as caught:
+        run(make("--beta=2.5", "--run_name", "it's mine"), InterruptedTrainer)
+    assert StubTrainer.last.calls == [("train", None)]
+    words = shlex.split(caught.value.command)
+    assert words[:3] == ["simpo", "train", "my recipe.yaml"]
+    assert words[3:7] == ["--beta", "2.5", "--run_name", "it's mine"]
+    assert words[7:] == ["--resume_from_checkpoint", "runs/out/checkpoint-7"]
+    assert f"Stopped at step 7. Go on with:\n  {caught.value.command}" in caplog.text
+    checkpoint("runs/out/checkpoint-7")
+    resumed = load_recipe(words[2], words[3:])
+    run(resumed, StubTrainer)
+    assert StubTrainer.last.calls[0] == ("train", "runs/out/checkpoint-7")
+
+
+def test_the_resume_command_replaces_the_old_checkpoint_and_hides_the_token(make, tmp_path):
+    recipe = make("--hub_token", "hf_secret", "--resume_from_checkpoint")
+    command = resume_command(recipe, tmp_path / "checkpoint-9")
+    assert "hf_secret" not in command
+    assert command.endswith(f'--hub_token "$HF_TOKEN" --resume_from_checkpoint {tmp_path}/checkpoint-9')
+    assert command.count("resume_from_checkpoint") == 1
+
+
+def test_the_resume_command_of_several_processes_goes_through_their_launcher(make, tmp_path, monkeypatch):
+    recipe = make()
+    monkeypatch.setattr(SimPOConfig, "world_size", 2)
+    assert resume_command(recipe, tmp_path).startswith("<launcher> scripts/run_simpo.py 'my recipe.yaml' --resume")
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_output_dir_is_tried_before_anything_is_loaded(make):
+    recipe = make("--output_dir", "taken/out")
+    with open("taken", "w"):
+        pass
+    with pytest.raises(SimPOError, match="output_dir taken/out cannot be written: Not a directory. Set output_dir"):
+        run(recipe, StubTrainer)
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_output_dir_without_permission(make, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(SimPOError, match="output_dir closed cannot be written: Permission denied"):
+        run(make("--output_dir", "closed"), StubTrainer)
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./nowhere", "The model folder './nowhere' does not exist"),
+        ("/nowhere", "The model folder '/nowhere' does not exist"),
+        ("a/b/c", "The model folder 'a/b/c' does not exist"),
+        ("runs/first", "The model folder 'runs/first' does not exist"),
+        ("model/config.json", "The model folder 'model/config.json' does not exist or is not a folder"),
+        ("runs", "The folder 'runs' holds no config.json, so it is not a model"),
+    ],
+)
+def test_the_model_folder_is_looked_for_first(make, name, message):
+    with pytest.raises(SimPOError, match=message):
+        run(make("--model_name_or_path", name), StubTrainer)
+
+
+@pytest.mark.parametrize("name", ["some-model", "some/model", "model"])
+def test_names_of_models_that_may_exist(make, name):
+    run(make("--model_name_or_path", name), StubTrainer)
+    assert StubTrainer.last.arguments["model"] == name
+
+
+def test_resume_from_the_last_complete_checkpoint(make):
+    checkpoint("runs/out/checkpoint-9")
+    checkpoint("runs/out/checkpoint-10")
+    checkpoint("runs/out/checkpoint-11", complete=False)
+    run(make("--resume_from_checkpoint"), StubTrainer)
+    assert StubTrainer.last.calls[0] == ("train", "runs/out/checkpoint-10")
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_no_checkpoint_to_resume_from(make):
+    with pytest.raises(
+        SimPOError, match="there is no complete checkpoint in runs/out. Leave resume_from_checkpoint out"
+    ):
+        run(make("--resume_from_checkpoint"), StubTrainer)
+    with pytest.raises(SimPOError, match="runs/out/checkpoint-3 is not a checkpoint.*no complete one in runs/out"):
+        run(make("--resume_from_checkpoint", "runs/out/checkpoint-3"), StubTrainer)
+    checkpoint("runs/out/checkpoint-2")
+    with pytest.raises(SimPOError, match="Complete ones are: runs/out/checkpoint-2"):
+        run(make("--resume_from_checkpoint", "runs/out/checkpoint-3"), StubTrainer)
+
+
+def test_starting_over_in_a_used_folder_is_said(make, caplog):
+    checkpoint("runs/out/checkpoint-2")
+    run(make(), StubTrainer)
+    assert "runs/out holds checkpoint-2 of an earlier run" in caplog.text
+
+
+def test_a_tokenizer_that_cannot_be_loaded(make):
+    with pytest.raises(SimPOError, match="the tokenizer of model_name_or_path model cannot be loaded: "):
+        load_tokenizer(make())
