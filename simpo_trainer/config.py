@@ -1,5 +1,6 @@
 """`SimPOConfig`: the one list of training knobs, each explained once, checked before anything is loaded."""
 
+import math
 import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from .errors import SimPOError
 from .log import get_logger
 from .losses import LOSSES
-from .processes import check_world_size
+from .processes import check_one_accelerator, check_world_size
 
 logger = get_logger(__name__)
 
@@ -66,7 +67,9 @@ class SimPOConfig(TrainingArguments):
         "pair out; 'error' stops.",
     )
     disable_dropout: bool = _knob(
-        True, "Set every dropout of the model (and of LoRA) to 0, so that a loss is a function of weights and data."
+        True,
+        "Set every dropout of the model (and of LoRA) to 0, so that a loss is a function of weights and data. Where layers "
+        "read it from the configuration, the saved configuration says 0 too.",
     )
     dataset_num_proc: int | None = _knob(None, "Processes that tokenize the data; unset means one.")
     model_init_kwargs: dict[str, Any] | str | None = _knob(
@@ -104,17 +107,18 @@ class SimPOConfig(TrainingArguments):
             raise SimPOError("\n".join(problems))
         super().__post_init__()
         check_world_size(self.world_size)
+        check_one_accelerator(self.n_gpu)
         for warning in _warnings(self):
             logger.warning(warning)
 
 
 def _loss_problems(config: SimPOConfig) -> list[str]:
     problems = []
-    if config.beta <= 0:
+    if not 0 < config.beta < math.inf:
         problems.append(f"beta is {config.beta}; it must be above 0. Set beta: 2.0 (the paper uses 2.0 to 10).")
-    if config.gamma_beta_ratio < 0:
+    if not 0 <= config.gamma_beta_ratio < math.inf:
         problems.append(
-            f"gamma_beta_ratio is {config.gamma_beta_ratio}; a target margin cannot be negative. "
+            f"gamma_beta_ratio is {config.gamma_beta_ratio}; a target margin is a number, 0 or above. "
             "Set gamma_beta_ratio: 0.5 (the paper uses 0.1 to 0.8)."
         )
     if config.loss_type not in LOSSES:
@@ -124,7 +128,7 @@ def _loss_problems(config: SimPOConfig) -> list[str]:
             f"label_smoothing is {config.label_smoothing}; it must lie in [0, 0.5]: above 0.5 the labels would "
             "count as swapped. Set label_smoothing: 0.0."
         )
-    if config.sft_weight < 0:
+    if not 0 <= config.sft_weight < math.inf:
         problems.append(f"sft_weight is {config.sft_weight}; it must be 0 or above. Set sft_weight: 0.0.")
     if config.sft_reduction not in ("sequence", "token"):
         problems.append(f"sft_reduction is {config.sft_reduction!r}; it must be 'sequence' or 'token'.")
@@ -153,6 +157,11 @@ def _parent_problems(config: SimPOConfig) -> list[str]:
         problems.append("remove_unused_columns is true; the trainer needs its own columns. Leave it out.")
     if config.logging_nan_inf_filter:
         problems.append("logging_nan_inf_filter is true; it would hide a non-finite loss. Leave it out.")
+    if config.include_num_input_tokens_seen not in ("no", False):
+        problems.append(
+            f"include_num_input_tokens_seen is {config.include_num_input_tokens_seen!r}; the trainer counts the tokens of "
+            "every pair itself and logs num_tokens_seen. Leave it out."
+        )
     if config.label_smoothing_factor:
         problems.append(
             f"label_smoothing_factor is {config.label_smoothing_factor}; it smooths token labels, which SimPO has not. "

@@ -39,7 +39,8 @@ class PairRecords:
 
     def add(self, batch: Batch, logps: Tensor, lengths: Tensor) -> None:
         """Add a micro-batch: `logps` and `lengths` hold (chosen, rejected) of each pair, (N, 2)."""
-        place = torch.stack([batch["pair_weight"], batch["row"], batch["pair_tokens"]], -1)
+        step = torch.full_like(batch["pair_weight"], len(self._rows))
+        place = torch.stack([batch["pair_weight"], step, batch["pair_tokens"]], -1)
         self._rows.append(
             torch.cat([tensor.to(accumulation_dtype(logps.device)) for tensor in (place, logps, lengths)], -1)
         )
@@ -53,6 +54,7 @@ class PairRecords:
         rows = accelerator.pad_across_processes(torch.cat(self._rows), dim=0, pad_index=0)
         rows = accelerator.gather(rows).cpu().numpy()
         rows = rows[rows[:, 0] > 0]
+        # The sampler deals the pairs of a micro-step out in the order of the processes, as they are gathered here.
         rows = rows[np.argsort(rows[:, 1], kind="stable")]
         return rows[:, 3:5], rows[:, 5:7].astype(int), rows[:, 2].astype(int)
 

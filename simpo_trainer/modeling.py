@@ -1,5 +1,6 @@
 """The model that a run trains: loading by name, adapters, dropout, and the rule on weight dtypes."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def load_model(name: str, args: SimPOConfig, *, adapter_follows: bool) -> PreTra
         SimPOError: nothing can be loaded under that name.
     """
     check_model_name(name)
+    name = os.path.expanduser(name)
     kwargs: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
     is_adapter = (Path(name) / "adapter_config.json").is_file()
     frozen = adapter_follows or is_adapter
@@ -51,7 +53,7 @@ def check_model_name(name: str) -> None:
     Raises:
         SimPOError: the name looks like a local path and no model can be loaded from it.
     """
-    path = Path(name)
+    path = Path(name).expanduser()
     looks_local = path.is_absolute() or name.startswith((".", "~")) or "\\" in name or name.count("/") > 1
     if not path.is_dir():
         # "runs/first" has the form of a Hub name, but a folder "runs" here tells what was meant.
@@ -103,13 +105,14 @@ def prepare_model(
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout to 0: `nn.Dropout` modules, and rates that attention layers keep as plain numbers."""
+    """Set every dropout to 0: `nn.Dropout` modules, and rates that layers or their configuration keep as numbers."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
+        for holder in (module, getattr(module, "config", None)):
+            for name, value in list(getattr(holder, "__dict__", {}).items()):
+                if "drop" in name and isinstance(value, float):
+                    setattr(holder, name, 0.0)
 
 
 def check_trainable_dtypes(model: nn.Module) -> None:

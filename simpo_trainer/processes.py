@@ -3,6 +3,7 @@
 import atexit
 import os
 import sys
+import time
 
 import torch.distributed as dist
 
@@ -27,8 +28,25 @@ def check_world_size(world_size: int) -> None:
         )
 
 
+def check_one_accelerator(count: int) -> None:
+    """Refuse to split a batch over several accelerators inside one process.
+
+    Args:
+        count: accelerators that this process would use.
+
+    Raises:
+        SimPOError: there is more than one.
+    """
+    if count > 1:
+        raise SimPOError(
+            f"One process sees {count} accelerators; splitting a batch over them inside one process is not supported. "
+            f"Launch one process each: accelerate launch --num_processes {count} ..., or show the process a single one "
+            "(CUDA_VISIBLE_DEVICES=0)."
+        )
+
+
 def end_group_at_exit() -> None:
-    """Take the process group down when the program ends well; gloo's threads otherwise abort some finished runs."""
+    """Take the process group down when the program ends well; otherwise some finished runs on gloo end in SIGABRT."""
     atexit.register(_end_group)
 
 
@@ -37,3 +55,6 @@ def _end_group() -> None:
     failed = getattr(sys, "last_value", None) is not None
     if dist.is_available() and dist.is_initialized() and not failed:
         dist.destroy_process_group()
+        # A worker thread of gloo may still hold tensors of the last collective. To let go of them it needs the
+        # interpreter, which aborts the process if it is already shutting down; asleep, it lets the thread through.
+        time.sleep(0.2)

@@ -13,6 +13,8 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainingArguments
 
+from .errors import SimPOError
+
 
 class Draw(NamedTuple):
     """One pair to fetch: its place in the data set, and its weight (0 for filler that keeps processes in step)."""
@@ -116,7 +118,16 @@ class DrawnPairs(Dataset):
 def pair_loader(
     dataset: Any, sampler: PairBatchSampler, collator: Callable[[list[dict[str, Any]]], Any], args: TrainingArguments
 ) -> DataLoader:
-    """Loader of one process's micro-batches, with the worker settings of `args`."""
+    """Loader of one process's micro-batches, with the worker settings of `args`.
+
+    Raises:
+        SimPOError: the sampler has no micro-step, because an incomplete one is dropped.
+    """
+    if not len(sampler):
+        raise SimPOError(
+            f"dataloader_drop_last leaves nothing to train on: the set has {len(dataset)} pairs, and a micro-step takes "
+            f"{sampler.pairs_per_step}. Leave dataloader_drop_last out."
+        )
     loader: DataLoader = DataLoader(
         DrawnPairs(dataset),
         batch_sampler=sampler,

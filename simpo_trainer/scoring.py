@@ -97,7 +97,8 @@ def add_scoring_forward(model: PreTrainedModel) -> None:
             "vocabulary. Load it with AutoModelForCausalLM."
         )
     transform = LogitTransform.from_config(model.config)
-    original_forward = model.forward
+    # Unbound, so that a copy of the model runs on its own weights.
+    original_forward = getattr(model.forward, "__func__", None) or type(model).forward
     accepted = inspect.signature(model.base_model.forward).parameters
     takes_positions = "position_ids" in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values())
 
@@ -105,7 +106,7 @@ def add_scoring_forward(model: PreTrainedModel) -> None:
     @functools.wraps(type(model).forward)
     def forward(self, *args, scored_labels: Tensor | None = None, **kwargs):
         if scored_labels is None:
-            return original_forward(*args, **kwargs)
+            return original_forward(self, *args, **kwargs)
         if not takes_positions:
             kwargs.pop("position_ids", None)
         hidden = self.base_model(*args, **kwargs, use_cache=False).last_hidden_state

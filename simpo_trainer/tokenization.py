@@ -122,6 +122,12 @@ def tokenize_preferences(
     return tokenized.remove_columns(list(_NOTES)), report
 
 
+def longest_pair(dataset: Any) -> int:
+    """Tokens of the longest prompt + answer in a set of token rows."""
+    lengths = (_length(*(row[name] for name in _IDS)) for row in dataset)
+    return max(lengths, default=0)
+
+
 def fit_to_length(
     prompt_ids: list[int],
     chosen_ids: list[int],

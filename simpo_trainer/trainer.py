@@ -38,7 +38,7 @@ from .progress import REPLACEMENTS
 from .sampler import PairBatchSampler, pair_loader
 from .scoring import AnswerScores, add_scoring_forward, check_scoring, score_answers
 from .startup import StartReport, describe_rows
-from .tokenization import tokenize_preferences
+from .tokenization import longest_pair, tokenize_preferences
 
 logger = get_logger(__name__)
 
@@ -96,12 +96,6 @@ class SimPOTrainer(Trainer):
     ):
         name = model if isinstance(model, str) else model.config._name_or_path
         args = args or SimPOConfig(output_dir=f"{name.rstrip('/').split('/')[-1] or 'model'}-SimPO")
-        if args.n_gpu > 1:
-            raise SimPOError(
-                f"One process sees {args.n_gpu} accelerators; splitting a batch over them inside one process is not "
-                f"supported. Launch one process each: accelerate launch --num_processes {args.n_gpu} ..., or show the "
-                "process a single one (CUDA_VISIBLE_DEVICES=0)."
-            )
         if isinstance(model, str):
             model = load_model(model, args, adapter_follows=peft_config is not None)
         model = prepare_model(model, args, peft_config)
@@ -248,9 +242,12 @@ class SimPOTrainer(Trainer):
                     name=name,
                 )
             logger.info(report.summary())
-            check_positions(self._model_to_train, report.longest)
             if name == "train":
                 logger.info(describe_rows(dataset, self._tokenizer))
+            longest = report.longest
+        else:
+            longest = longest_pair(dataset)
+        check_positions(self._model_to_train, longest)
         return dataset
 
     def _sampler(self, dataset: Any, batch_size: int, **options: Any) -> PairBatchSampler:
@@ -394,10 +391,13 @@ class SimPOTrainer(Trainer):
         loader = self.get_train_dataloader()
         micro_steps = max(1, num_pairs // self._train_sampler.pairs_per_step)
         self._eval_sums = MetricSums()
-        model = self.model_wrapped.eval()
+        model = self.model_wrapped
+        was_training = model.training
+        model.eval()
         with torch.no_grad():
             for inputs in islice(loader, micro_steps):
                 self.compute_loss(model, self._prepare_inputs(inputs))
+        model.train(was_training)
         return self._eval_sums.reduce(self.accelerator)
 
 
