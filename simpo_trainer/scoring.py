@@ -6,6 +6,7 @@ Shapes: R rows of T tokens, S scored positions, A answers.
 import functools
 import inspect
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -97,8 +98,7 @@ def add_scoring_forward(model: PreTrainedModel) -> None:
             "vocabulary. Load it with AutoModelForCausalLM."
         )
     transform = LogitTransform.from_config(model.config)
-    # Unbound, so that a copy of the model runs on its own weights.
-    original_forward = getattr(model.forward, "__func__", None) or type(model).forward
+    original_forward = _unbound(model.forward)
     accepted = inspect.signature(model.base_model.forward).parameters
     takes_positions = "position_ids" in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values())
 
@@ -118,6 +118,14 @@ def add_scoring_forward(model: PreTrainedModel) -> None:
 
     forward.scores_answers = True  # type: ignore[attr-defined]
     model.forward = types.MethodType(forward, model)
+
+
+def _unbound(forward: Callable) -> Callable:
+    """A forward that takes the model first, so that a copy of the model runs on its own weights.
+
+    What a library has put there as a plain callable (accelerate's hooks) keeps the model that it was made for.
+    """
+    return getattr(forward, "__func__", None) or (lambda self, *args, **kwargs: forward(*args, **kwargs))
 
 
 @torch.no_grad()

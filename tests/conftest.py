@@ -1,8 +1,9 @@
-"""Tests run without network and without progress bars; both are decided when the libraries are imported."""
+"""What holds for all tests; the environment is read when the libraries are imported, which is after this file."""
 
 import gc
 import os
 
+# No network, no telemetry, no progress bars.
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -12,8 +13,10 @@ os.environ |= {
     "TQDM_DISABLE": "1",
     "TRL_EXPERIMENTAL_SILENCE": "1",
 }
+# Threads of a tiny product mostly wait for each other: on a busy machine, two take ten times as long as one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_finish():
-    """Training collects garbage at its start; what the libraries have made by now need not be searched each time."""
+    """Each training collects garbage at its start; what the libraries have made by now need not be searched again."""
     gc.freeze()

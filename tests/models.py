@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import (
     AutoModelForCausalLM,
@@ -14,6 +14,7 @@ from transformers import (
     GraniteConfig,
     HyperCLOVAXConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     PhiConfig,
     PretrainedConfig,
@@ -80,6 +81,22 @@ def tiny_architecture(name: str) -> PreTrainedModel:
     return tiny_model(ARCHITECTURES[name]())
 
 
+class HalvedLlama(LlamaForCausalLM):
+    """Scales its logits by a number that no configuration tells."""
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits * 0.5
+        return output
+
+
+def halved_llama() -> HalvedLlama:
+    """The default tiny model, but for its logits."""
+    model = HalvedLlama(LlamaConfig(**SMALL))
+    model.load_state_dict(tiny_model().state_dict())
+    return model
+
+
 def as_exact_as_can_be(model: PreTrainedModel) -> PreTrainedModel:
     """The model in float64, or in float32 where attention is eager: its float64 mask overflows in a float32 softmax."""
     return model if model.config._attn_implementation == "eager" else model.double()
@@ -100,10 +117,11 @@ def random_pairs(count: int, seed: int = 0, *, vocab_size: int = VOCAB_SIZE) -> 
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer whose words w3, w4, ... are the ids of the tiny models' vocabulary."""
+    """A tokenizer whose words w3, w4, ... are the ids of the tiny models' vocabulary; it puts BOS in front."""
     words = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(EOS + 1, VOCAB_SIZE))]
     backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 

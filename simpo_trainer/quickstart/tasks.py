@@ -1,0 +1,177 @@
+"""Kinds of short instructions with one right answer each: the text of the quickstart's world.
+
+An item is an instruction about a short list of words, with its right answer and a bad answer. Everything here is pure
+Python and deterministic given the `random.Random` passed in. Items are held out by content: a list of words belongs
+either to the training side or to the held-out side, in every kind and phrasing alike, so a held-out instruction is
+never one of the training side with other words around it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from zlib import crc32
+
+ANIMALS = ("badger", "crow", "eel", "goat", "heron", "lynx", "otter", "sheep", "toad", "yak")
+COLOURS = ("amber", "blue", "coral", "green", "indigo", "pink", "red", "teal", "violet", "white")
+TOOLS = ("axe", "brush", "drill", "file", "hammer", "knife", "ladder", "rake", "saw", "wrench")
+FOODS = ("apple", "bread", "cheese", "fig", "honey", "lemon", "nut", "olive", "rice", "soup")
+WORDS = ANIMALS + COLOURS + TOOLS + FOODS
+NUMBERS = ("one", "two", "three", "four", "five")
+
+# One list of words in so many is held out.
+HELD_OUT_ONE_IN = 6
+
+# A bad answer is short and wrong, or begins with "well" and goes on about these, which at times ends in what is right.
+RAMBLES = (
+    "let me think about this",
+    "that is a good question",
+    "there is much to say",
+    "it could be any of them",
+    "I have to look again",
+)
+BAD_FORMS = {"rambling": 0.65, "rambling, then right": 0.3, "wrong": 0.05}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One instruction of a kind, the only right answer to it, and a bad answer."""
+
+    kind: str
+    instruction: str
+    right: str
+    bad: str
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The right answer to a question, and one that is as short and wrong."""
+
+    right: str
+    wrong: str
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How many words an instruction may have, its phrasings, and what the answers are.
+
+    `answer` gives None for words to which the question has no single right answer.
+    """
+
+    sizes: tuple[int, ...]
+    phrasings: tuple[str, ...]
+    answer: Callable[[Sequence[str], Random], Answers | None]
+
+
+def _one_of(words: Sequence[str], right: str, rng: Random) -> Answers:
+    """The right word, with any other of the words as the wrong one."""
+    return Answers(right, rng.choice([word for word in words if word != right]))
+
+
+def _at(position: int) -> Callable[[Sequence[str], Random], Answers]:
+    return lambda words, rng: _one_of(words, words[position], rng)
+
+
+def _the_only(group: Sequence[str]) -> Callable[[Sequence[str], Random], Answers | None]:
+    def answer(words: Sequence[str], rng: Random) -> Answers | None:
+        members = [word for word in words if word in group]
+        return _one_of(words, members[0], rng) if len(members) == 1 else None
+
+    return answer
+
+
+def _copy(words: Sequence[str], rng: Random) -> Answers:
+    return Answers(" ".join(words), " ".join([*words, rng.choice(WORDS)]))
+
+
+def _twice(words: Sequence[str], rng: Random) -> Answers:
+    text = " ".join(words)
+    return Answers(f"{text} {text}", rng.choice([text, f"{text} {text} {text}"]))
+
+
+def _count(words: Sequence[str], rng: Random) -> Answers:
+    return _one_of(NUMBERS, NUMBERS[len(words) - 1], rng)
+
+
+def _commas(words: Sequence[str], rng: Random) -> Answers:
+    return Answers(", ".join(words), " ".join(words))
+
+
+def _brackets(words: Sequence[str], rng: Random) -> Answers:
+    return Answers(f"[{' '.join(words)}]", " ".join(words))
+
+
+def _reverse(words: Sequence[str], rng: Random) -> Answers:
+    return Answers(" ".join(reversed(words)), " ".join(words))
+
+
+def _ends(words: Sequence[str], rng: Random) -> Answers:
+    return Answers(f"{words[0]} and {words[-1]}", f"{words[-1]} and {words[0]}")
+
+
+def _alphabet(words: Sequence[str], rng: Random) -> Answers:
+    return _one_of(words, min(words), rng)
+
+
+def _longest(words: Sequence[str], rng: Random) -> Answers | None:
+    longest = max(words, key=len)
+    return _one_of(words, longest, rng) if [len(word) for word in words].count(len(longest)) == 1 else None
+
+
+# Each of these is learned by the warm-up, measured on held-out items; kinds that it did not learn were left out (the
+# word before or after a given one, leaving a word out, replacing one, yes or no to "is it in the list").
+KINDS = {
+    "copy": Kind((1, 2, 3), ("Copy this: {words}", "Say the same: {words}"), _copy),
+    "twice": Kind((1, 2), ("Say this twice: {words}", "Write this two times: {words}"), _twice),
+    "first": Kind((2, 3, 4), ("Say the first word: {words}", "Which word comes first: {words}"), _at(0)),
+    "second": Kind((2, 3, 4), ("Say the second word: {words}", "Which word comes second: {words}"), _at(1)),
+    "last": Kind((2, 3, 4), ("Say the last word: {words}", "Which word comes last: {words}"), _at(-1)),
+    "count": Kind((1, 2, 3, 4, 5), ("How many words: {words}", "Count the words: {words}"), _count),
+    "commas": Kind((2, 3), ("Put commas between: {words}", "Join with commas: {words}"), _commas),
+    "brackets": Kind((1, 2, 3), ("Put in brackets: {words}", "Write this in brackets: {words}"), _brackets),
+    "reverse": Kind((2, 3), ("Reverse the order: {words}", "Say this from the end: {words}"), _reverse),
+    "ends": Kind((3, 4), ("Say the first and last word: {words}", "Which words are at the ends: {words}"), _ends),
+    "alphabet": Kind((2, 3), ("First in the alphabet: {words}", "Which is first by letters: {words}"), _alphabet),
+    "longest": Kind((2, 3), ("Say the longest word: {words}", "Which word is longest: {words}"), _longest),
+    "animal": Kind((2, 3), ("Say the animal: {words}", "Which one is the animal: {words}"), _the_only(ANIMALS)),
+    "food": Kind((2, 3), ("Say the food: {words}", "Which one is the food: {words}"), _the_only(FOODS)),
+}
+
+
+def is_held_out(words: Sequence[str]) -> bool:
+    """Whether these words, in this order, are kept for the held-out side (the same on every machine)."""
+    return crc32(" ".join(words).encode()) % HELD_OUT_ONE_IN == 0
+
+
+def is_right(right: str, answer: str) -> bool:
+    """Whether `answer` is the right answer and nothing more; only the spacing is forgiven."""
+    return answer.split() == right.split()
+
+
+def draw(rng: Random, held_out: bool) -> Item:
+    """One item of the training side or of the held-out side, of any kind at even odds."""
+    name, kind = rng.choice(list(KINDS.items()))
+    while True:
+        words = rng.sample(WORDS, rng.choice(kind.sizes))
+        answers = kind.answer(words, rng) if is_held_out(words) == held_out else None
+        if answers is not None:
+            instruction = rng.choice(kind.phrasings).format(words=" ".join(words))
+            return Item(name, instruction, answers.right, _bad_answer(answers, rng))
+
+
+def draw_distinct(rng: Random, held_out: bool, count: int) -> list[Item]:
+    """`count` items of one side, no instruction twice."""
+    items: dict[str, Item] = {}
+    while len(items) < count:
+        item = draw(rng, held_out)
+        items.setdefault(item.instruction, item)
+    return list(items.values())
+
+
+def _bad_answer(answers: Answers, rng: Random) -> str:
+    first, second = rng.sample(RAMBLES, 2)
+    form = rng.choices(list(BAD_FORMS), list(BAD_FORMS.values()))[0]
+    return {
+        "rambling": f"well, {first}, {second}",
+        "rambling, then right": f"well, {first}, {answers.right}",
+        "wrong": answers.wrong,
+    }[form]

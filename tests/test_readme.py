@@ -1,0 +1,87 @@
+"""What the README shows must be true: its example runs, its recipe parses, its files and metrics exist."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, load_dataset
+from models import random_pairs, tiny_model, word_tokenizer
+from runs import make_trainer
+
+from simpo_trainer.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAIRS = random_pairs(8)
+
+
+def _blocks(language: str) -> list[str]:
+    fences = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+    return [text for name, text in fences if name == language]
+
+
+def test_the_loss_example_is_short_and_trains_its_loss(tmp_path, monkeypatch):
+    tiny_model().save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    example = next(block for block in _blocks("python") if "def pair_loss" in block)
+    assert len([line for line in example.splitlines() if line.strip()]) < 15
+    names: dict = {"pairs": Dataset.from_list(PAIRS)}
+    exec(example, names)
+    trainer = names["trainer"]
+    logps = trainer.predict(Dataset.from_list(PAIRS)).predictions
+    expected = ((2.0 * (logps[:, 0] - logps[:, 1] - 0.5)) ** 2).mean()
+    trainer.train()
+    # One step of all eight pairs, so what it logs is the loss of the weights as they were.
+    assert trainer.state.log_history[0]["train_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_recipe_and_rows(tmp_path):
+    (tmp_path / "my_run.yaml").write_text(_blocks("yaml")[0])
+    recipe = load_recipe(tmp_path / "my_run.yaml")
+    assert recipe.training.gamma_beta_ratio == 0.5
+    micro, accumulation = recipe.training.per_device_train_batch_size, recipe.training.gradient_accumulation_steps
+    assert micro * accumulation == 128
+    for row in _blocks("json")[0].splitlines():
+        (tmp_path / "pairs.jsonl").write_text(row + "\n")
+        pairs = load_dataset("json", data_files=str(tmp_path / "pairs.jsonl"), split="train")
+        assert pairs.column_names == ["prompt", "chosen", "rejected"]
+
+
+def test_overrides_in_the_commands_are_keys(tmp_path):
+    (tmp_path / "my_run.yaml").write_text(_blocks("yaml")[0])
+    commands = [line.split("#")[0] for block in _blocks("bash") for line in block.splitlines() if "my_run.yaml" in line]
+    assert len(commands) == 3
+    for command in commands:
+        load_recipe(tmp_path / "my_run.yaml", command.split("my_run.yaml")[1].split())
+
+
+def test_the_tree_lists_every_file_of_the_package():
+    tree = next(block for block in _blocks("") if "simpo_trainer/" in block)
+    listed = set(re.findall(r"[a-z_]+\.py|quickstart/", tree))
+    there = {path.name for path in (ROOT / "simpo_trainer").glob("*.py") if not path.name.startswith("_")}
+    assert there - {"errors.py", "log.py"} <= listed
+    for name in listed - {"quickstart/", "run_simpo.py", "reference.py"}:
+        assert (ROOT / "simpo_trainer" / name).is_file(), name
+
+
+def test_metrics_in_the_table_are_logged(tmp_path):
+    trainer = make_trainer(tmp_path, PAIRS, max_steps=1, eval_dataset=Dataset.from_list(PAIRS))
+    trainer.train()
+    logged = set(trainer.state.log_history[0]) | set(trainer.evaluate())
+    table = README[README.index("| metric | meaning |") :].split("\n\n")[0]
+    named = {name for line in table.splitlines()[2:] for name in re.findall(r"`([a-z_/]+)`", line.split("|")[1])}
+    assert len(named) > 15
+    assert named <= logged
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"make ([a-z-]+)", "\n".join(_blocks("bash")) + README)) - {"are"}
+    assert {"quickstart", "test"} <= targets
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    for target in targets:
+        done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

@@ -1,0 +1,168 @@
+"""Ending a run early and going on: from a checkpoint, and after Ctrl-C."""
+
+import logging
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from models import random_pairs, tiny_model
+from peft import LoraConfig
+from runs import assert_same_weights, make_trainer, train_log, weights_of
+from transformers import GPT2Config, TrainerCallback
+
+from simpo_trainer.interrupt import StopRequest
+
+ROWS = random_pairs(22)
+# Two epochs of 8 + 8 + 6 pairs with the optimiser and schedule of a real run, which a checkpoint must hold.
+SETTINGS = {
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "optim": "adamw_torch",
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.1,
+    "max_grad_norm": 1.0,
+    "save_strategy": "steps",
+    "save_steps": 1,
+}
+LOGGED = ("loss", "grad_norm", "learning_rate", "rewards/margins", "num_pairs_seen", "num_tokens_seen", "epoch")
+
+
+def dropout_model(seed: int = 0):
+    return tiny_model(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=97), seed=seed)
+
+
+def assert_resumed(resumed, whole, step: int) -> None:
+    """What follows the checkpoint is what followed it in the uninterrupted run, to the last bit but one."""
+    assert resumed.state.global_step == whole.state.global_step
+    logs, expected = train_log(resumed, *LOGGED), train_log(whole, *LOGGED)
+    assert len(logs) == len(expected) == 6
+    torch.testing.assert_close(torch.tensor(logs[step:]), torch.tensor(expected[step:]), rtol=1e-6, atol=0)
+    assert_same_weights(weights_of(resumed), weights_of(whole), tolerance=1e-6)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run with a checkpoint after each of its six steps."""
+    trainer = make_trainer(tmp_path_factory.mktemp("whole"), ROWS, **SETTINGS)
+    trainer.train()
+    assert trainer.state.global_step == 6 and not trainer.interrupted
+    return trainer
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 5])
+def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, whole, step, caplog):
+    """From the middle of an epoch, from its end, from the second epoch; weights come from the checkpoint alone."""
+    resumed = make_trainer(tmp_path, ROWS, model=tiny_model(seed=5), **{**SETTINGS, "save_strategy": "no"})
+    with caplog.at_level(logging.INFO, "simpo_trainer"):
+        resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-{step}")
+    assert_resumed(resumed, whole, step)
+    assert f"Resuming after step {step}." in caplog.text and "Starting margin" not in caplog.text
+
+
+def test_dropout_goes_on_where_it_stopped(tmp_path):
+    """With dropout left on, the random state of the checkpoint counts."""
+    settings = {**SETTINGS, "disable_dropout": False}
+    whole = make_trainer(tmp_path / "whole", ROWS, model=dropout_model(), **settings)
+    whole.train()
+    resumed = make_trainer(tmp_path / "resumed", ROWS, model=dropout_model(5), **{**settings, "save_strategy": "no"})
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    assert_resumed(resumed, whole, 4)
+
+
+def test_an_adapter_is_resumed(tmp_path):
+    def adapter():
+        torch.manual_seed(1)
+        return {"peft_config": LoraConfig(target_modules=["q_proj", "up_proj"], r=4, task_type="CAUSAL_LM")}
+
+    whole = make_trainer(tmp_path / "whole", ROWS, arguments=adapter(), **SETTINGS)
+    whole.train()
+    resumed = make_trainer(tmp_path / "resumed", ROWS, arguments=adapter(), **{**SETTINGS, "save_strategy": "no"})
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    assert_resumed(resumed, whole, 4)
+
+
+# ---- Ctrl-C ----
+
+
+class PressCtrlC(TrainerCallback):
+    """Sends SIGINT to this process in the middle of a step, once or more."""
+
+    def __init__(self, step: int, *, times: int = 1):
+        self.step = step
+        self.times = times
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1:
+            for _ in range(self.times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("step", [3, 4])
+def test_ctrl_c_ends_the_step_and_saves_it_for_a_resumed_run(tmp_path, whole, step, caplog):
+    """At an end of an epoch and inside one, though the settings save nothing."""
+    settings = {**SETTINGS, "save_strategy": "no"}
+    stopped = make_trainer(tmp_path, ROWS, arguments={"callbacks": [PressCtrlC(step)]}, **settings)
+    with caplog.at_level(logging.INFO, "simpo_trainer"):
+        stopped.train()
+    assert stopped.interrupted
+    assert stopped.state.global_step == step
+    assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{step}"]
+    assert "Interrupted: finishing the step, then saving a checkpoint" in caplog.text
+
+    resumed = make_trainer(tmp_path / "resumed", ROWS, model=tiny_model(seed=5), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    assert not resumed.interrupted
+    assert_resumed(resumed, whole, step)
+
+
+def test_the_same_trainer_may_go_on_after_ctrl_c(tmp_path, whole):
+    """An earlier interruption is forgotten when training starts again."""
+    trainer = make_trainer(tmp_path, ROWS, arguments={"callbacks": [PressCtrlC(2)]}, **SETTINGS)
+    trainer.train()
+    assert trainer.interrupted
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert not trainer.interrupted
+    assert_resumed(trainer, whole, 2)
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    trainer = make_trainer(tmp_path, ROWS, arguments={"callbacks": [PressCtrlC(2, times=2)]}, **SETTINGS)
+    previous = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer.state.global_step == 1
+    assert signal.getsignal(signal.SIGINT) is previous
+
+
+def test_sigint_is_taken_over_during_training_only(tmp_path):
+    """Whatever handled it before handles it again, also when training fails."""
+    handlers = []
+
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            handlers.append(signal.getsignal(signal.SIGINT))
+            raise RuntimeError("enough")
+
+    previous = signal.getsignal(signal.SIGINT)
+    with pytest.raises(RuntimeError, match="enough"):
+        make_trainer(tmp_path, ROWS, arguments={"callbacks": [Look()]}).train()
+    assert handlers[0] is not previous
+    assert signal.getsignal(signal.SIGINT) is previous
+
+
+def test_a_request_in_another_thread_leaves_signals_alone():
+    """Only the main thread may handle them."""
+    seen = []
+
+    def enter():
+        with StopRequest() as request:
+            seen.append((signal.getsignal(signal.SIGINT), request.requested))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [(signal.getsignal(signal.SIGINT), False)]
