@@ -1,6 +1,5 @@
 """The model that a run trains: loading by name, adapters, dropout, and the rule on weight dtypes."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ def load_model(name: str, args: SimPOConfig, *, adapter_follows: bool) -> PreTra
         SimPOError: nothing can be loaded under that name.
     """
     check_model_name(name)
-    name = os.path.expanduser(name)
     kwargs: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
     is_adapter = (Path(name) / "adapter_config.json").is_file()
     frozen = adapter_follows or is_adapter

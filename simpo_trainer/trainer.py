@@ -5,6 +5,7 @@ micro-batches and accumulation steps. The pieces: `sampler.py` deals the pairs o
 over all processes, `compute_loss` divides by that count.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple, cast
@@ -94,10 +95,10 @@ class SimPOTrainer(Trainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         peft_config: PeftConfig | None = None,
     ):
-        name = model if isinstance(model, str) else model.config._name_or_path
+        name = os.path.expanduser(model) if isinstance(model, str) else model.config._name_or_path
         args = args or SimPOConfig(output_dir=f"{name.rstrip('/').split('/')[-1] or 'model'}-SimPO")
         if isinstance(model, str):
-            model = load_model(model, args, adapter_follows=peft_config is not None)
+            model = load_model(name, args, adapter_follows=peft_config is not None)
         model = prepare_model(model, args, peft_config)
         base_model = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
         add_scoring_forward(base_model)

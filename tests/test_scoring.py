@@ -135,6 +135,7 @@ def adapted_model(config, *, seed: int = 0):
     return model
 
 
+@pytest.mark.filterwarnings("ignore:Position ids are not supported")
 @pytest.mark.parametrize(
     "config",
     [

@@ -100,7 +100,7 @@ def _brackets(words: Sequence[str], rng: Random) -> Answers:
     return Answers(f"[{' '.join(words)}]", " ".join(words))
 
 
-def _reverse(words: Sequence[str], rng: Random) -> Answers:
+def _swap(words: Sequence[str], rng: Random) -> Answers:
     return Answers(" ".join(reversed(words)), " ".join(words))
 
 
@@ -123,12 +123,11 @@ KINDS = {
     "copy": Kind((1, 2, 3), ("Copy this: {words}", "Say the same: {words}"), _copy),
     "twice": Kind((1, 2), ("Say this twice: {words}", "Write this two times: {words}"), _twice),
     "first": Kind((2, 3, 4), ("Say the first word: {words}", "Which word comes first: {words}"), _at(0)),
-    "second": Kind((2, 3, 4), ("Say the second word: {words}", "Which word comes second: {words}"), _at(1)),
     "last": Kind((2, 3, 4), ("Say the last word: {words}", "Which word comes last: {words}"), _at(-1)),
     "count": Kind((1, 2, 3, 4, 5), ("How many words: {words}", "Count the words: {words}"), _count),
     "commas": Kind((2, 3), ("Put commas between: {words}", "Join with commas: {words}"), _commas),
     "brackets": Kind((1, 2, 3), ("Put in brackets: {words}", "Write this in brackets: {words}"), _brackets),
-    "reverse": Kind((2, 3), ("Reverse the order: {words}", "Say this from the end: {words}"), _reverse),
+    "swap": Kind((2,), ("Swap these: {words}", "Turn the two around: {words}"), _swap),
     "ends": Kind((3, 4), ("Say the first and last word: {words}", "Which words are at the ends: {words}"), _ends),
     "alphabet": Kind((2, 3), ("First in the alphabet: {words}", "Which is first by letters: {words}"), _alphabet),
     "longest": Kind((2, 3), ("Say the longest word: {words}", "Which word is longest: {words}"), _longest),
