@@ -25,6 +25,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+# One thread: the model is too small to share out, and threads that wait for each other crawl on a busy machine.
+quickstart: export OMP_NUM_THREADS ?= 1
 quickstart: install
 	$(BIN)/python scripts/quickstart.py prepare
 	$(BIN)/simpo train recipes/quickstart.yaml

@@ -3,7 +3,6 @@
 Shapes: R rows of T tokens, S scored positions, A answers.
 """
 
-import functools
 import inspect
 import types
 from collections.abc import Callable
@@ -102,8 +101,6 @@ def add_scoring_forward(model: PreTrainedModel) -> None:
     accepted = inspect.signature(model.base_model.forward).parameters
     takes_positions = "position_ids" in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values())
 
-    # `generate` and the Trainer read the signature of `forward`: keep it.
-    @functools.wraps(type(model).forward)
     def forward(self, *args, scored_labels: Tensor | None = None, **kwargs):
         if scored_labels is None:
             return original_forward(self, *args, **kwargs)
@@ -116,6 +113,9 @@ def add_scoring_forward(model: PreTrainedModel) -> None:
         logps, mean_logits = token_logps(hidden[scored], self.get_output_embeddings(), scored_labels[scored], transform)
         return ScoringOutput(logps=logps, mean_logits=mean_logits)
 
+    # `generate` and the Trainer read the signature of `forward`. Not by functools.wraps: accelerate, unwrapping a model,
+    # follows `__wrapped__` and would take this forward off.
+    forward.__signature__ = inspect.signature(type(model).forward)  # type: ignore[attr-defined]
     forward.scores_answers = True  # type: ignore[attr-defined]
     model.forward = types.MethodType(forward, model)
 

@@ -5,6 +5,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.hooks import ModelHook, add_hook_to_module
 from models import ARCHITECTURES, SMALL, as_exact_as_can_be, halved_llama, random_pairs, tiny_architecture, tiny_model
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
@@ -328,3 +329,12 @@ def test_calling_a_transform_equals_applying_it_in_place():
         before = logits.clone()
         torch.testing.assert_close(transform(logits), transform.apply_(logits.clone()), rtol=0, atol=1e-15)
         assert torch.equal(logits, before)
+
+
+def test_unwrapping_by_accelerate_keeps_the_scoring():
+    """It takes autocast off the forward, and only that."""
+    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+    model = scoring_model()
+    prepared = accelerator.prepare_model(model)
+    plain = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    assert_scores_are(score_answers(plain, PairCollator()(PAIRS)), score_pairs(in_float64(model), PAIRS))
