@@ -11,6 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from models import as_text, random_pairs, tiny_model, word_tokenizer
+from transformers import AutoModelForCausalLM
+
+from simpo_trainer.recipe import load_recipe
+from simpo_trainer.run import run
 
 pytestmark = pytest.mark.slow
 
@@ -112,3 +117,58 @@ def _wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> Non
 def _children(parent: int) -> list[int]:
     done = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=True)
     return [int(pid) for pid in done.stdout.split()]
+
+
+RECIPE = """
+model_name_or_path: model
+dataset_name: pairs.jsonl
+output_dir: unset
+learning_rate: 1e-3
+num_train_epochs: 2
+logging_steps: 1
+save_strategy: "no"
+use_cpu: true
+"""
+MODULE = ("-m", "accelerate.commands.launch")
+SCRIPT = str(TESTS.parent / "scripts" / "run_simpo.py")
+DOORS = {
+    "simpo": ([sys.executable, "-c", "from simpo_trainer.cli import main; main()", "train"], 4, 1),
+    "accelerate": ([sys.executable, *MODULE, "--num_processes", "1", SCRIPT], 2, 2),
+    "accelerate-2": ([sys.executable, *MODULE, "--multi_gpu", "--num_processes", "2", SCRIPT], 2, 1),
+    "torchrun-2": ([*TORCHRUN, SCRIPT], 1, 2),
+}
+
+
+def test_every_door_leads_to_the_same_run(tmp_path, monkeypatch):
+    """The command line, both launchers and Python: same losses and weights for the same global batch of 4 pairs."""
+    tiny_model().save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    rows = [json.dumps(as_text(pair)) for pair in random_pairs(14)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(rows))
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+
+    split = {"per_device_train_batch_size": 4}
+    run(load_recipe("recipe.yaml", {"output_dir": "python", **split}))
+    losses, weights = _outcome(tmp_path / "python")
+    assert len(losses) >= 6
+    for door, (command, batch_size, accumulation) in DOORS.items():
+        overrides = ["--output_dir", door, "--per_device_train_batch_size", str(batch_size)]
+        overrides += ["--gradient_accumulation_steps", str(accumulation)]
+        done = subprocess.run(
+            [*command, "recipe.yaml", *overrides], env=_environment(), capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        processes = 2 if door.endswith("-2") else 1
+        assert f"x {processes} process" in done.stderr
+        found_losses, found_weights = _outcome(tmp_path / door)
+        assert found_losses == pytest.approx(losses, rel=2e-4), door
+        for name, weight in weights.items():
+            torch.testing.assert_close(found_weights[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def _outcome(folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses of the steps, and the weights as `from_pretrained` loads them."""
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return [entry["loss"] for entry in history if "loss" in entry], model.state_dict()
