@@ -179,8 +179,9 @@ def test_float32_log_softmax_of_bfloat16_hidden_states():
     problem = Problem(dtype=torch.bfloat16)
     found, full = problem.tiled(), problem.full()
     assert found["logps"].dtype == torch.float32
-    # Logits between 8 and 16 are 1/16 apart: that of the target and the largest may each be rounded by half of it.
-    torch.testing.assert_close(found["logps"], full["logps"], rtol=0, atol=1 / 16)
+    # Logits between 8 and 16 are 1/16 apart. Products of other shapes may round that of the target and the largest the
+    # other way, a whole step each (seen with torch 2.11).
+    torch.testing.assert_close(found["logps"], full["logps"], rtol=0, atol=2 / 16)
     for name in problem.leaves():
         gradient = found[f"gradient of {name}"]
         assert gradient.dtype == torch.bfloat16
