@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 # Metric name without its prefix, label on the line, number format. Everything else goes to the log files only.
@@ -49,7 +49,9 @@ class LineCallback(TrainerCallback):
             print(line, flush=True)
 
 
-REPLACEMENTS: dict[type[TrainerCallback], type[TrainerCallback]] = {
-    ProgressCallback: LineProgressCallback,
-    PrinterCallback: LineCallback,
-}
+def show_lines(trainer: Trainer) -> None:
+    """Let the trainer's progress callback print lines; any other (a notebook's) is left as it is."""
+    for raw, readable in ((ProgressCallback, LineProgressCallback), (PrinterCallback, LineCallback)):
+        if any(type(callback) is raw for callback in trainer.callback_handler.callbacks):
+            trainer.remove_callback(raw)
+            trainer.add_callback(readable())

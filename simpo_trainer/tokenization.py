@@ -36,7 +36,7 @@ logger = get_logger(__name__)
 CODE_VERSION = 1
 
 _INPUT_COLUMNS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "margin")
-_IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 # What the cached rows say beside their ids; read for the report, then removed.
 _NOTES = Features(
     {
@@ -46,7 +46,7 @@ _NOTES = Features(
         "cut": List(Value("bool")),  # of prompt, chosen and rejected
     }
 )
-_FEATURES = Features({"row": Value("int64"), **{name: List(Value("int32")) for name in _IDS}, **_NOTES})
+_FEATURES = Features({"row": Value("int64"), **{name: List(Value("int32")) for name in TOKEN_COLUMNS}, **_NOTES})
 # Columns without a `prompt` beside them that suggest that the prompt is not implicit but called otherwise.
 _PROMPT_LIKE = {"question", "instruction", "query", "input"}
 
@@ -124,7 +124,7 @@ def tokenize_preferences(
 
 def longest_pair(dataset: Any) -> int:
     """Tokens of the longest prompt + answer in a set of token rows."""
-    lengths = (_length(*(row[name] for name in _IDS)) for row in dataset)
+    lengths = (_length(*(row[name] for name in TOKEN_COLUMNS)) for row in dataset)
     return max(lengths, default=0)
 
 
@@ -155,7 +155,7 @@ def fit_to_length(
 
 def render_pair(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
     """A tokenized pair for the eye: what is scored stands between ⟦ and ⟧, long texts lack their middle."""
-    prompt_ids, chosen_ids, rejected_ids = (example[name] for name in _IDS)
+    prompt_ids, chosen_ids, rejected_ids = (example[name] for name in TOKEN_COLUMNS)
     parts = [f"row {example['row']}: prompt, {len(prompt_ids)} tokens", _decode(prompt_ids, tokenizer)]
     for side, ids in (("chosen", chosen_ids), ("rejected", rejected_ids)):
         parts += [f"{side}, {len(ids)} tokens scored", f"⟦{_decode(ids, tokenizer)}⟧"]
@@ -198,7 +198,7 @@ class _PairTokenizer:
             if isinstance(outcome, PairTexts):
                 outcome = _caught(self._finish, *next(pairs), isinstance(row["chosen"], list))
             if isinstance(outcome, RowDropped):
-                outcome = {**dict.fromkeys(_IDS, []), "reason": outcome.reason, "detail": outcome.detail}
+                outcome = {**dict.fromkeys(TOKEN_COLUMNS, []), "reason": outcome.reason, "detail": outcome.detail}
             outcome |= {"row": index, "margin": row.get("margin")}
             for name, values in columns.items():
                 values.append(outcome.get(name))
@@ -269,7 +269,7 @@ class _PairTokenizer:
         if fitted[1] == fitted[2]:
             raise RowDropped("identical_after_truncation")
         cuts = [len(after) < len(before) for before, after in zip(whole, fitted, strict=True)]
-        return {**dict(zip(_IDS, fitted, strict=True)), "cut": cuts, "length": _length(*fitted)}
+        return {**dict(zip(TOKEN_COLUMNS, fitted, strict=True)), "cut": cuts, "length": _length(*fitted)}
 
 
 def _caught(function: Any, *args: Any) -> Any:

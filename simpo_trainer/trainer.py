@@ -35,15 +35,13 @@ from .losses import LOSSES
 from .metrics import MetricSums, PairRecords, accumulation_dtype, pair_metrics
 from .modeling import check_positions, check_trainable_dtypes, load_model, prepare_model
 from .processes import end_group_at_exit
-from .progress import REPLACEMENTS
+from .progress import show_lines
 from .sampler import PairBatchSampler, pair_loader
 from .scoring import AnswerScores, add_scoring_forward, check_scoring, score_answers
 from .startup import StartReport, describe_rows
-from .tokenization import longest_pair, tokenize_preferences
+from .tokenization import TOKEN_COLUMNS, longest_pair, tokenize_preferences
 
 logger = get_logger(__name__)
-
-TOKEN_COLUMNS = {"prompt_ids", "chosen_ids", "rejected_ids"}
 
 
 class _StepTotals(NamedTuple):
@@ -136,7 +134,7 @@ class SimPOTrainer(Trainer):
         self._step_totals = _StepTotals(0.0, 0.0, 0.0, 0.0)
         self.add_callback(StartReport(self))
         self.add_callback(StopCallback(self))
-        self._replace_progress_callbacks()
+        show_lines(self)
 
     # ---- The loss ----
 
@@ -231,7 +229,7 @@ class SimPOTrainer(Trainer):
                 "Pass a datasets.Dataset (load it without streaming=True)."
             )
         columns = set(getattr(dataset, "column_names", None) or dataset[0])
-        if not columns >= TOKEN_COLUMNS:
+        if not columns >= set(TOKEN_COLUMNS):
             with self.args.main_process_first(desc=f"tokenizing the {name} set"):
                 dataset, report = tokenize_preferences(
                     dataset,
@@ -329,12 +327,6 @@ class SimPOTrainer(Trainer):
         steps_per_epoch = -(-len(sampler) // self.args.gradient_accumulation_steps)
         epochs, steps = divmod(self.state.global_step, steps_per_epoch)
         return epochs * sampler.pairs_per_epoch + min(steps * per_step, sampler.pairs_per_epoch)
-
-    def _replace_progress_callbacks(self) -> None:
-        for raw, readable in REPLACEMENTS.items():
-            if any(type(callback) is raw for callback in self.callback_handler.callbacks):
-                self.remove_callback(raw)
-                self.add_callback(readable())
 
     # ---- Evaluation ----
 
