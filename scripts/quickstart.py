@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
 
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.quickstart.compare import compare
@@ -19,6 +20,7 @@ def main() -> None:
     parser.add_argument("step", choices=("prepare", "compare"))
     parser.add_argument("--folder", type=Path, default=Path("runs/quickstart"), help="default: %(default)s")
     arguments = parser.parse_args()
+    disable_progress_bar()  # loading a million weights takes no time
     try:
         if arguments.step == "prepare":
             prepare(arguments.folder)

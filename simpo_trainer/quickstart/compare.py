@@ -170,7 +170,7 @@ def _scores_table(before: Scores, after: Scores, held_out: int) -> Table:
     for name, old, new in (
         ("right greedy answers", f"{before.right_share:.1%}", f"{after.right_share:.1%}"),
         ("mean length of a greedy answer, tokens", f"{before.answer_tokens:.1f}", f"{after.answer_tokens:.1f}"),
-        ("pairs with chosen above rejected", f"{before.pair_accuracy:.1%}", f"{after.pair_accuracy:.1%}"),
+        ("pair accuracy: chosen above rejected", f"{before.pair_accuracy:.1%}", f"{after.pair_accuracy:.1%}"),
         ("margin, nats per token", f"{before.margin:+.2f}", f"{after.margin:+.2f}"),
         ("log-prob of chosen, nats per token", f"{before.chosen_log_prob:.2f}", f"{after.chosen_log_prob:.2f}"),
     ):

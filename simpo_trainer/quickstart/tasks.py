@@ -21,7 +21,8 @@ NUMBERS = ("one", "two", "three", "four", "five")
 # One list of words in so many is held out.
 HELD_OUT_ONE_IN = 6
 
-# A bad answer is short and wrong, or begins with "well" and goes on about these, which at times ends in what is right.
+# A bad answer goes on and on, or reaches what is right only behind that, or is short and wrong. Most begin alike, so that
+# rambling competes with the one right beginning; the shares are those of the forms among bad answers.
 RAMBLES = (
     "let me think about this",
     "that is a good question",
@@ -117,16 +118,17 @@ def _longest(words: Sequence[str], rng: Random) -> Answers | None:
     return _one_of(words, longest, rng) if [len(word) for word in words].count(len(longest)) == 1 else None
 
 
-# Each of these is learned by the warm-up, measured on held-out items; kinds that it did not learn were left out (the
-# word before or after a given one, leaving a word out, replacing one, yes or no to "is it in the list").
+# Each of these is learned by the warm-up, measured on held-out items. Kinds that it did not learn, or not from every
+# seed, were left out: the second word, the word before or after a given one, three words from the end, leaving out or
+# replacing a word, and whether a word is in a list.
 KINDS = {
-    "copy": Kind((1, 2, 3), ("Copy this: {words}", "Say the same: {words}"), _copy),
+    "copy": Kind((1, 2), ("Copy this: {words}", "Say the same: {words}"), _copy),
     "twice": Kind((1, 2), ("Say this twice: {words}", "Write this two times: {words}"), _twice),
     "first": Kind((2, 3, 4), ("Say the first word: {words}", "Which word comes first: {words}"), _at(0)),
     "last": Kind((2, 3, 4), ("Say the last word: {words}", "Which word comes last: {words}"), _at(-1)),
     "count": Kind((1, 2, 3, 4, 5), ("How many words: {words}", "Count the words: {words}"), _count),
     "commas": Kind((2, 3), ("Put commas between: {words}", "Join with commas: {words}"), _commas),
-    "brackets": Kind((1, 2, 3), ("Put in brackets: {words}", "Write this in brackets: {words}"), _brackets),
+    "brackets": Kind((1, 2), ("Put in brackets: {words}", "Write this in brackets: {words}"), _brackets),
     "swap": Kind((2,), ("Swap these: {words}", "Turn the two around: {words}"), _swap),
     "ends": Kind((3, 4), ("Say the first and last word: {words}", "Which words are at the ends: {words}"), _ends),
     "alphabet": Kind((2, 3), ("First in the alphabet: {words}", "Which is first by letters: {words}"), _alphabet),

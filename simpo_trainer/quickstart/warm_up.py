@@ -24,7 +24,8 @@ def warm_up(
     """Trains `model` in place for `steps` batches of fresh items of the training side.
 
     Each item comes with its right or with its bad answer at even odds, so the model has no reason to prefer either.
-    The loss is the mean of -log p (nats per token) over the answers' tokens, end token included.
+    The loss is the mean of -log p (nats per token) over the answers' tokens, end token included. Every token of a batch
+    weighs the same: a mean per answer first would favour short answers, which are the good ones.
     """
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01, fused=True
@@ -33,7 +34,7 @@ def warm_up(
     model.train()
     start = time.monotonic()
     for step in range(1, steps + 1):
-        input_ids, labels = _batch(tokenizer, rng)
+        input_ids, labels = make_batch(tokenizer, rng)
         # The padding is on the right, where causal attention keeps it from the tokens that count.
         logits = model(input_ids=input_ids).logits[:, :-1]
         loss = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
@@ -48,13 +49,11 @@ def warm_up(
     model.eval()
 
 
-def _share_of_peak(step: int, steps: int) -> float:
-    """The learning rate of a step as a share of its peak: a short rise, then half a cosine down to zero."""
-    return min(1.0, (step + 1) / RISING_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))
+def make_batch(tokenizer: PreTrainedTokenizerFast, rng: Random) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and labels of fresh items, both (BATCH_SIZE, longest), padded on the right.
 
-
-def _batch(tokenizer: PreTrainedTokenizerFast, rng: Random) -> tuple[torch.Tensor, torch.Tensor]:
-    """Input ids and labels, both (BATCH_SIZE, longest), padded on the right; prompts are not labelled."""
+    Labels are the answers' token ids, and IGNORED at prompts and padding.
+    """
     prompts, texts = [], []
     for _ in range(BATCH_SIZE):
         item = draw(rng, held_out=False)
@@ -67,3 +66,8 @@ def _batch(tokenizer: PreTrainedTokenizerFast, rng: Random) -> tuple[torch.Tenso
     for row, prompt in enumerate(tokenizer(prompts)["input_ids"]):
         labels[row, : len(prompt)] = IGNORED
     return batch["input_ids"], labels
+
+
+def _share_of_peak(step: int, steps: int) -> float:
+    """The learning rate of a step as a share of its peak: a short rise, then half a cosine down to zero."""
+    return min(1.0, (step + 1) / RISING_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))

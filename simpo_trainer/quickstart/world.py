@@ -14,7 +14,7 @@ from .warm_up import warm_up
 
 TRAIN_PAIRS = 2000
 HELD_OUT_PAIRS = 400
-WARM_UP_STEPS = 800
+WARM_UP_STEPS = 700
 
 
 def prepare(
