@@ -57,6 +57,8 @@ class LogitTransform:
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
+# Compiled, the backbone goes without the head: the tiles have sizes of their own, and a module's forward is exchanged.
+@torch.compiler.disable
 def token_logps(hidden: Tensor, head: nn.Module, targets: Tensor, transform: LogitTransform) -> tuple[Tensor, Tensor]:
     """Log-probability of each target token, and the mean logit at its position.
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import SimPOConfig
 from .errors import SimPOError
@@ -16,7 +16,7 @@ logger = get_logger(__name__)
 
 
 def load_model(name: str, args: SimPOConfig, *, adapter_follows: bool) -> PreTrainedModel | PeftModel:
-    """Load a causal language model, or a saved adapter with its base, by folder or Hub name.
+    """Load a causal language model by folder or Hub name, or a saved adapter with its base by folder.
 
     Weights that train are loaded as float32 whatever the checkpoint's own dtype: at SimPO's learning rates bfloat16
     weights stand still. A base that stays frozen under an adapter is loaded as bfloat16 under bf16 autocast.
@@ -43,6 +43,22 @@ def load_model(name: str, args: SimPOConfig, *, adapter_follows: bool) -> PreTra
             f"The model {name!r} could not be loaded: {error}\nmodel_name_or_path must be a folder made by "
             "save_pretrained or a name on the Hugging Face Hub (for a private one, log in with `hf auth login`)."
         ) from error
+
+
+def load_tokenizer(name: str, args: SimPOConfig) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model, from the revision that `model_init_kwargs` name for the model.
+
+    Raises:
+        SimPOError: nothing can be loaded under that name.
+    """
+    if not name:
+        raise SimPOError("The model does not say where it was loaded from. Pass its tokenizer as processing_class.")
+    given: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
+    shared = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
+    try:
+        return AutoTokenizer.from_pretrained(name, **{key: given[key] for key in shared if key in given})
+    except (OSError, ValueError, ImportError) as error:  # its text says what: no such name, no access, no file
+        raise SimPOError(f"The tokenizer of {name!r} cannot be loaded: {error}") from error
 
 
 def check_model_name(name: str) -> None:
@@ -98,10 +114,10 @@ def prepare_model(
             # Copies made for `modules_to_save` keep the base's dtype, but they train.
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    elif isinstance(model, PeftModel) and not any(p.requires_grad for p in model.parameters()):
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         raise SimPOError(
-            "The adapted model has no trainable parameter: its adapter was loaded for inference. "
-            "Load it with PeftModel.from_pretrained(base, folder, is_trainable=True)."
+            "The model has no trainable parameter. If its adapter was loaded for inference, load it with "
+            "PeftModel.from_pretrained(base, folder, is_trainable=True)."
         )
     if args.disable_dropout:
         disable_dropout(model)

@@ -1,19 +1,17 @@
 """One run from start to end: recipe, data, tokenizer, trainer, training, saved model, evaluation."""
 
-import os
 import re
 import shlex
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import get_peft_config
 
 from .config import SimPOConfig
 from .errors import SimPOError
 from .log import get_logger
-from .modeling import check_model_name
+from .modeling import check_model_name, load_tokenizer
 from .preferences import load_preferences
 from .recipe import Recipe
 from .trainer import SimPOTrainer
@@ -60,7 +58,7 @@ def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dic
         args=args,
         train_dataset=train,
         eval_dataset=test,
-        processing_class=_load_tokenizer(recipe),
+        processing_class=load_tokenizer(str(recipe.model.model_name_or_path), args),
         peft_config=get_peft_config(recipe.model),
     )
     metrics = _train(trainer, recipe, checkpoint)
@@ -158,17 +156,3 @@ def _find_checkpoint(output_dir: Path, wanted: str | bool | None) -> str | None:
         return wanted
     hint = f"Complete ones are: {', '.join(map(str, there))}" if there else f"There is no complete one in {output_dir}"
     raise SimPOError(f"resume_from_checkpoint {wanted} is not a checkpoint: it has no trainer_state.json. {hint}.")
-
-
-def _load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    name = str(recipe.model.model_name_or_path)
-    kwargs: Any = recipe.training.model_init_kwargs or {}
-    try:
-        return AutoTokenizer.from_pretrained(
-            name,
-            revision=recipe.model.model_revision,
-            trust_remote_code=kwargs.get("trust_remote_code", False),
-        )
-    except (OSError, ValueError, ImportError) as error:  # its text says what: name, access, network, a missing file
-        place = "" if os.path.isdir(name) else ", which is no folder here, and so looked up on the Hub,"
-        raise SimPOError(f"the tokenizer of model_name_or_path {name}{place} cannot be loaded: {error}") from error

@@ -35,7 +35,8 @@ class PairBatchSampler(Sampler[list[Draw]]):
         num_processes: number of processes.
         process_index: which of them this is.
         seed: seed of the order; unset keeps the data set's own order (evaluation).
-        drop_last: leave out an incomplete last micro-step.
+        drop_last: leave out an incomplete last global batch.
+        accumulation: micro-steps of an optimiser step, which `drop_last` keeps whole.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class PairBatchSampler(Sampler[list[Draw]]):
         process_index: int = 0,
         seed: int | None = None,
         drop_last: bool = False,
+        accumulation: int = 1,
     ):
         self.num_pairs = num_pairs
         self.batch_size = batch_size
@@ -54,6 +56,7 @@ class PairBatchSampler(Sampler[list[Draw]]):
         self.process_index = process_index
         self.seed = seed
         self.drop_last = drop_last
+        self.accumulation = accumulation
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -71,8 +74,9 @@ class PairBatchSampler(Sampler[list[Draw]]):
         return len(self) * self.pairs_per_step if self.drop_last else self.num_pairs
 
     def __len__(self) -> int:
-        whole, rest = divmod(self.num_pairs, self.pairs_per_step)
-        return whole + (rest > 0 and not self.drop_last)
+        if self.drop_last:
+            return self.num_pairs // (self.pairs_per_step * self.accumulation) * self.accumulation
+        return -(-self.num_pairs // self.pairs_per_step)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         order = self._order()
@@ -125,8 +129,8 @@ def pair_loader(
     """
     if not len(sampler):
         raise SimPOError(
-            f"dataloader_drop_last leaves nothing to train on: the set has {len(dataset)} pairs, and a micro-step takes "
-            f"{sampler.pairs_per_step}. Leave dataloader_drop_last out."
+            f"dataloader_drop_last leaves nothing to train on: the set has {len(dataset)} pairs, and an optimiser step "
+            f"takes {sampler.pairs_per_step * sampler.accumulation}. Leave dataloader_drop_last out."
         )
     loader: DataLoader = DataLoader(
         DrawnPairs(dataset),

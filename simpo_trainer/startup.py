@@ -32,7 +32,9 @@ class StartReport(TrainerCallback):
     ) -> None:
         trainer = self.trainer
         processes = trainer.accelerator.num_processes
-        micro, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+        # Not the argument: `auto_find_batch_size` may have made it smaller.
+        micro, accumulation = trainer._train_batch_size, args.gradient_accumulation_steps
+        trainer.reset_window()
         logger.info(
             f"Model: {describe(trainer.model_wrapped)}.\n"
             f"Global batch: {micro * processes * accumulation} pairs ({micro} per device x {processes} process"

@@ -122,10 +122,25 @@ def tokenize_preferences(
     return tokenized.remove_columns(list(_NOTES)), report
 
 
-def longest_pair(dataset: Any) -> int:
-    """Tokens of the longest prompt + answer in a set of token rows."""
-    lengths = (_length(*(row[name] for name in TOKEN_COLUMNS)) for row in dataset)
-    return max(lengths, default=0)
+def check_token_rows(dataset: Any, max_length: int, name: str) -> int:
+    """Check rows that came as token ids, and return the tokens of the longest prompt + answer.
+
+    Raises:
+        SimPOError: a row has an empty prompt or answer, or exceeds `max_length`; token rows are trained on as they are.
+    """
+    longest = 0
+    for number, row in enumerate(dataset):
+        if empty := [column for column in TOKEN_COLUMNS if not row[column]]:
+            raise SimPOError(
+                f"{name}: {empty[0]} of row {number} is empty; it needs at least one token. Remove the row."
+            )
+        longest = max(longest, _length(*(row[column] for column in TOKEN_COLUMNS)))
+        if longest > max_length:
+            raise SimPOError(
+                f"{name}: row {number} has {longest} tokens and max_length is {max_length}; rows that come as token ids "
+                "are not cut. Raise max_length, or cut the rows."
+            )
+    return longest
 
 
 def fit_to_length(

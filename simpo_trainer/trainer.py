@@ -16,16 +16,16 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
-    AutoTokenizer,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
 )
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
 from .batching import Batch, PairCollator, count_tokens
+from .checkpoints import check_resumable
 from .config import SimPOConfig
 from .errors import SimPOError
 from .finite import check_finite
@@ -33,13 +33,13 @@ from .interrupt import StopCallback, StopRequest
 from .log import get_logger
 from .losses import LOSSES
 from .metrics import MetricSums, PairRecords, accumulation_dtype, pair_metrics
-from .modeling import check_positions, check_trainable_dtypes, load_model, prepare_model
+from .modeling import check_positions, check_trainable_dtypes, load_model, load_tokenizer, prepare_model
 from .processes import end_group_at_exit
 from .progress import show_lines
 from .sampler import PairBatchSampler, pair_loader
 from .scoring import AnswerScores, add_scoring_forward, check_scoring, score_answers
 from .startup import StartReport, describe_rows
-from .tokenization import TOKEN_COLUMNS, longest_pair, tokenize_preferences
+from .tokenization import TOKEN_COLUMNS, check_token_rows, tokenize_preferences
 
 logger = get_logger(__name__)
 
@@ -97,10 +97,12 @@ class SimPOTrainer(Trainer):
         args = args or SimPOConfig(output_dir=f"{name.rstrip('/').split('/')[-1] or 'model'}-SimPO")
         if isinstance(model, str):
             model = load_model(name, args, adapter_follows=peft_config is not None)
+        elif args.model_init_kwargs:
+            raise SimPOError("model_init_kwargs is set, but the model is an object already; it would do nothing there.")
         model = prepare_model(model, args, peft_config)
         base_model = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
         add_scoring_forward(base_model)
-        processing_class = processing_class or AutoTokenizer.from_pretrained(name)
+        processing_class = processing_class or load_tokenizer(name, args)
 
         # Before `super().__init__`, which wants to know the data sets.
         self._tokenizer = processing_class
@@ -123,7 +125,8 @@ class SimPOTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         if not self.is_deepspeed_enabled:
             check_trainable_dtypes(model)
-        check_scoring(base_model)
+        with self.accelerator.autocast():
+            check_scoring(base_model)
         if self.accelerator.num_processes > 1:
             end_group_at_exit()
         self.interrupted = False
@@ -222,12 +225,18 @@ class SimPOTrainer(Trainer):
         if dataset is None:
             return None
         if isinstance(dataset, Mapping):
+            if name == "train":
+                raise SimPOError(f"train_dataset has the splits {', '.join(dataset)}. Pass one: train_dataset[...].")
             return {key: self._tokenized(value, f"{name}_{key}") for key, value in dataset.items()}
         if not hasattr(dataset, "__len__"):
             raise SimPOError(
                 f"The {name} set is a {type(dataset).__name__} without a length; streaming is not supported. "
                 "Pass a datasets.Dataset (load it without streaming=True)."
             )
+        if not len(dataset):
+            raise SimPOError(f"The {name} set has no rows; it needs at least one preference pair.")
+        if isinstance(dataset, list):
+            dataset = Dataset.from_list(dataset)
         columns = set(getattr(dataset, "column_names", None) or dataset[0])
         if not columns >= set(TOKEN_COLUMNS):
             with self.args.main_process_first(desc=f"tokenizing the {name} set"):
@@ -245,7 +254,7 @@ class SimPOTrainer(Trainer):
                 logger.info(describe_rows(dataset, self._tokenizer))
             longest = report.longest
         else:
-            longest = longest_pair(dataset)
+            longest = check_token_rows(dataset, self.args.max_length, name)
         check_positions(self._model_to_train, longest)
         return dataset
 
@@ -264,14 +273,20 @@ class SimPOTrainer(Trainer):
             raise SimPOError("Training needs a train_dataset.")
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self._train_sampler = self._sampler(
-            self.train_dataset, self._train_batch_size, seed=seed, drop_last=self.args.dataloader_drop_last
+            self.train_dataset,
+            self._train_batch_size,
+            seed=seed,
+            drop_last=self.args.dataloader_drop_last,
+            accumulation=self.args.gradient_accumulation_steps,
         )
         return pair_loader(self.train_dataset, self._train_sampler, self.data_collator, self.args)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """Micro-batches of an evaluation set, given as such or by name, in its own order."""
         if isinstance(eval_dataset, str):
-            eval_dataset = cast(Mapping[str, Dataset], self.eval_dataset)[eval_dataset]
+            if not isinstance(self.eval_dataset, Mapping) or eval_dataset not in self.eval_dataset:
+                raise SimPOError(f"There is no evaluation set called {eval_dataset!r}.")
+            eval_dataset = self.eval_dataset[eval_dataset]
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if eval_dataset is None:
             raise SimPOError("Evaluation needs an eval_dataset.")
@@ -302,8 +317,15 @@ class SimPOTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; Ctrl-C ends the step, saves a checkpoint and sets `interrupted`."""
         self.interrupted = False
+        checkpoint = kwargs.get("resume_from_checkpoint", args[0] if args else None)
+        if checkpoint and checkpoint is not True:
+            check_resumable(checkpoint)
         with self._stop_request:
             return super().train(*args, **kwargs)
+
+    def reset_window(self) -> None:
+        """Begin a logging window: what an aborted or finished run left open is not this run's."""
+        self._train_sums = MetricSums()
 
     @property
     def stop_requested(self) -> bool:
@@ -361,7 +383,9 @@ class SimPOTrainer(Trainer):
         logps, lengths, tokens = self._eval_records.gather(self.accelerator)
         metrics |= {"num_pairs": len(logps), "num_tokens": int(tokens.sum())}
         if self.compute_metrics is not None:
-            metrics |= self.compute_metrics(EvalPrediction(predictions=logps, label_ids=lengths))
+            found = self.compute_metrics(EvalPrediction(predictions=logps, label_ids=lengths))
+            metrics |= {name.removeprefix(f"{metric_key_prefix}_"): value for name, value in found.items()}
+        metrics = denumpify_detensorize(metrics)
         cast(dict, output.metrics).update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output._replace(predictions=logps, label_ids=lengths)
 

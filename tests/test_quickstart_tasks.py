@@ -128,6 +128,12 @@ def test_two_preparations_write_the_same_bytes_and_leave_the_generator_alone(wor
     assert [file for file in files if (world / file).read_bytes() != (tmp_path / file).read_bytes()] == []
 
 
+def test_preparation_refuses_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SimPOError, match="cannot be made"):
+        prepare(tmp_path / "file" / "world", report=lambda line: None)
+
+
 def test_pairs_and_prompts(world):
     train, test, prompts = (read(world / name) for name in ("data/train.jsonl", "data/test.jsonl", "prompts.jsonl"))
     assert (len(train), len(test)) == (TRAIN_PAIRS, HELD_OUT_PAIRS)

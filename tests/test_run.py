@@ -11,10 +11,9 @@ import pytest
 from simpo_trainer import run as run_module
 from simpo_trainer.config import SimPOConfig
 from simpo_trainer.errors import SimPOError
+from simpo_trainer.modeling import load_tokenizer
 from simpo_trainer.recipe import load_recipe
 from simpo_trainer.run import Interrupted, resume_command, run
-
-load_tokenizer = run_module._load_tokenizer  # before a fixture replaces it
 
 
 class StubTrainer:
@@ -67,7 +66,7 @@ def make(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     monkeypatch.setattr(run_module, "load_preferences", lambda config: ("train rows", "test rows"))
-    monkeypatch.setattr(run_module, "_load_tokenizer", lambda recipe: "tokenizer")
+    monkeypatch.setattr(run_module, "load_tokenizer", lambda name, args: "tokenizer")
 
     def make(*overrides):
         (tmp_path / "my recipe.yaml").write_text("model_name_or_path: model\ndataset_name: d\noutput_dir: runs/out\n")
@@ -89,7 +88,7 @@ def nothing_is_loaded(monkeypatch):
         raise AssertionError("loaded before it was checked")
 
     monkeypatch.setattr(run_module, "load_preferences", fail)
-    monkeypatch.setattr(run_module, "_load_tokenizer", fail)
+    monkeypatch.setattr(run_module, "load_tokenizer", fail)
 
 
 def test_order_of_a_run(make, caplog):
@@ -239,5 +238,5 @@ def test_starting_over_in_a_used_folder_is_said(make, caplog):
 
 
 def test_a_tokenizer_that_cannot_be_loaded(make):
-    with pytest.raises(SimPOError, match="the tokenizer of model_name_or_path model cannot be loaded: "):
-        load_tokenizer(make())
+    with pytest.raises(SimPOError, match="The tokenizer of 'model' cannot be loaded: "):
+        load_tokenizer("model", make().training)

@@ -119,7 +119,7 @@ def _longest(words: Sequence[str], rng: Random) -> Answers | None:
 
 
 # Each of these is learned by the warm-up, measured on held-out items. Kinds that it did not learn, or not from every
-# seed, were left out: the second word, the word before or after a given one, three words from the end, leaving out or
+# seed, were left out: the second word, the word before or after a given one, three words in reverse, leaving out or
 # replacing a word, and whether a word is in a list.
 KINDS = {
     "copy": Kind((1, 2), ("Copy this: {words}", "Say the same: {words}"), _copy),

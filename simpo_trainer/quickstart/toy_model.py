@@ -69,8 +69,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         num_attention_heads=4,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=True,
-        # Wider first weights and faster rotations than a large model's: with the usual 0.02 and 10,000 so small a
-        # model needs several times as long to learn where in these short texts a word stands.
+        # Wider first weights and faster rotations than a large model's: with the usual 0.02 and 10,000 the same warm-up
+        # teaches so small a model far less about where in these short texts a word stands.
         initializer_range=0.05,
         rope_parameters={"rope_type": "default", "rope_theta": 10.0},
         **special,

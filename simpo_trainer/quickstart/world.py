@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..errors import SimPOError
 from .tasks import Item, draw_distinct
 from .toy_model import build_model, build_tokenizer
 from .warm_up import warm_up
@@ -24,7 +25,14 @@ def prepare(
 
     The test pairs and the prompts are the same held-out instructions, none of which occurs in training. The same seed
     gives the same data everywhere, and the same weights on the same machine.
+
+    Raises:
+        SimPOError: `folder` cannot be made.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SimPOError(f"{folder} cannot be made: {error.strerror}. Give --folder a folder of yours.") from None
     rng = Random(seed)
     train = draw_distinct(rng, held_out=False, count=TRAIN_PAIRS)
     held_out = draw_distinct(rng, held_out=True, count=HELD_OUT_PAIRS)
