@@ -21,8 +21,8 @@ NUMBERS = ("one", "two", "three", "four", "five")
 # One list of words in so many is held out.
 HELD_OUT_ONE_IN = 6
 
-# A bad answer goes on and on, or reaches what is right only behind that, or is short and wrong. Most begin alike, so that
-# rambling competes with the one right beginning; the shares are those of the forms among bad answers.
+# A bad answer goes on and on, or reaches what is right only behind that, or is short and wrong. Most begin alike,
+# so that rambling competes with the one right beginning; the shares are those of the forms among bad answers.
 RAMBLES = (
     "let me think about this",
     "that is a good question",

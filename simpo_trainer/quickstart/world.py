@@ -1,4 +1,4 @@
-"""Makes the quickstart's world in a folder: the warmed-up model, preference pairs, and prompts to check answers with."""
+"""Makes the quickstart's world in a folder: the warmed-up model, preference pairs, and prompts to check."""
 
 import json
 from collections.abc import Callable, Iterable
