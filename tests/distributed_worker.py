@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from datasets import Dataset
-from models import random_pairs, tiny_model, word_tokenizer
 from peft import LoraConfig
 
+from models import random_pairs, tiny_model, word_tokenizer
 from simpo_trainer import SimPOConfig, SimPOTrainer
 
 

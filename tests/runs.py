@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from models import tiny_model, word_tokenizer
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
+from models import tiny_model, word_tokenizer
 from simpo_trainer import SimPOConfig, SimPOTrainer
 from simpo_trainer.sampler import PairBatchSampler
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from batches import left_padded, widened
 from models import BOS, EOS, as_exact_as_can_be, random_pairs, tiny_architecture
-
 from simpo_trainer.batching import NOT_SCORED, PairCollator, count_tokens
 from simpo_trainer.scoring import add_scoring_forward, score_answers
 

@@ -1,8 +1,8 @@
 """What a checkpoint must hold before a run goes on from it."""
 
 import pytest
-from models import random_pairs
 
+from models import random_pairs
 from runs import make_trainer
 from simpo_trainer.checkpoints import check_resumable
 from simpo_trainer.errors import SimPOError

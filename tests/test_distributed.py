@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from models import as_text, random_pairs, tiny_model, word_tokenizer
 from transformers import AutoModelForCausalLM
 
+from models import as_text, random_pairs, tiny_model, word_tokenizer
 from simpo_trainer.recipe import load_recipe
 from simpo_trainer.run import run
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from transformers import AutoModelForCausalLM
+
 from models import as_text, random_pairs, tiny_model
 from reference import ScoredPairs, Settings, in_float64, score_pairs, tokens_of
 from runs import assert_same_run, assert_same_weights, make_trainer, weights_of
-from transformers import AutoModelForCausalLM
-
 from simpo_trainer import SimPOTrainer
 from simpo_trainer.batching import PairCollator
 

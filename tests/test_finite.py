@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from models import random_pairs
-from runs import assert_same_weights, epoch_rows, make_trainer, weights_of
 from transformers import TrainerCallback
 
+from models import random_pairs
+from runs import assert_same_weights, epoch_rows, make_trainer, weights_of
 from simpo_trainer import SimPOTrainer
 from simpo_trainer.errors import SimPOError
 

@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from models import tiny_model
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from models import tiny_model
 from simpo_trainer import head as head_module
 from simpo_trainer.head import LogitTransform, _kernel_logps, _tiled_logps, token_logps
 

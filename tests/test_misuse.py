@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
-from models import as_text, random_pairs, tiny_model, word_tokenizer
 from peft import LoraConfig
 
+from models import as_text, random_pairs, tiny_model, word_tokenizer
 from runs import make_trainer, train_log, weights_of
 from simpo_trainer import SimPOConfig, SimPOTrainer
 from simpo_trainer.errors import SimPOError

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from models import SMALL, random_pairs, tiny_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import FalconConfig, GPT2Config, LlamaConfig, OPTConfig, PersimmonConfig
 
+from models import SMALL, random_pairs, tiny_model
 from simpo_trainer import SimPOConfig
 from simpo_trainer.batching import PairCollator
 from simpo_trainer.errors import SimPOError

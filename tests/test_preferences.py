@@ -7,7 +7,6 @@ import datasets
 import huggingface_hub
 import pytest
 from datasets import Dataset, DatasetDict
-from toy import toy_pairs
 
 from simpo_trainer import preferences
 from simpo_trainer.errors import SimPOError
@@ -17,6 +16,7 @@ from simpo_trainer.preferences import (
     check_margins,
     load_preferences,
 )
+from toy import toy_pairs
 
 ROWS = toy_pairs(4)
 

@@ -1,9 +1,9 @@
 """The line that a run prints for each log."""
 
 import pytest
+
 from models import random_pairs
 from runs import make_trainer
-
 from simpo_trainer.progress import log_line
 
 TRAIN = {

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, load_dataset
+
 from models import random_pairs, tiny_model, word_tokenizer
 from runs import make_trainer
-
 from simpo_trainer.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]

@@ -7,11 +7,11 @@ import threading
 
 import pytest
 import torch
-from models import random_pairs, tiny_model
 from peft import LoraConfig
-from runs import assert_same_weights, make_trainer, train_log, weights_of
 from transformers import GPT2Config, TrainerCallback
 
+from models import random_pairs, tiny_model
+from runs import assert_same_weights, make_trainer, train_log, weights_of
 from simpo_trainer.interrupt import StopRequest
 
 ROWS = random_pairs(22)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from accelerate import Accelerator, skip_first_batches
 from datasets import Dataset
-from models import random_pairs
 
+from models import random_pairs
 from simpo_trainer import SimPOConfig
 from simpo_trainer.batching import PairCollator
 from simpo_trainer.sampler import Draw, DrawnPairs, PairBatchSampler, pair_loader

@@ -7,9 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.hooks import ModelHook, add_hook_to_module
-from models import ARCHITECTURES, SMALL, as_exact_as_can_be, halved_llama, random_pairs, tiny_architecture, tiny_model
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from reference import gradients, in_float64, score_pairs
 from transformers import (
     AutoModelForSequenceClassification,
     BartConfig,
@@ -21,6 +19,8 @@ from transformers import (
     PretrainedConfig,
 )
 
+from models import ARCHITECTURES, SMALL, as_exact_as_can_be, halved_llama, random_pairs, tiny_architecture, tiny_model
+from reference import gradients, in_float64, score_pairs
 from simpo_trainer.batching import NOT_SCORED, PairCollator
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.head import LogitTransform

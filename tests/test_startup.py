@@ -1,6 +1,7 @@
 """What is measured and said before the first step."""
 
 import pytest
+
 from models import random_pairs, tiny_model
 from reference import in_float64, score_pairs
 from runs import assert_same_run, assert_same_weights, epoch_rows, make_trainer, weights_of

@@ -4,7 +4,6 @@ from importlib.resources import files
 from itertools import product
 
 import pytest
-from toy import assistant, toy_tokenizer, toy_tokenizer_without_template, user
 
 from simpo_trainer.drops import REASONS, RowDropped
 from simpo_trainer.errors import SimPOError
@@ -17,6 +16,7 @@ from simpo_trainer.templates import (
     row_template_kwargs,
     split_common_text,
 )
+from toy import assistant, toy_tokenizer, toy_tokenizer_without_template, user
 
 THINKING = "<think>\nwhy\n</think>\n\nYes."
 

@@ -10,6 +10,10 @@ from pathlib import Path
 import datasets
 import pytest
 from datasets import Dataset, load_dataset
+
+from simpo_trainer import tokenization
+from simpo_trainer.errors import SimPOError
+from simpo_trainer.tokenization import fit_to_length, render_pair, tokenize_preferences
 from toy import (
     CHATML,
     ToySlowTokenizer,
@@ -20,10 +24,6 @@ from toy import (
     toy_word_tokenizer,
     user,
 )
-
-from simpo_trainer import tokenization
-from simpo_trainer.errors import SimPOError
-from simpo_trainer.tokenization import fit_to_length, render_pair, tokenize_preferences
 
 BOS_CHATML = "{{ bos_token }}" + CHATML
 END = "<|im_end|>"

@@ -4,14 +4,14 @@ import math
 
 import pytest
 import torch
-from batches import LeftPaddingCollator
 from datasets import Dataset
-from models import BOS, EOS, as_text, halved_llama, random_pairs, tiny_architecture, tiny_model, word_tokenizer
 from peft import LoraConfig
-from reference import Settings, gradients, in_float64, score_pairs, tokens_of
 from torch import Tensor
 from transformers import TrainerCallback
 
+from batches import LeftPaddingCollator
+from models import BOS, EOS, as_text, halved_llama, random_pairs, tiny_architecture, tiny_model, word_tokenizer
+from reference import Settings, gradients, in_float64, score_pairs, tokens_of
 from runs import (
     PLAIN_STEPS,
     GradientRecorder,
