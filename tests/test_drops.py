@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from simpo_trainer.drops import REASONS, Dropped, DropReport, RowDropped
+from simpo_trainer.data.drops import REASONS, Dropped, DropReport, RowDropped
 from simpo_trainer.errors import SimPOError
 
 

@@ -1,24 +1,26 @@
-"""Loading and checking of preference rows: what is read, and what is said when it cannot be."""
+"""Loading of preference pairs: settings to a training and a test set, and what is said of bad settings and rows."""
 
 import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import datasets
-import huggingface_hub
 import pytest
 from datasets import Dataset, DatasetDict
 
-from simpo_trainer import preferences
-from simpo_trainer.errors import SimPOError
-from simpo_trainer.preferences import (
+from pair_files import ROWS, load, write
+from simpo_trainer.data.preferences import (
     DataConfig,
     check_columns,
     check_margins,
+    data_problems,
+    describe_sources,
     load_preferences,
 )
+from simpo_trainer.errors import SimPOError
 from toy import toy_pairs
-
-ROWS = toy_pairs(4)
 
 
 @pytest.fixture(autouse=True)
@@ -26,63 +28,248 @@ def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
-def write(path, rows=ROWS):
-    """Writes rows in the format that the file name asks for."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(rows))
-    elif path.suffix == ".csv":
-        Dataset.from_list(rows).to_csv(path)
-    else:
-        Dataset.from_list(rows).to_parquet(path)
-    return str(path)
+def read(seed=42, **config):
+    return load_preferences(DataConfig(**config), seed)
 
 
-def load(name, **config):
-    return load_preferences(DataConfig(dataset_name=str(name), **config))
+MANY = [{"prompt": f"p{i}", "chosen": f"c{i}", "rejected": f"r{i}"} for i in range(100)]
 
 
-# --- What is read -----------------------------------------------------------------------------------------------------
+def sources(tmp_path):
+    """A file of 100 pairs, and a folder with 100 training and 10 test pairs."""
+    file = write(tmp_path / "a.jsonl", MANY)
+    write(tmp_path / "b" / "train.jsonl", [{"extra": 1, **row} for row in MANY])
+    write(tmp_path / "b" / "test.jsonl", MANY[:10])
+    return file, str(tmp_path / "b")
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
-def test_file_gives_its_rows_in_order_and_no_evaluation_set(tmp_path, suffix):
-    train, test = load(write(tmp_path / f"pairs{suffix}"))
-    assert train.to_list() == ROWS
-    assert test is None
+# --- Mixtures ---------------------------------------------------------------------------------------------------------
 
 
-def test_conversations_survive_loading(tmp_path):
-    rows = toy_pairs(3, conversational=True)
-    train, _ = load(write(tmp_path / "pairs.jsonl", rows))
-    assert train.to_list() == rows
+def test_mixer_takes_first_rows_of_training_splits_and_whole_test_splits(tmp_path):
+    a, b = sources(tmp_path)
+    for _ in range(2):  # the second time from the cache
+        train, test = read(dataset_mixer={a: 0.29, b: 0.5})
+        assert train.to_list() == MANY[:29] + MANY[:50]
+        assert test.to_list() == MANY[:10]
+    assert read(seed=7, dataset_mixer={a: 0.29, b: 0.5})[0].to_list() == train.to_list()
+    assert read(dataset_mixer={a: 1, b: 0})[0].to_list() == MANY
+    assert read(dataset_mixer={a: 1, b: 1}, dataset_splits=["train"])[1] is None
+    assert read(dataset_mixer={a: 1, b: 0})[1].to_list() == MANY[:10]  # tests do not follow the fractions
 
 
-def test_folder_gives_the_splits_of_its_file_names(tmp_path):
-    write(tmp_path / "data" / "train.jsonl", ROWS[:3])
-    write(tmp_path / "data" / "test.jsonl", ROWS[3:])
-    train, test = load(tmp_path / "data")
-    assert (train.to_list(), test.to_list()) == (ROWS[:3], ROWS[3:])
-    train, test = load(tmp_path / "data", dataset_train_split="test", dataset_test_split="train")
-    assert (train.to_list(), test.to_list()) == (ROWS[3:], ROWS[:3])
+def test_splits_of_a_mixer_are_used_by_their_names(tmp_path):
+    for source in "ab":
+        names = ["train_sft", "train_prefs", "test_prefs", "validation"]
+        splits = {name: Dataset.from_list(MANY[10 * i : 10 * i + 10]) for i, name in enumerate(names)}
+        DatasetDict(splits).save_to_disk(tmp_path / source)
+    mixer = {str(tmp_path / "a"): 0.5, str(tmp_path / "b"): 0.1}
+    train, test = read(dataset_mixer=mixer, dataset_splits=["train_prefs", "test_prefs"])
+    assert train.to_list() == MANY[10:15] + MANY[10:11]
+    assert test.to_list() == MANY[20:30] * 2
+    train, test = read(dataset_mixer=mixer, dataset_splits=["train_sft", "train_prefs"])
+    assert (train.to_list(), test) == (MANY[:5] + MANY[10:15] + MANY[:1] + MANY[10:11], None)
+    assert len(read(dataset_mixer=mixer, dataset_splits=["train_sft", "validation"])[1]) == 20
+    message = "/a has no split 'train_all'; it has .*'train_prefs'.*Set dataset_splits to one of these"
+    with pytest.raises(SimPOError, match=message):
+        read(dataset_mixer=mixer, dataset_splits=["train_all"])
 
 
-def test_folder_without_test_split_has_no_evaluation_set(tmp_path):
-    write(tmp_path / "data" / "train.jsonl")
-    assert load(tmp_path / "data")[1] is None
-    with pytest.raises(SimPOError, match="no split 'test'; it has 'train'. Set dataset_test_split to one of these, or"):
-        load(tmp_path / "data", dataset_test_split="test")
+def test_every_source_has_its_configuration(tmp_path):
+    a, b = sources(tmp_path)
+    for name in ("en", "de"):
+        write(tmp_path / "c" / f"{name}.jsonl", MANY[:5] if name == "en" else MANY[5:7])
+    parts = [{"config_name": name, "data_files": f"{name}.jsonl"} for name in ("en", "de")]
+    (tmp_path / "c" / "README.md").write_text(f"---\nconfigs: {json.dumps(parts)}\n---\n")
+    train, _ = read(dataset_mixer={a: 0.01, str(tmp_path / "c"): 1}, dataset_configs=[None, "de"])
+    assert train.to_list() == MANY[:1] + MANY[5:7]
+    assert read(dataset_name=str(tmp_path / "c"), dataset_config="en")[0].to_list() == MANY[:5]
+    with pytest.raises(SimPOError, match="is a file and has no configurations; found 'en'"):
+        read(dataset_mixer={a: 1, b: 1}, dataset_configs=["en", None])
 
 
-def test_saved_to_disk(tmp_path):
-    DatasetDict(prefs=Dataset.from_list(ROWS[:3]), test=Dataset.from_list(ROWS[3:])).save_to_disk(tmp_path / "dict")
-    train, test = load(tmp_path / "dict", dataset_train_split="prefs")
-    assert (train.to_list(), test.to_list()) == (ROWS[:3], ROWS[3:])
-    Dataset.from_list(ROWS).save_to_disk(tmp_path / "lone")
-    train, test = load(tmp_path / "lone")
-    assert (train.to_list(), test) == (ROWS, None)
+def test_list_of_datasets_takes_shares(tmp_path):
+    a, b = sources(tmp_path)
+    entries = [{"path": a, "fraction": 0.25}, {"path": b, "split": "train", "fraction": 0.75}]
+    for seed in (1, 2):
+        train, test = read(seed=seed, datasets=entries)
+        assert (train.to_list(), test) == (MANY[:33] + MANY, None)
+    assert len(read(datasets=[{"path": a}, {"path": b, "split": "test"}])[0]) == 110
+    assert read(datasets=[{"path": b, "data_files": "test.jsonl", "split": "train[:3]"}])[0].to_list() == MANY[:3]
+    assert read(datasets=[{"path": a}], eval_dataset_name=b)[1].to_list() == MANY[:10]
+    entry = {"path": a, "columns": ["prompt", "chosen"]}
+    with pytest.raises(SimPOError, match="column 'rejected' missing; the columns are 'prompt', 'chosen'"):
+        read(datasets=[entry])
+    with pytest.raises(SimPOError, match="keeps column 'text', but the columns are 'prompt', 'chosen', 'rejected'"):
+        read(datasets=[{"path": a, "columns": ["text"]}])
+
+
+def test_the_same_source_twice(tmp_path):
+    a, _ = sources(tmp_path)
+    assert len(read(datasets=[{"path": a}, {"path": a}])[0]) == 200
+
+
+def test_fractions_that_leave_no_row(tmp_path):
+    path = write(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(SimPOError, match=r"fractions of Split 'train' of .*a.jsonl leave no row of 4 to train on"):
+        read(dataset_mixer={path: 0.2})
+
+
+def test_source_that_gives_no_row_beside_others(tmp_path, caplog):
+    caplog.set_level("INFO", logger="simpo_trainer")
+    rows = [{"instruction": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"]} for row in ROWS]
+    a, b = write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", rows)
+    assert len(read(dataset_mixer={a: 0.2, b: 1})[0]) == 4
+    assert "a.jsonl: 0 of 4 rows" in caplog.text
+
+
+# --- Test splits ------------------------------------------------------------------------------------------------------
+
+
+def test_test_split_is_carved_off_the_training_pairs(tmp_path):
+    a, b = sources(tmp_path)
+    train, test = read(dataset_name=b, test_split_size=0.15)
+    assert (len(train), len(test)) == (85, 15)
+    order = {row["prompt"]: number for number, row in enumerate(MANY)}
+    assert sorted(train.to_list() + test.to_list(), key=lambda row: order[row["prompt"]]) == MANY
+    again, other = read(dataset_name=b, test_split_size=0.15), read(seed=1, dataset_name=b, test_split_size=0.15)
+    assert (again[0]._fingerprint, again[1].to_list()) == (train._fingerprint, test.to_list())
+    assert other[1].to_list() != test.to_list()
+    train, test = read(dataset_mixer={a: 0.5, b: 0.5}, test_split_size=20)
+    assert (len(train), len(test)) == (80, 20)
+
+
+# --- Streams ----------------------------------------------------------------------------------------------------------
+
+
+def test_streams(tmp_path):
+    a, b = sources(tmp_path)
+    train, test = read(dataset_mixer={a: 1, b: 1.0}, streaming=True)
+    assert isinstance(train, datasets.IterableDataset)
+    assert list(train) == MANY * 2
+    assert isinstance(test, Dataset)  # evaluation needs their number
+    assert test.to_list() == MANY[:10]
+    train, test = read(dataset_name=a, test_split_size=7, streaming=True)
+    assert (list(train), test.to_list()) == (MANY[7:], MANY[:7])
+    train, test = read(datasets=[{"path": a}], streaming=True)
+    assert (list(train), test) == (MANY, None)
+    with pytest.raises(SimPOError, match="column 'chosen' and 'rejected' missing; the columns are 'text'"):
+        read(dataset_name=write(tmp_path / "text.jsonl", [{"text": "x"}]), streaming=True)
+
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({}, "dataset_name is not set"),
+        ({"dataset_name": "a", "datasets": [{"path": "b"}]}, "dataset_name and datasets are given; .* exactly one"),
+        ({"dataset_mixer": {"a": -0.1}}, r"the fraction of a is -0.1; it must be from 0 to 1"),
+        ({"dataset_mixer": {"a": 1, "b": 1.01}}, r"the fraction of b is 1.01; it must be from 0 to 1"),
+        ({"dataset_mixer": {"a": float("nan")}}, r"the fraction of a is nan; it must be from 0 to 1"),
+        ({"dataset_mixer": {"a": 0, "b": 0.0}}, "all fractions are 0, which leaves no rows"),
+        ({"dataset_mixer": {"a": 1}, "dataset_configs": ["x", None]}, "dataset_configs has 2 entries .* has 1 sources"),
+        ({"dataset_mixer": {"a": 1}, "dataset_splits": ["train", "prefs"]}, "dataset_splits: 'prefs' tells neither"),
+        ({"dataset_mixer": {"a": 1}, "dataset_splits": ["test"]}, "dataset_splits names no training split"),
+        ({"dataset_mixer": {"a": 1}, "dataset_splits": []}, "dataset_splits names no training split"),
+        (
+            {"dataset_mixer": {"a": 1}, "dataset_train_split": "b"},
+            "dataset_train_split is set but belongs to dataset_name",
+        ),
+        ({"dataset_mixer": {"a": 1}, "dataset_test_split": "b"}, "dataset_test_split is set.* Use dataset_splits"),
+        ({"dataset_name": "a", "dataset_splits": ["train"]}, "dataset_splits is set but belongs to dataset_mixer"),
+        ({"datasets": [{"path": "a"}, {"split": "train"}]}, "entry 2: path is None; it must name"),
+        ({"datasets": [{"path": "a", "fractoin": 1}]}, "entry 1: unknown key 'fractoin'; did you mean 'fraction'?"),
+        ({"datasets": [{"path": "a", "fraction": 1.5}]}, "entry 1: fraction is 1.5; it must be a number from 0 to 1"),
+        ({"datasets": [{"path": "a", "fraction": "x"}]}, "entry 1: fraction is 'x'; it must be a number from 0 to 1"),
+        ({"datasets": [{"path": "a", "fraction": 1}, {"path": "b"}]}, "entry 2 has no fraction and others have one"),
+        ({"datasets": [{"path": "a", "fraction": 0}]}, "datasets: all fractions are 0"),
+        ({"datasets": [{"path": "a", "columns": "chosen"}]}, "columns is 'chosen'; it must be a list"),
+        (
+            {"dataset_name": "a", "test_split_size": 1.0},
+            "test_split_size is 1.0; it must be a share between 0 and 1 or",
+        ),
+        ({"dataset_name": "a", "test_split_size": 0}, "test_split_size is 0; it must be"),
+        ({"dataset_name": "a", "test_split_size": -3}, "test_split_size is -3; it must be"),
+        ({"dataset_name": "a", "test_split_size": 0.1, "dataset_test_split": "b"}, "and dataset_test_split both give"),
+        ({"dataset_name": "a", "test_split_size": 0.1, "eval_dataset_name": "b"}, "and eval_dataset_name both give"),
+        (
+            {"dataset_mixer": {"a": 1}, "dataset_splits": ["train", "test_x"], "test_split_size": 0.1},
+            "test_split_size and test_x both give evaluation pairs",
+        ),
+        (
+            {"dataset_mixer": {"a": 1}, "dataset_splits": ["train", "test_x"], "eval_dataset_name": "b"},
+            "eval_dataset_name and test_x both give evaluation pairs",
+        ),
+        (
+            {"dataset_mixer": {"a": 0.5}, "streaming": True},
+            "streaming does not tell how many rows a has.*fraction to 1",
+        ),
+        (
+            {"datasets": [{"path": "a", "fraction": 1}], "streaming": True},
+            "the fractions in datasets need their numbers",
+        ),
+        ({"dataset_name": "a", "test_split_size": 0.1, "streaming": True}, "test_split_size 0.1 is a share of them"),
+        ({"dataset_name": "a", "columns": {"promt": "q"}}, "columns: 'promt' is no field .* did you mean 'prompt'?"),
+    ],
+)
+def test_bad_settings(config, message):
+    with pytest.raises(SimPOError, match=message):
+        read(**config)
+    [problem] = data_problems(config)
+    assert problem.endswith(".")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {
+            "dataset_name": "a",
+            "unknown": 1,
+            "dataset_train_split": "b",
+            "dataset_test_split": "c",
+            "test_split_size": None,
+        },
+        {"dataset_mixer": {"a": 1, "b": 0.5}, "dataset_configs": ["x", None], "dataset_splits": ["train_x", "eval_x"]},
+        {"dataset_mixer": {"a": 1, "b": 0}, "streaming": True, "test_split_size": 5},
+        {"datasets": [{"path": "a", "fraction": 0.1}, {"path": "b", "fraction": 0}], "eval_dataset_name": "c"},
+        {"datasets": [{"path": "a"}], "eval_dataset_name": "c", "dataset_test_split": "d"},
+        {"dataset_name": "a", "columns": {"prompt": "q.0", "margin": "gap"}, "test_split_size": 0.5},
+    ],
+)
+def test_good_settings(config):
+    assert data_problems(config) == []
+
+
+def test_all_problems_are_told_at_once():
+    config = {"dataset_mixer": {"a": 2, "b": -1}, "columns": {"x": "y"}}
+    assert len(data_problems(config)) == 3
+    with pytest.raises(SimPOError, match="(?s)of a is 2.*of b is -1.*'x' is no field"):
+        read(**config)
+
+
+def test_description_of_the_sources_holds_no_path(tmp_path):
+    a, b = sources(tmp_path)
+    told = describe_sources(
+        DataConfig(
+            dataset_mixer={a: 0.5, b: 1, "org/pairs": 0.1, "org/none": 0},
+            dataset_configs=[None, None, "en", None],
+            dataset_splits=["train_prefs", "test_prefs"],
+        )
+    )
+    assert str(tmp_path) not in str(told)
+    assert told[0] == {"name": "local file", "config": None, "split": "train_prefs", "fraction": 0.5, "use": "train"}
+    assert told[2] == {"name": "org/pairs", "config": "en", "split": "train_prefs", "fraction": 0.1, "use": "train"}
+    assert [(part["name"], part["split"]) for part in told[3:]] == [
+        (name, "test_prefs") for name in ("local file", "local folder", "org/pairs", "org/none")
+    ]
+    listed = describe_sources(DataConfig(datasets=[{"path": "json", "data_files": a}], eval_dataset_name=b))
+    assert [part["name"] for part in listed] == ["local file"]
+    assert describe_sources(DataConfig(dataset_name="org/pairs", dataset_test_split="test"))[1]["use"] == "test"
+
+
+# --- One source and its columns ---------------------------------------------------------------------------------------
 
 
 def test_evaluation_pairs_of_their_own_source(tmp_path):
@@ -97,127 +284,9 @@ def test_evaluation_pairs_of_their_own_source(tmp_path):
         load(train_file, eval_dataset_name=test_file, dataset_test_split="validation")
 
 
-def test_sound_file_is_not_read_a_second_time(tmp_path, monkeypatch):
-    def fail(path):
-        raise AssertionError("searched a sound file for broken lines")
-
-    monkeypatch.setattr(preferences, "_broken_text", fail)
-    load(write(tmp_path / "pairs.jsonl"))
-
-
-def test_home_folder_is_understood(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    write(tmp_path / "pairs.jsonl")
-    assert len(load("~/pairs.jsonl")[0]) == len(ROWS)
-
-
-# --- What is said -----------------------------------------------------------------------------------------------------
-
-
 def test_unset_name():
     with pytest.raises(SimPOError, match="dataset_name is not set"):
         load_preferences(DataConfig())
-
-
-def test_missing_file_names_near_ones(tmp_path):
-    write(tmp_path / "preferences.jsonl")
-    with pytest.raises(SimPOError, match=r"prefernces.jsonl does not exist. Near names in .*: preferences.jsonl"):
-        load(tmp_path / "prefernces.jsonl")
-    with pytest.raises(SimPOError, match=r"zzz.jsonl does not exist. .* holds preferences.jsonl"):
-        load(tmp_path / "zzz.jsonl")
-
-
-def test_missing_folder(tmp_path):
-    with pytest.raises(SimPOError, match=r"no/such does not exist. Its folder .* does not exist either"):
-        load(tmp_path / "no" / "such")
-
-
-def test_unknown_extension(tmp_path):
-    (tmp_path / "pairs.txt").write_text("text")
-    with pytest.raises(SimPOError, match=r"ends in '.txt'; a dataset file must end in .json, .jsonl, .parquet, .csv"):
-        load(tmp_path / "pairs.txt")
-
-
-def test_folder_without_dataset_files(tmp_path):
-    (tmp_path / "notes.txt").write_text("text")
-    with pytest.raises(SimPOError, match="holds no dataset file and is no `save_to_disk` folder.*notes.txt"):
-        load(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.csv", "pairs.parquet"])
-def test_empty_file(tmp_path, name):
-    (tmp_path / name).write_bytes(b"")
-    with pytest.raises(SimPOError, match=f"{name} is empty"):
-        load(tmp_path / name)
-
-
-@pytest.mark.parametrize(
-    "name, text", [("pairs.jsonl", "\n\n"), ("pairs.csv", "chosen,rejected\n"), ("pairs.json", "[]")]
-)
-def test_file_without_rows(tmp_path, name, text):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(SimPOError, match=r"pairs\.\w+ has no rows"):
-        load(tmp_path / name)
-
-
-@pytest.mark.parametrize(
-    "broken, found",
-    [
-        (b'{"chosen": "a", "rej', "line 4: not valid JSON"),
-        (b'["a", "b"]', "line 4: a list where a row"),
-        (b'{"chosen": "\xe9", "rejected": "b"}', "line 4: not UTF-8"),
-    ],
-)
-def test_broken_line_is_named(tmp_path, broken, found):
-    good = b'{"chosen": "a", "rejected": "b"}\n'
-    (tmp_path / "pairs.jsonl").write_bytes(good + b"\n" + good + broken + b"\n" + good)
-    with pytest.raises(SimPOError, match=rf"pairs.jsonl, {found}"):
-        load(tmp_path / "pairs.jsonl")
-
-
-def test_broken_array_names_the_line(tmp_path):
-    (tmp_path / "pairs.json").write_text('[\n{"chosen": "a", "rejected": "b"},\n{"chosen": }\n]')
-    with pytest.raises(SimPOError, match=r"pairs.json, line 3: not valid JSON"):
-        load(tmp_path / "pairs.json")
-
-
-def test_broken_csv_and_parquet(tmp_path):
-    (tmp_path / "pairs.csv").write_text("chosen,rejected\na,b\nc,d,e,f\n")
-    with pytest.raises(SimPOError, match=r"pairs.csv cannot be read as csv: .*line 3"):
-        load(tmp_path / "pairs.csv")
-    (tmp_path / "pairs.parquet").write_bytes(b"no parquet")
-    with pytest.raises(SimPOError, match=r"pairs.parquet cannot be read as parquet: Parquet magic bytes"):
-        load(tmp_path / "pairs.parquet")
-
-
-def test_broken_lines_of_a_json_file_are_named(tmp_path):
-    (tmp_path / "pairs.json").write_text('{"chosen": "a", "rejected": "b"}\n{"chosen": }\n')
-    with pytest.raises(SimPOError, match=r"pairs.json, line 2: not valid JSON"):
-        load(tmp_path / "pairs.json")
-
-
-def test_broken_file_in_a_folder_is_named(tmp_path):
-    write(tmp_path / "train.jsonl")
-    (tmp_path / "dataset_infos.json").write_text('{\n  "default": {}\n}')  # sound, though not in lines
-    (tmp_path / "test.jsonl").write_text('{"chosen": "a", "rejected": "b"}\n{"chosen"\n')
-    with pytest.raises(SimPOError, match=r"test.jsonl, line 2: not valid JSON"):
-        load(tmp_path)
-
-
-def test_broken_save_to_disk_folder(tmp_path):
-    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
-    next((tmp_path / "saved").glob("*.arrow")).unlink()
-    with pytest.raises(SimPOError, match="written by save_to_disk but cannot be read"):
-        load(tmp_path / "saved")
-
-
-def test_unknown_splits_name_the_available_ones(tmp_path):
-    write(tmp_path / "train.jsonl")
-    write(tmp_path / "test.jsonl")
-    with pytest.raises(SimPOError, match="no split 'train_prefs'; it has 'train', 'test'. Set dataset_train_split"):
-        load(tmp_path, dataset_train_split="train_prefs")
-    with pytest.raises(SimPOError, match="no split 'test_prefs'; it has 'train', 'test'. Set dataset_test_split"):
-        load(tmp_path, dataset_test_split="test_prefs")
 
 
 def test_missing_columns_name_what_was_found_and_near_names(tmp_path):
@@ -225,7 +294,7 @@ def test_missing_columns_name_what_was_found_and_near_names(tmp_path):
     with pytest.raises(SimPOError, match=r"'chosen' missing; .*'prompt', 'choosen', 'rejected'.*is 'choosen' meant"):
         load(path)
     with pytest.raises(SimPOError, match="train: column 'chosen' and 'rejected' missing; the columns are 'text'"):
-        check_columns(Dataset.from_dict({"text": ["a"]}), "train")
+        check_columns(["text"], "train")
 
 
 def test_missing_columns_of_the_evaluation_set_are_found(tmp_path):
@@ -236,13 +305,7 @@ def test_missing_columns_of_the_evaluation_set_are_found(tmp_path):
 
 
 def test_prompt_column_is_optional():
-    check_columns(Dataset.from_dict({"chosen": ["a"], "rejected": ["b"]}), "train")
-
-
-def test_hub_dataset_out_of_reach(monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(SimPOError, match="'someone/some-pairs' is neither a file or folder here nor .* from the Hub"):
-        load("someone/some-pairs")
+    check_columns(["chosen", "rejected"], "train")
 
 
 @pytest.mark.parametrize("margin", [-0.5, float("nan"), float("inf"), None, "1", True])
@@ -257,3 +320,58 @@ def test_margins_that_are_none_name_the_row(margin):
 
 def test_every_key_has_help():
     assert all(field.metadata["help"] for field in dataclasses.fields(DataConfig))
+
+
+# --- Many rows --------------------------------------------------------------------------------------------------------
+
+_MEASURED = """
+import re, sys, time
+from pathlib import Path
+from simpo_trainer.data.preferences import DataConfig, load_preferences
+from simpo_trainer.data.tokenization import tokenize_preferences
+from toy import toy_tokenizer
+def peak():  # of this program alone: what getrusage tells begins with the peak of the process that started it
+    return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+tokenizer = toy_tokenizer()
+Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of the imports
+before = peak()
+start = time.perf_counter()
+train, _ = load_preferences(DataConfig(dataset_name=sys.argv[1]))
+rows, _ = tokenize_preferences(train, tokenizer, max_length=512, max_prompt_length=256, overlong="truncate")
+taken = time.perf_counter() - start
+print(len(rows), peak() - before, taken)
+"""
+
+
+def measured(path, cache):
+    """Rows, growth of the peak memory in MiB and seconds of a process that loads and tokenizes a file."""
+    tests = Path(__file__).parent
+    environment = {"HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONPATH": f"{tests.parent}:{tests}", "PATH": "/usr/bin:/bin", "HOME": str(cache)}
+    command = [sys.executable, "-c", _MEASURED, path]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    rows, growth, taken = output.split()[-3:]
+    return int(rows), float(growth), float(taken)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from /proc")
+def test_memory_does_not_grow_with_the_rows_and_a_second_run_reads_the_cache(tmp_path):
+    few, many = 10_000, 100_000
+    rows = [
+        {
+            "conversations": [{"from": "human", "value": row["prompt"] + " Why so?" * 8}],
+            "chosen": {"from": "gpt", "value": row["chosen"]},
+            "rejected": {"from": "gpt", "value": row["rejected"]},
+        }
+        for row in toy_pairs(many)
+    ]
+    paths = [write(tmp_path / f"{count}.jsonl", rows[:count]) for count in (few, many)]
+    del rows
+    small, large, again = (measured(path, tmp_path / "cache") for path in (paths[0], paths[1], paths[1]))
+    assert (small[0], large[0], again[0]) == (few, many, many)
+    print(
+        f"growth {small[1]:.0f}, {large[1]:.0f}, {again[1]:.0f} MiB; {small[2]:.1f}, {large[2]:.1f}, {again[2]:.1f} s"
+    )
+    assert large[1] < small[1] + 100
+    assert again[2] < large[2] / 3

@@ -1,21 +1,12 @@
 """The chat-template side: which part of a rendered conversation is prompt, which is answer, and what is refused."""
 
 from importlib.resources import files
-from itertools import product
 
 import pytest
 
-from simpo_trainer.drops import REASONS, RowDropped
+from simpo_trainer.data.drops import REASONS, RowDropped
+from simpo_trainer.data.templates import TurnEnd, probe_template, render_conversation
 from simpo_trainer.errors import SimPOError
-from simpo_trainer.templates import (
-    TurnEnd,
-    check_messages,
-    explicit_prompt,
-    probe_template,
-    render_conversation,
-    row_template_kwargs,
-    split_common_text,
-)
 from toy import assistant, toy_tokenizer, toy_tokenizer_without_template, user
 
 THINKING = "<think>\nwhy\n</think>\n\nYes."
@@ -112,22 +103,30 @@ def test_missing_template():
         probe_template(toy_tokenizer_without_template(), {})
 
 
-def test_template_that_does_not_keep_the_prompt_is_shown():
-    tokenizer = toy_tokenizer(template("B:{{ m.content }}<e>"), special_tokens=("<e>",))
+def test_template_with_which_no_rendering_is_sound_is_shown():
+    tokenizer = toy_tokenizer(template("B:{{ m.content }}<e>", header="A:<think>hm"), special_tokens=("<e>",))
     with pytest.raises(SimPOError) as caught:
         probe_template(tokenizer, {})
-    assert "prompt alone 'U:questionA:', with an answer 'U:questionB:sentinel<e>'" in str(caught.value)
-    assert "generation header, the answer and the end token" in str(caught.value)
-    assert "enable_thinking" not in str(caught.value) and "trl." not in str(caught.value)
+    assert "the header begins a thinking part that the answer lacks" in str(caught.value)
+    assert "prompt alone 'U:questionA:<think>hm', with an answer 'U:questionB:sentinel<e>'" in str(caught.value)
+    assert "set chat_template to one that writes the generation header" in str(caught.value)
+    assert "enable_thinking" not in str(caught.value)
 
 
-def test_remedies_are_named_where_they_work():
-    with pytest.raises(SimPOError, match=r"trl.get_training_chat_template\(tokenizer\), good for answers with their"):
-        probe_template(toy_tokenizer(shipped("deepseek_r1_distill")), {})
-    switched = template("A:{{ m.content }}", header="A:{{ '' if enable_thinking is false else '<think>hm' }}")
-    with pytest.raises(SimPOError, match="chat_template_kwargs with {'enable_thinking': false}, good for all answers"):
-        probe_template(toy_tokenizer(switched), {})
-    assert probe_template(toy_tokenizer(switched), {"enable_thinking": False})
+@pytest.mark.parametrize("needed", [False, True])
+def test_remedies_are_named_where_they_work(needed):
+    word = str(needed).lower()
+    header = "A:{{ '' if enable_thinking is " + word + " else '<think>hm' }}"
+    switched = toy_tokenizer(template("A:{{ m.content }}", header=header))
+    with pytest.raises(
+        SimPOError, match=f"chat_template_kwargs with {{'enable_thinking': {word}}}, good for all"
+    ) as it:
+        probe_template(switched, {})
+    assert str(it.value).count("'enable_thinking'") == 1
+    assert probe_template(switched, {"enable_thinking": needed})
+    header = "A:{{ '<think>' if enable_thinking is " + word + " else '<think>hm' }}"
+    with pytest.raises(SimPOError, match="good for answers with their thinking in <think>...</think>;"):
+        probe_template(toy_tokenizer(template("A:{{ m.content }}", header=header)), {})
 
 
 def test_template_that_keeps_the_prompt_only_before_thinking_is_left_to_the_rows():
@@ -137,12 +136,25 @@ def test_template_that_keeps_the_prompt_only_before_thinking_is_left_to_the_rows
     texts = render_conversation(tokenizer, turn_end, (prompt, good, good), {})
     assert texts.chosen == "why\n</think>\n\nYes.<|im_end|>"
     detail = dropped("template_prefix", render_conversation, tokenizer, turn_end, (prompt, good, bad), {})
+    assert "the header begins a thinking part that the answer lacks" in detail
     assert "<think>\\n'" in detail and "<think></think>Yes." in detail
 
 
 def test_template_that_fails_is_quoted():
-    with pytest.raises(SimPOError, match="The chat template fails .*out of order"):
+    with pytest.raises(SimPOError, match="fails on a user message and an answer: .*out of order.*chat_template, or"):
         probe_template(toy_tokenizer("{{ raise_exception('out of order') }}"), {})
+    with pytest.raises(SimPOError, match="no System role.*see the key system_messages"):
+        probe_template(toy_tokenizer("{{ raise_exception('no System role') }}"), {})
+
+
+def test_template_that_refuses_what_is_put_in_front_of_all_conversations():
+    opening = [{"role": "system", "content": ""}]
+    with pytest.raises(
+        SimPOError,
+        match="fails on an empty system message, a user .*System role not.*Leave out auto_insert_empty_system",
+    ):
+        probe_template(toy_tokenizer(shipped("gemma")), {}, opening)
+    assert probe_template(toy_tokenizer(), {}, opening) == probe_template(toy_tokenizer(), {})
 
 
 @pytest.mark.parametrize("name", ["idefics3", "smolvlm"])
@@ -181,6 +193,100 @@ def test_thinking_that_begins_in_the_header_is_not_lost():
     assert texts.prompt.endswith("<think>\n") and texts.chosen == "why\n</think>\n\nYes.<|im_end|>"
 
 
+# The prompt has another header than the conversation: only the answer's own text can be put behind it.
+OTHER = "B:{{ m.content }}<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    "header, content, text",
+    [
+        ("A:", "So.", "So."),
+        ("A:", THINKING, THINKING),
+        ("A:</think>", "So.", "So."),
+        # Thinking that the header begins is not written twice, however the answer spaces it.
+        ("A:<think>\n", THINKING, "why\n</think>\n\nYes."),
+        ("A:<think>\n", "\n<think>why</think>Yes.", "why</think>Yes."),
+        ("A:<think>", THINKING, "\nwhy\n</think>\n\nYes."),
+        ("A:<think>\nwhy", THINKING, "\n</think>\n\nYes."),
+        # An answer cut off behind the header, as a model gives it.
+        ("A:<think>\n", "why\n</think>\n\nYes.", "why\n</think>\n\nYes."),
+        ("A:[THINK]", "[THINK]why[/THINK]Yes.", "why[/THINK]Yes."),
+        ("A:<seed:think>", "<seed:think>why</seed:think>Yes.", "why</seed:think>Yes."),
+    ],
+)
+def test_second_rendering_puts_the_answer_behind_the_header(header, content, text):
+    tokenizer = toy_tokenizer(template(OTHER, header=header))
+    turn_end = TurnEnd(tokenizer.eos_token_id, "<|im_end|>", "")
+    # Tags in a message are no header.
+    prompt = [user("What is <think> and </think> and [THINK]?")]
+    texts = render_conversation(tokenizer, turn_end, (prompt, [assistant(content)], [assistant(content + "!")]), {})
+    assert texts.prompt == tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    assert (texts.chosen, texts.rejected) == (f"{text}<|im_end|>", f"{text}!<|im_end|>")
+    assert "with an answer" in texts.second
+
+
+@pytest.mark.parametrize(
+    "header, answer, why",
+    [
+        ("A:<think>\n", assistant("So."), "begins a thinking part that the answer lacks"),
+        ("A:<think>\n", assistant("<think>\ncut off"), "begins a thinking part that the answer lacks"),
+        ("A:<think>\nHm", assistant(THINKING), "begins its thinking otherwise than the header"),
+        ("A:[THINK]", assistant(THINKING), "begins a thinking part that the answer lacks"),
+        ("A:<think></think>", assistant(THINKING), "ends the thinking part with which the answer begins"),
+        (
+            "A:",
+            {**assistant("So."), "reasoning_content": "why"},
+            "only the template can write the answer's 'reasoning_c",
+        ),
+        (
+            "A:",
+            {**assistant(None), "tool_calls": [{"name": "add"}]},
+            "only the template can write the answer's 'tool_c",
+        ),
+    ],
+)
+def test_answers_that_do_not_fit_behind_the_header(header, answer, why):
+    tokenizer = toy_tokenizer(template(OTHER, header=header))
+    turn_end = TurnEnd(tokenizer.eos_token_id, "<|im_end|>", "")
+    messages = ([user("Hi")], [answer], [assistant("No.")])
+    assert why in dropped("template_prefix", render_conversation, tokenizer, turn_end, messages, {})
+
+
+@pytest.mark.parametrize("header", ["A:", "A:<think>\n"])
+def test_template_that_needs_the_second_rendering_is_taken(header):
+    tokenizer = toy_tokenizer(template(OTHER + "!", header=header))
+    assert probe_template(tokenizer, {}) == TurnEnd(tokenizer.eos_token_id, "<|im_end|>", "!")
+
+
+def test_second_rendering_needs_a_header_and_an_end():
+    numbered = toy_tokenizer("{{ messages | length }}" + template("A:{{ m.content }}", header=""))
+    with pytest.raises(SimPOError, match="the template writes no generation header; prompt alone '1U:question'"):
+        probe_template(numbered, {})
+    endless = toy_tokenizer(template("B:{{ m.content }}"), eos=None, special_tokens=())
+    with pytest.raises(SimPOError, match="no token is known that ends an answer"):
+        probe_template(endless, {})
+
+
+def test_each_answer_gets_the_rendering_that_it_needs():
+    """Qwen3.8's template closes the header's thinking part at once, whatever the answer begins with."""
+    tokenizer = toy_tokenizer(shipped("qwen3_8"))
+    texts = render(tokenizer, [user("Hi")], THINKING, "Yes.")
+    assert texts.prompt.endswith("assistant\n<think>\n")
+    assert texts.chosen == "why\n</think>\n\nYes.<|im_end|>"
+    assert texts.rejected == "\n</think>\n\nYes.<|im_end|>"
+    assert "it closes the thinking part" in texts.second
+    assert render(tokenizer, [user("Hi")], "Yes.", THINKING).second == texts.second
+    assert render(tokenizer, [user("Hi")], "Yes.").second == ""
+
+
+def test_prompt_without_its_header_where_asked_for():
+    tokenizer, answers = toy_tokenizer(), ([assistant("So.")], [assistant("No.")])
+    turn_end = probe_template(tokenizer, {})
+    texts = render_conversation(tokenizer, turn_end, ([user("Hi")], *answers), {}, with_bare=True)
+    assert texts.prompt == texts.bare + "<|im_start|>assistant\n"
+    assert render_conversation(tokenizer, turn_end, ([user("Hi")], *answers), {}).bare is None
+
+
 def test_template_arguments_reach_the_template():
     told = "{{ tools[0].name if tools else 'none' }}{{ mood }}" + template("A:{{ m.content }}", header="A:")
     texts = render(toy_tokenizer(told), [user("Hi")], "So.", tools=[{"name": "add"}], mood="!")
@@ -207,109 +313,3 @@ def test_answer_that_the_template_ends_otherwise():
     turn_end = probe_template(tokenizer, {})
     messages = ([user("Hi")], [assistant("So.")], [assistant("odd")])
     assert "'odd?'" in dropped("template_end", render_conversation, tokenizer, turn_end, messages, {})
-
-
-def test_template_arguments_of_a_row():
-    assert row_template_kwargs({"chosen": []}) == {}
-    assert row_template_kwargs({"tools": [], "chat_template_kwargs": None}) == {}
-    assert row_template_kwargs({"tools": '[{"name": "add"}]'}) == {"tools": [{"name": "add"}]}
-    row = {"tools": None, "chat_template_kwargs": {"enable_thinking": False, "of_another_row": None}}
-    assert row_template_kwargs(row) == {"enable_thinking": False}
-    assert "not valid JSON" in dropped("template_error", row_template_kwargs, {"tools": "[{"})
-
-
-# --- Rows to prompt and answers ---------------------------------------------------------------------------------------
-
-TURN, YES, NO = [user("Hi")], [assistant("Yes.")], [assistant("No.")]
-
-
-@pytest.mark.parametrize(
-    "row, expected",
-    [
-        ({"prompt": "Hi", "chosen": " Yes", "rejected": " No"}, ("Hi", " Yes", " No")),
-        ({"prompt": TURN, "chosen": YES, "rejected": NO}, (TURN, YES, NO)),
-        ({"chosen": "Hi: Yes", "rejected": "Hi: No"}, ("Hi:", " Yes", " No")),
-        ({"chosen": TURN + YES, "rejected": TURN + NO}, (TURN, YES, NO)),
-        # UltraFeedback-binarized: the prompt as a string beside whole conversations.
-        ({"prompt": "Hi", "chosen": TURN + YES, "rejected": TURN + NO}, (TURN, YES, NO)),
-        ({"chosen": YES, "rejected": NO}, ([], YES, NO)),
-        # One conversation is the beginning of the other.
-        ({"chosen": TURN + YES + TURN + YES, "rejected": TURN + YES}, (TURN + YES, TURN + YES, [])),
-    ],
-)
-def test_explicit_prompt(row, expected):
-    assert explicit_prompt(row) == expected
-
-
-@pytest.mark.parametrize(
-    "row, reason",
-    [
-        ({"prompt": None, "chosen": "a", "rejected": "b"}, "missing_field"),
-        ({"prompt": "p", "chosen": None, "rejected": "b"}, "missing_field"),
-        ({"prompt": "p", "chosen": "a", "rejected": None}, "missing_field"),
-        ({"prompt": "p", "chosen": "a", "rejected": NO}, "wrong_type"),
-        ({"prompt": TURN, "chosen": "a", "rejected": "b"}, "wrong_type"),
-        ({"prompt": 3, "chosen": YES, "rejected": NO}, "wrong_type"),
-        ({"prompt": "p", "chosen": 1, "rejected": 2}, "wrong_type"),
-        ({"chosen": "Hi", "rejected": "Hi"}, "identical_answers"),
-        ({"chosen": TURN + YES, "rejected": TURN + YES}, "identical_answers"),
-    ],
-)
-def test_rows_without_prompt_and_answers(row, reason):
-    dropped(reason, explicit_prompt, row)
-
-
-@pytest.mark.parametrize(
-    "chosen, rejected, prompt",
-    [
-        ("Is it? yes", "Is it? yet", "Is it?"),
-        ("Is it? yes", "Is it? no", "Is it?"),
-        ("Is it?\nyes", "Is it?\nyet", "Is it?\n"),
-        ("Is it?  yes", "Is it?  no", "Is it? "),
-        ("yes", "yet", ""),
-        ("yes", "no", ""),
-        ("go on", "go on now", "go"),
-        ("go on", "go", ""),
-    ],
-)
-def test_common_text_is_cut_between_words(chosen, rejected, prompt):
-    assert split_common_text(chosen, rejected)[0] == prompt
-
-
-def test_common_text_loses_nothing_and_divides_no_word():
-    texts = ["".join(letters) for letters in product("ab \n", repeat=4)]
-    for chosen, rejected in product(texts[::3], texts[::5]):
-        if chosen != rejected:
-            prompt, *rest = split_common_text(chosen, rejected)
-            assert [prompt + rest[0], prompt + rest[1]] == [chosen, rejected]
-            for answer in rest:
-                assert not (prompt and answer) or prompt[-1].isspace() or answer[0].isspace()
-
-
-@pytest.mark.parametrize(
-    "prompt, chosen, reason",
-    [
-        ([], YES, "no_prompt"),
-        (TURN + YES, YES, "prompt_end"),
-        ([{"role": "system", "content": "s"}], YES, "prompt_end"),
-        (TURN, [], "answer_messages"),
-        (TURN, TURN, "answer_messages"),
-        (TURN, YES + TURN + YES, "answer_messages"),
-        (TURN, [assistant(" \n")], "empty_answer"),
-        (TURN, [assistant(None)], "bad_message"),
-        (TURN, [{"content": "Yes."}], "bad_message"),
-        (TURN, ["Yes."], "bad_message"),
-        ([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], YES, "bad_message"),
-        ([{"role": None, "content": "Hi"}], YES, "bad_message"),
-    ],
-)
-def test_messages_that_make_no_pair(prompt, chosen, reason):
-    dropped(reason, check_messages, prompt, chosen, NO)
-    if prompt == TURN:
-        dropped(reason, check_messages, prompt, NO, chosen)
-
-
-def test_messages_that_make_a_pair():
-    check_messages(TURN, YES, NO)
-    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]}
-    check_messages([*TURN, call, {"role": "tool", "content": "3"}], YES, [call])

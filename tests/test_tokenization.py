@@ -11,9 +11,11 @@ import datasets
 import pytest
 from datasets import Dataset, load_dataset
 
-from simpo_trainer import tokenization
+from models import tiny_model
+from simpo_trainer import SimPOConfig, SimPOTrainer
+from simpo_trainer.data.pair_tokenizer import PairTokenizer, fit_to_length
+from simpo_trainer.data.tokenization import render_pair, tokenize_preferences
 from simpo_trainer.errors import SimPOError
-from simpo_trainer.tokenization import fit_to_length, render_pair, tokenize_preferences
 from toy import (
     CHATML,
     ToySlowTokenizer,
@@ -220,24 +222,25 @@ def test_padding_token_plays_no_part():
         ([1, 2, 3, 4], [5, 6, 7, 8], [9], (6, 3), ([2, 3, 4], [5, 6, 7], [9])),
         # So also where the prompt is shorter than max_prompt_length and would leave more room.
         ([1], [5, 6, 7, 8, 9, 9], [7, 8], (6, 3), ([1], [5, 6, 7], [7, 8])),
-        # A leading BOS (0) stays, in the place of the oldest token.
-        ([0, 2, 3, 4], [5, 6, 6], [7], (6, 3), ([0, 3, 4], [5, 6, 6], [7])),
-        # One token of prompt: the last, not BOS.
-        ([0, 2, 3, 4], [5, 6, 6], [7], (4, 1), ([4], [5, 6, 6], [7])),
     ],
 )
 def test_fit_to_length(prompt, chosen, rejected, limits, fitted):
     assert fit_to_length(prompt, chosen, rejected, *limits, 0) == fitted
 
 
+@pytest.mark.parametrize("kept_start, cut", [(0, [4, 5, 6]), (1, [1, 5, 6]), (2, [1, 2, 6]), (3, [1, 2, 3])])
+def test_fit_to_length_keeps_both_ends(kept_start, cut):
+    assert fit_to_length([1, 2, 3, 4, 5, 6], [7, 7, 7], [8], 6, 3, kept_start) == (cut, [7, 7, 7], [8])
+
+
 def test_fit_to_length_follows_the_official_rule():
-    """Against the rule written out, for every combination of small lengths; without BOS, which the official code cuts."""
+    """Against the rule written out, for every combination of small lengths; the official code cuts BOS too."""
     for prompt_length in range(1, 7):
         for longer in range(1, 7):
             for max_length in range(2, 9):
                 for max_prompt_length in range(1, max_length):
                     prompt, chosen = list(range(prompt_length)), list(range(longer))
-                    got = fit_to_length(prompt, chosen, [9], max_length, max_prompt_length, None)
+                    got = fit_to_length(prompt, chosen, [9], max_length, max_prompt_length, 0)
                     if len(prompt) + len(chosen) > max_length:
                         prompt = prompt[-max_prompt_length:]
                     if len(prompt) + len(chosen) > max_length:
@@ -276,6 +279,56 @@ def test_generation_header_survives_the_cut():
     text = tokenizer.decode(tokens["prompt_ids"])
     assert len(tokens["prompt_ids"]) == 40
     assert text.startswith("<s>") and text.endswith(f"{END}\n<|im_start|>assistant\n")
+
+
+def test_bos_stays_unless_one_token_is_left():
+    tokenizer = toy_tokenizer_without_template()
+    cut = [
+        tokenizer.decode(only(pair("abcdef", "x"), tokenizer, max_length=n + 2, max_prompt_length=n)["prompt_ids"])
+        for n in (1, 2, 3)
+    ]
+    assert cut == ["f", "<s>f", "<s>ef"]
+
+
+def test_start_of_the_prompt_can_be_kept():
+    tokenizer = toy_tokenizer_without_template()
+    limits = {"max_length": 8, "max_prompt_length": 4}
+    cut = only(pair("abcdef", "xyz"), tokenizer, truncation_mode="keep_start", **limits)
+    assert tokenizer.decode(cut["prompt_ids"]) == "<s>abc"
+    assert tokenizer.decode(only(pair("abcdef", "xyz"), tokenizer, **limits)["prompt_ids"]) == "<s>def"
+
+
+@pytest.mark.parametrize(
+    "tokenizer, header",
+    [
+        (toy_tokenizer(BOS_CHATML), "<|im_start|>assistant\n"),
+        (toy_tokenizer(bos=None), "<|im_start|>assistant\n"),
+        # Phi's way: without a header, the end of the text stands in its place.
+        (
+            toy_tokenizer(
+                CHATML.replace("{% endif %}", "{% else %}<|endoftext|>{% endif %}"),
+                special_tokens=("<|im_start|>", END, "<|endoftext|>"),
+            ),
+            "<|im_start|>assistant\n",
+        ),
+        (toy_tokenizer("{% for m in messages %}{{ m.content }}{% endfor %}", bos=None), ""),
+    ],
+    ids=["bos", "no bos", "end of text", "no header"],
+)
+@pytest.mark.parametrize("room", [1, 30])
+def test_generation_header_stays_behind_the_start_of_the_prompt(tokenizer, header, room):
+    row = pair([user("word " * 50)], [assistant("So.")], [assistant("No.")])
+    whole = only(row, tokenizer)["prompt_ids"]
+    header_ids = tokenizer(header, add_special_tokens=False)["input_ids"]
+    limit = len(header_ids) + room
+    tokens = only(row, tokenizer, max_length=limit + 30, max_prompt_length=limit, truncation_mode="keep_start")
+    assert tokens["prompt_ids"] == whole[:room] + header_ids
+
+
+def test_prompt_shorter_than_its_header_is_the_end_of_it():
+    row = pair([user("Hi")], [assistant("So.")], [assistant("No.")])
+    limits = {"max_length": 20, "max_prompt_length": 3, "truncation_mode": "keep_start"}
+    assert toy_tokenizer().decode(only(row, toy_tokenizer(), **limits)["prompt_ids"]) == "nt\n"
 
 
 def test_overlong_pairs_can_be_dropped_or_refused():
@@ -365,6 +418,105 @@ def test_too_many_dropped_rows_are_an_error():
         tokenize([*toy_pairs(2), bad, bad, pair("p", "")], toy_tokenizer())
     with pytest.raises(SimPOError, match="eval: 1 of 1 pairs cannot be trained on"):
         tokenize([bad], toy_tokenizer(), name="eval")
+
+
+# --- Chat templates that take not everything --------------------------------------------------------------------------
+
+ALTERNATING = (
+    "{% for m in messages %}{{ raise_exception('no system role here') if m.role == 'system' }}"
+    "{{ raise_exception('roles must alternate') if (m.role == 'user') != (loop.index0 % 2 == 0) }}{% endfor %}" + CHATML
+)
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+def test_role_order_that_the_template_refuses():
+    good = toy_pairs(3, conversational=True)
+    twice = pair([user("Hi"), user("Ho")], [assistant("So.")], [assistant("No.")])
+    tokenized, report = tokenize([*good, twice], toy_tokenizer(ALTERNATING))
+    assert tokenized["row"][:] == [0, 1, 2]
+    assert (report.dropped["template_error"].first_row, report.dropped["template_error"].detail) == (
+        3,
+        "roles must alternate",
+    )
+    with pytest.raises(
+        SimPOError, match=r"refuses the conversation \(roles must alternate\).* user and assistant in turn"
+    ):
+        tokenize([twice], toy_tokenizer(ALTERNATING))
+
+
+def test_system_messages_that_the_template_refuses():
+    rows = [{**row, "prompt": [SYSTEM, *row["prompt"]]} for row in toy_pairs(2, conversational=True)]
+    tokenizer = toy_tokenizer(ALTERNATING)
+    with pytest.raises(SimPOError, match=r"\(no system role here\).* system_messages: merge .*system_messages: drop"):
+        tokenize(rows, tokenizer)
+    merged, _ = tokenize(rows, tokenizer, system_messages="merge")
+    assert tokenizer.decode(merged[0]["prompt_ids"]).startswith("<|im_start|>user\nBe brief.\n\nWhat is 0")
+    without, _ = tokenize(rows, tokenizer, system_messages="drop")
+    assert without.to_list() == tokenize(toy_pairs(2, conversational=True), tokenizer)[0].to_list()
+
+
+@pytest.mark.parametrize(
+    "template, inserted",
+    [
+        (CHATML, True),
+        (CHATML.replace("<|im_start|>", "<r>"), False),
+        ("{# system #}" + CHATML.replace("<|im_start|>", "<r>"), True),
+    ],
+)
+def test_empty_system_message_is_put_in_front(template, inserted):
+    rows = toy_pairs(2, conversational=True)
+    tokenizer = toy_tokenizer(template)
+    tokenized, _ = tokenize(rows, tokenizer, auto_insert_empty_system_msg=True)
+    for row, tokens in zip(rows, tokenized, strict=True):
+        prompt = [{"role": "system", "content": ""}] * inserted + row["prompt"]
+        assert tokens["prompt_ids"] == tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
+    own = [{**row, "prompt": [SYSTEM, *row["prompt"]]} for row in rows]
+    expected = tokenize(own, tokenizer)[0].to_list()
+    assert tokenize(own, tokenizer, auto_insert_empty_system_msg=True)[0].to_list() == expected
+
+
+def test_empty_system_message_that_the_template_refuses():
+    with pytest.raises(SimPOError, match="no system role here.*Leave out auto_insert_empty_system_msg"):
+        tokenize(toy_pairs(2, conversational=True), toy_tokenizer(ALTERNATING), auto_insert_empty_system_msg=True)
+    with pytest.raises(SimPOError, match="the tokenizer has no chat template"):
+        tokenize(toy_pairs(2, conversational=True), toy_tokenizer_without_template(), auto_insert_empty_system_msg=True)
+
+
+def test_second_rendering_is_said(caplog):
+    tokenizer = toy_tokenizer(CHATML.replace("assistant\n{%", "assistant:\n{%"))
+    rows = toy_pairs(3, conversational=True)
+    tokenized, _ = tokenize(rows, tokenizer)
+    for row, tokens in zip(rows, tokenized, strict=True):
+        prompt_ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)["input_ids"]
+        assert tokens["prompt_ids"] == prompt_ids
+        assert tokenizer.decode(tokens["rejected_ids"]) == row["rejected"][0]["content"] + END
+    assert [record.message for record in caplog.records] == [
+        "train: in 3 of 3 pairs the chat template does not write prompt + answer behind the prompt of inference (first "
+        "row 0: prompt alone 'im_end|>\\n<|im_start|>assistant:\\n', with an answer "
+        "'im_end|>\\n<|im_start|>assistant\\nThe sum is 0.<|im_end|>\\n'). There the answer's own text, and the "
+        "token that ends it, are trained behind the generation header instead."
+    ]
+    caplog.clear()
+    tokenize(rows, toy_tokenizer())
+    assert not caplog.records
+
+
+def test_second_rendering_of_some_rows_only(caplog):
+    """DeepSeek-R1's template cuts thinking off; rows whose answers hold none do not fit behind its header."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}U:{{ m.content }}{% else %}A:"
+        "{{ m.content.split('</think>')[-1] }}<|im_end|>{% endif %}{% endfor %}{% if add_generation_prompt %}A:<think>\n{% endif %}"
+    )
+    tokenizer, thinking = toy_tokenizer(template), "<think>\nwhy\n</think>\n\n"
+    rows = [
+        {**row, "chosen": [assistant(thinking + "So.")], "rejected": [assistant(thinking + "No.")]}
+        for row in toy_pairs(2, conversational=True)
+    ]
+    tokenized, report = tokenize([toy_pairs(1, conversational=True)[0], *rows], tokenizer)
+    assert tokenized["row"][:] == [1, 2] and report.dropped["template_prefix"].count == 1
+    assert tokenizer.decode(tokenized[0]["prompt_ids"]).endswith("A:<think>\n")
+    assert tokenizer.decode(tokenized[0]["chosen_ids"]) == f"why\n</think>\n\nSo.{END}"
+    assert "train: in 2 of 2 pairs the chat template" in caplog.text and "(first row 1: " in caplog.text
 
 
 def test_template_that_the_rows_break_is_explained():
@@ -483,13 +635,13 @@ def test_several_processes_give_the_rows_of_one(source):
 def batches(monkeypatch):
     """The sizes of the batches that were tokenized, not read from the cache."""
     sizes = []
-    work = tokenization._PairTokenizer.__call__
+    work = PairTokenizer.__call__
 
     def count(self, batch, indices):
         sizes.append(len(indices))
         return work(self, batch, indices)
 
-    monkeypatch.setattr(tokenization._PairTokenizer, "__call__", count)
+    monkeypatch.setattr(PairTokenizer, "__call__", count)
     return sizes
 
 
@@ -513,6 +665,10 @@ def test_whatever_changes_the_ids_changes_the_key(source, batches):
         {"max_length": 90, "max_prompt_length": 40},
         {"max_length": 90, "max_prompt_length": 41},
         {"max_length": 90, "max_prompt_length": 40, "overlong": "drop"},
+        {"max_length": 90, "max_prompt_length": 40, "truncation_mode": "keep_start"},
+        {"system_messages": "merge"},
+        {"system_messages": "drop"},
+        {"auto_insert_empty_system_msg": True},
         {"tokenizer": toy_tokenizer(BOS_CHATML)},
         {"tokenizer": toy_tokenizer(eos="</s>")},
         {"tokenizer": toy_tokenizer(adds_bos=False)},
@@ -550,3 +706,50 @@ def test_key_is_the_same_in_another_process(source):
         check=True,
     )
     assert run.stdout.strip() == tokenize(load(source), toy_tokenizer())[0].cache_files[0]["filename"]
+
+
+# --- The settings of a run --------------------------------------------------------------------------------------------
+
+
+def test_settings_reach_the_rows(tmp_path):
+    rows = [
+        {**row, "prompt": [SYSTEM, *row["prompt"][:-1], user("word " * 40)]}
+        for row in toy_pairs(2, conversational=True)
+    ]
+    tokenizer = toy_tokenizer(ALTERNATING)
+
+    def first_prompt(rows, tokenizer, **settings):
+        args = SimPOConfig(output_dir=str(tmp_path), use_cpu=True, max_length=64, max_prompt_length=40, **settings)
+        trainer = SimPOTrainer(
+            tiny_model(vocab_size=300), args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+        )
+        return tokenizer.decode(trainer.train_dataset[0]["prompt_ids"])
+
+    start = "<|im_start|>user\nBe brief.\n\n"
+    header = "<|im_start|>assistant\n"
+    assert not first_prompt(rows, tokenizer, system_messages="merge").startswith(start)
+    prompt = first_prompt(rows, tokenizer, system_messages="merge", truncation_mode="keep_start")
+    assert prompt.startswith(start) and prompt.endswith(header)
+    prompt = first_prompt(
+        toy_pairs(2, conversational=True),
+        toy_tokenizer(),
+        auto_insert_empty_system_msg=True,
+        truncation_mode="keep_start",
+    )
+    assert prompt.startswith("<|im_start|>system\n")
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"system_messages": "remove"}, "system_messages is 'remove'; it must be 'keep', 'merge' or 'drop'"),
+        ({"truncation_mode": "keep_middle"}, "truncation_mode is 'keep_middle'; it must be 'keep_end' or 'keep_start'"),
+        (
+            {"auto_insert_empty_system_msg": True, "system_messages": "merge"},
+            "auto_insert_empty_system_msg is true and system_messages is 'merge': one inserts .* Leave out one",
+        ),
+    ],
+)
+def test_settings_that_are_refused(tmp_path, settings, message):
+    with pytest.raises(SimPOError, match=message):
+        SimPOConfig(output_dir=str(tmp_path), **settings)

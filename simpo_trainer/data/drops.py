@@ -1,8 +1,10 @@
 """Rows that cannot teach: why each was left out, and the report that counts them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from .errors import SimPOError
+from ..errors import SimPOError
 
 # Why a row can teach nothing: the short name that is counted, what is wrong, and what the user can change.
 REASONS: dict[str, tuple[str, str]] = {
@@ -35,11 +37,16 @@ REASONS: dict[str, tuple[str, str]] = {
         "an answer holds the end token in the middle of its text",
         "Remove end tokens from the text of the answers; the one at the end is added.",
     ),
-    "template_error": ("the chat template refuses the conversation", "Change the rows to what the template takes."),
+    "template_error": (
+        "the chat template refuses the conversation",
+        "Change the rows to what the template takes: many want user and assistant in turn; if it refuses system "
+        "messages, set system_messages: merge (into the user message) or system_messages: drop.",
+    ),
     "template_prefix": (
-        "the chat template renders the prompt alone otherwise than in front of this answer",
-        "Use a template whose prompt with generation header begins prompt + answer (for thinking models often a column "
-        "chat_template_kwargs with {'enable_thinking': false}), or answers with the thinking part that it expects.",
+        "an answer does not fit behind the prompt with generation header",
+        "For thinking models, use answers with the thinking part that the header begins, or without the one that it "
+        "ends, or a column chat_template_kwargs with {'enable_thinking': false} (true) where the template knows it; "
+        "else another chat_template.",
     ),
     "template_content": (
         "the chat template leaves out part of the answer",
@@ -72,13 +79,32 @@ class DropReport:
     """What tokenization did to a set of pairs. Lengths in tokens; cuts are counted over the rows kept."""
 
     name: str
-    rows_read: int
-    rows_kept: int
+    rows_read: int = 0
+    rows_kept: int = 0
     dropped: dict[str, Dropped] = field(default_factory=dict)
     truncated_prompts: int = 0
     truncated_answers: int = 0
     one_sided_ends: int = 0  # pairs of which only one answer lost its end token
     longest: int = 0  # prompt + longer answer
+
+    def count(self, row: int, notes: Mapping[str, Any]) -> bool:
+        """Count a tokenized row by what was noted of it; whether it is kept.
+
+        Args:
+            row: its index in the set.
+            notes: `reason` and `detail` of a dropped row; `cut` (of prompt, chosen, rejected) and `length` of a kept one.
+        """
+        self.rows_read += 1
+        if notes["reason"] is not None:
+            self.dropped.setdefault(notes["reason"], Dropped(0, row, notes["detail"])).count += 1
+            return False
+        prompt, chosen, rejected = notes["cut"]
+        self.rows_kept += 1
+        self.truncated_prompts += prompt
+        self.truncated_answers += chosen + rejected
+        self.one_sided_ends += chosen != rejected
+        self.longest = max(self.longest, notes["length"])
+        return True
 
     def lines(self) -> list[str]:
         """The report for a reader, a headline first."""
@@ -93,6 +119,18 @@ class DropReport:
     def summary(self) -> str:
         """The lines of the report as one text."""
         return "\n".join(self.lines())
+
+    def check_none_overlong(self, max_length: int) -> None:
+        """Refuse a set with pairs that are too long.
+
+        Raises:
+            SimPOError: how many there are, and the first.
+        """
+        if dropped := self.dropped.get("overlong"):
+            raise SimPOError(
+                f"{self.name}: {dropped.count} of {self.rows_read} pairs exceed max_length={max_length} (first: row "
+                f"{dropped.first_row}, {dropped.detail}). Raise max_length, or set overlong: truncate or overlong: drop."
+            )
 
     def check_enough_kept(self) -> None:
         """Refuse a set of which more than half was left out: something is wrong with the data or the settings.

@@ -1,0 +1,1 @@
+"""Preference data: from files, folders and the Hub to token rows."""

@@ -1,0 +1,136 @@
+"""Rows to messages: which part of a row is the prompt and which the answers, and what becomes of system messages."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from .drops import RowDropped
+
+Message = dict[str, Any]
+
+
+def explicit_prompt(row: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """Prompt, chosen and rejected of a row whose prompt may be implicit: three strings or three message lists.
+
+    The prompt is implicit where the row has no `prompt` field, or has a string beside answers that are conversations
+    (as UltraFeedback-binarized has): then both answers carry the whole conversation and what they share is the prompt.
+
+    Raises:
+        RowDropped: a field is missing or of the wrong type, or the answers are the same.
+    """
+    chosen, rejected = row["chosen"], row["rejected"]
+    if chosen is None or rejected is None or ("prompt" in row and row["prompt"] is None):
+        raise RowDropped("missing_field")
+    kinds = {type(chosen), type(rejected)}
+    if kinds == {str}:
+        if "prompt" not in row:
+            return split_common_text(chosen, rejected)
+        if isinstance(row["prompt"], str):
+            return row["prompt"], chosen, rejected
+    elif kinds == {list}:
+        if isinstance(row.get("prompt", ""), str):
+            return split_common_messages(chosen, rejected)
+        if isinstance(row["prompt"], list):
+            return row["prompt"], chosen, rejected
+    raise RowDropped("wrong_type", ", ".join(f"{field}: {type(value).__name__}" for field, value in row.items()))
+
+
+def split_common_messages(chosen: list[Message], rejected: list[Message]) -> tuple[list, list, list]:
+    """The messages that two conversations begin with, and what follows them in each."""
+    shared = 0
+    for chosen_message, rejected_message in zip(chosen, rejected, strict=False):
+        if chosen_message != rejected_message:
+            break
+        shared += 1
+    if shared == len(chosen) == len(rejected):
+        raise RowDropped("identical_answers")
+    return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def split_common_text(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """The text that two texts begin with, cut at the end of a word, and what follows it in each.
+
+    The cut goes back to the last whitespace of the common beginning, so that no word is divided ("yes" and "yet" share
+    no prompt "ye"). A space goes to the answers, as tokenizers write it in front of a word, a line break to the prompt.
+    """
+    if chosen == rejected:
+        raise RowDropped("identical_answers")
+    shared = len(os.path.commonprefix([chosen, rejected]))
+    while shared and not chosen[shared - 1].isspace():
+        shared -= 1
+    if shared and chosen[shared - 1] == " ":
+        shared -= 1
+    return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def check_messages(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> None:
+    """Check that a prompt which waits for an answer is followed by two answers of one assistant message each.
+
+    Raises:
+        RowDropped: naming what is wrong.
+    """
+    for message in [*prompt, *chosen, *rejected]:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise RowDropped("bad_message", shorten(repr(message)))
+        calls_tool = message.get("content") is None and bool(message.get("tool_calls"))
+        if not isinstance(message.get("content"), str) and not calls_tool:
+            raise RowDropped("bad_message", shorten(repr(message)))
+    if not prompt:
+        raise RowDropped("no_prompt")
+    if prompt[-1]["role"] not in ("user", "tool"):
+        raise RowDropped("prompt_end", f"the last role is {prompt[-1]['role']!r}")
+    for answer in (chosen, rejected):
+        roles = [message["role"] for message in answer]
+        if roles != ["assistant"]:
+            raise RowDropped("answer_messages", f"its roles are {roles}")
+        if not (answer[0].get("content") or "").strip() and not answer[0].get("tool_calls"):
+            raise RowDropped("empty_answer")
+
+
+def settle_system_messages(
+    messages: list[Message], mode: Literal["keep", "merge", "drop"], opening: list[Message]
+) -> list[Message]:
+    """A prompt with its system messages kept, put into the user message that follows each, or left out.
+
+    Args:
+        messages: a prompt that `check_messages` accepts.
+        mode: "merge" puts a system message's text in front of the next user message, two line breaks between. Where no
+            user message follows, the prompt stays as it is, for the template to accept or refuse.
+        opening: with "keep", what is put in front of a prompt that does not begin with a system message.
+    """
+    if mode == "drop":
+        return [message for message in messages if message["role"] != "system"]
+    if mode == "keep":
+        return messages if messages[0]["role"] == "system" else [*opening, *messages]
+    merged: list[Message] = []
+    waiting: list[str] = []
+    for message in messages:
+        if message["role"] == "system":
+            waiting.append(message["content"])
+        elif message["role"] == "user" and waiting:
+            texts = [*(text.strip() for text in waiting if text.strip()), message["content"]]
+            merged.append({**message, "content": "\n\n".join(texts)})
+            waiting = []
+        else:
+            merged.append(message)
+    return messages if waiting else merged
+
+
+def row_template_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the template that a row brings: its `tools` (a list, or JSON text) and `chat_template_kwargs`."""
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except json.JSONDecodeError as error:
+            raise RowDropped("template_error", f"its tools are not valid JSON: {error}") from error
+    # A column stores the union of all rows' keys; those that a row does not have come back as None.
+    given = {key: value for key, value in (row.get("chat_template_kwargs") or {}).items() if value is not None}
+    # `tools=[]` makes some templates write the boilerplate of tool use.
+    return {"tools": tools, **given} if tools else given
+
+
+def shorten(text: str) -> str:
+    """A text for a message: a long one without its middle."""
+    return text if len(text) <= 120 else text[:60] + " ... " + text[-55:]

@@ -1,0 +1,253 @@
+"""One source of rows to its splits: a file, a folder, a dataset of the Hub; and where a broken file is broken."""
+
+import difflib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from datasets import (
+    Dataset,
+    DatasetDict,
+    IterableDataset,
+    IterableDatasetDict,
+    ReadInstruction,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
+
+from ..errors import SimPOError
+
+# What a file name may end in, and the `datasets` loader that reads it.
+LOADERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+
+Rows: TypeAlias = Dataset | IterableDataset
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from: a file, a folder or a dataset of the Hub, and what else `load_dataset` is to be told."""
+
+    name: str
+    config: str | None = None
+    data_dir: str | None = None
+    data_files: str | list[str] | dict[str, str] | None = None
+
+    def public_name(self) -> str:
+        """The name as a model card may show it: that of a Hub dataset, and no path of this machine."""
+        path = Path(self.name).expanduser()
+        if path.is_dir():
+            return "local folder"
+        is_hub_name = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", self.name) and path.suffix not in LOADERS
+        return self.name if is_hub_name and not path.exists() and self.name not in LOADERS.values() else "local file"
+
+
+def load_splits(source: Source, *, streaming: bool = False) -> dict[str, Rows]:
+    """All splits of a source; a single file has one, 'train'.
+
+    Raises:
+        SimPOError: the source cannot be found or read.
+    """
+    path = Path(source.name).expanduser()
+    if source.data_dir or source.data_files:
+        return _load_named(source, path, streaming)
+    if path.is_file():
+        return _load_file(path, source, streaming)
+    if path.is_dir():
+        return _load_folder(path, source, streaming)
+    if path.is_absolute() or source.name.startswith((".", "~")) or path.suffix in LOADERS:
+        raise SimPOError(f"{source.name} does not exist. {_near_names(path)}")
+    return _load_named(source, path, streaming)
+
+
+def pick_split(splits: dict[str, Rows], split: str, source: Source, key: str) -> Rows:
+    """One split, or the part of it that `split` asks for in the notation of `datasets`, such as `train[:1000]`.
+
+    Raises:
+        SimPOError: there is no such split, or it has no rows; `key` is the setting that names it.
+    """
+    found = splits[split] if split in splits else _slice_split(splits, split, source, key)
+    if isinstance(found, Dataset):
+        is_empty = len(found) == 0
+    else:
+        is_empty = next(iter(found), None) is None
+    if is_empty:
+        raise SimPOError(f"Split {split!r} of {source.name} has no rows; a set needs at least one preference pair.")
+    return found
+
+
+def _slice_split(splits: dict[str, Rows], split: str, source: Source, key: str) -> Rows:
+    lengths = {name: len(rows) for name, rows in splits.items() if isinstance(rows, Dataset)}
+    try:
+        parts = ReadInstruction.from_spec(split).to_absolute(lengths)
+    except (ValueError, AssertionError):
+        parts = []
+    whole: dict[str, Any] = dict(splits)
+    chosen = [
+        whole[part.splitname].select(range(part.from_ or 0, part.to or lengths[part.splitname])) for part in parts
+    ]
+    if chosen:
+        return concatenate_datasets(chosen)
+    other_way = ", or give the evaluation pairs by eval_dataset_name." if key == "dataset_test_split" else "."
+    no_slices = " A part of a split cannot be streamed." if not lengths and "[" in split else ""
+    raise SimPOError(
+        f"{source.name} has no split {split!r}; it has {', '.join(map(repr, splits))}.{no_slices} Set {key} to one of "
+        f"these{other_way}"
+    )
+
+
+def _load_named(source: Source, path: Path, streaming: bool) -> dict[str, Rows]:
+    """A dataset of the Hub, or a local one whose files are named."""
+    try:
+        return _as_splits(
+            load_dataset(
+                str(path) if path.exists() else source.name,
+                source.config,
+                data_dir=source.data_dir,
+                data_files=source.data_files,
+                streaming=streaming,
+            )
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SimPOError(
+            f"{source.name!r} is neither a file or folder here nor a dataset that could be read from the Hub "
+            f"({_first_line(error)}). Check the spelling, the network and, for a private dataset, `hf auth login`; or "
+            f"give a local path. {_near_names(path)}"
+        ) from error
+
+
+def _load_file(path: Path, source: Source, streaming: bool) -> dict[str, Rows]:
+    loader = LOADERS.get(path.suffix.lower())
+    if loader is None:
+        raise SimPOError(
+            f"{path} ends in {path.suffix or 'no extension'!r}; a dataset file must end in {', '.join(LOADERS)}. "
+            "Convert or rename it."
+        )
+    if source.config is not None:
+        raise SimPOError(
+            f"{path} is a file and has no configurations; found {source.config!r}. Set its configuration to null."
+        )
+    _refuse_empty(path)
+    try:
+        return _readable(_as_splits(load_dataset(loader, data_files=str(path.resolve()), streaming=streaming)))
+    except Exception as error:  # each loader fails in its own ways, none of which names the line
+        raise SimPOError(_why_unreadable(path, error)) from error
+
+
+def _load_folder(path: Path, source: Source, streaming: bool) -> dict[str, Rows]:
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        try:
+            splits = _as_splits(load_from_disk(str(path)))
+        except Exception as error:  # broken JSON, a missing or cut Arrow file, a version that cannot be read
+            raise SimPOError(
+                f"{path} was written by save_to_disk but cannot be read ({_first_line(error)}). Write it again."
+            ) from error
+        if not streaming:
+            return splits
+        return {name: rows.to_iterable_dataset() for name, rows in splits.items() if isinstance(rows, Dataset)}
+    files = sorted(file for file in path.rglob("[!.]*") if file.suffix.lower() in LOADERS)
+    if not files:
+        raise SimPOError(
+            f"{path} holds no dataset file and is no `save_to_disk` folder. {_near_names(path / 'train')} Put files "
+            f"ending in {', '.join(LOADERS)} there, with the split in their names (train.jsonl, test.jsonl)."
+        )
+    for file in files:
+        _refuse_empty(file)
+    try:
+        return _readable(_as_splits(load_dataset(str(path.resolve()), source.config, streaming=streaming)))
+    except Exception as error:  # as above; the first file found broken is the one to name
+        broken = (why for file in files if (why := _broken_text(file)))
+        raise SimPOError(next(broken, f"{path} cannot be read: {_first_line(error)}.")) from error
+
+
+def _as_splits(loaded: Dataset | DatasetDict | IterableDataset | IterableDatasetDict) -> dict[str, Rows]:
+    """A lone dataset, as `save_to_disk` may hold, is the split 'train'."""
+    return (
+        {"train": loaded} if isinstance(loaded, Dataset | IterableDataset) else {str(k): v for k, v in loaded.items()}
+    )
+
+
+def _readable(splits: dict[str, Rows]) -> dict[str, Rows]:
+    """Refuses text that is not UTF-8, which JSON loaders let pass and reading a row would stumble over.
+
+    A stream is not read ahead for it.
+    """
+    for split in splits.values():
+        if isinstance(split, Dataset):
+            split.data.table.validate(full=True)
+    return splits
+
+
+def _refuse_empty(path: Path) -> None:
+    if path.stat().st_size == 0:
+        raise SimPOError(f"{path} is empty; a dataset file needs at least one preference pair. Was it written fully?")
+
+
+def _near_names(path: Path) -> str:
+    """What stands in the folder of a path that does not exist, the likely ones first."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f"Its folder {folder} does not exist either."
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    if near:
+        return f"Near names in {folder}: {', '.join(near)}."
+    return f"{folder} holds {', '.join(names[:10]) or 'nothing'}{', ...' if len(names) > 10 else ''}."
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    """The message for a file that its loader gave up on; the file is read again only now, to find the place."""
+    if broken := _broken_text(path):
+        return broken
+    if "corresponds to no data" in str(error) or isinstance(error, StopIteration):
+        return f"{path} has no rows; a dataset file needs at least one preference pair."
+    return f"{path} cannot be read as {path.suffix.lower()[1:]}: {_first_line(error)}. Repair it or write it again."
+
+
+def _broken_text(path: Path) -> str | None:
+    """Names the first place where a JSON or JSON Lines file is broken; None if it is sound or another format."""
+    if LOADERS.get(path.suffix.lower()) != "json":
+        return None
+    if path.suffix.lower() == ".json":  # one value, or lines like a .jsonl file
+        with path.open("rb") as file:
+            is_array = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+        broken = _broken_json(path)
+        if is_array or broken is None:
+            return broken
+    return _broken_line(path)
+
+
+def _broken_json(path: Path) -> str | None:
+    try:
+        json.loads(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return f"{path} is not UTF-8 text ({error}). Save it as UTF-8."
+    except json.JSONDecodeError as error:
+        return f"{path}, line {error.lineno}: not valid JSON ({error.msg}). Repair or remove the row there."
+    return None
+
+
+def _broken_line(path: Path) -> str | None:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except UnicodeDecodeError as error:
+                return f"{path}, line {number}: not UTF-8 text ({error.reason}). Save the file as UTF-8."
+            except json.JSONDecodeError as error:
+                return f"{path}, line {number}: not valid JSON ({error.msg}). Repair or remove this line."
+            if not isinstance(row, dict):
+                return f"{path}, line {number}: a {type(row).__name__} where a row {{...}} is needed. Repair this line."
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    """The most telling line of an error: that of its cause, where a loader wrapped it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

@@ -1,0 +1,315 @@
+"""Preference rows to token ids: tokenize, fit to length, drop what cannot teach, and say what was done.
+
+An answer is scored from the first token behind the prompt to its end token. It is told from the prompt by position,
+never by the value of an id: a padding token may well be the end token too.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from textwrap import indent
+from typing import Any, Literal
+
+import datasets
+from datasets import Dataset, Features, IterableDataset, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import SimPOError
+from ..log import get_logger
+from .drops import DropReport, RowDropped
+from .messages import Message, row_template_kwargs
+from .pair_tokenizer import TOKEN_COLUMNS, PairTokenizer, caught, pair_length, prefix_ids
+from .preferences import check_columns, check_margins
+from .templates import TurnEnd, probe_template
+
+logger = get_logger(__name__)
+
+# Part of the cache's key: raise it with every change of this file, pair_tokenizer.py, messages.py or templates.py that
+# changes token ids.
+CODE_VERSION = 2
+
+_INPUT_COLUMNS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "margin")
+# What the cached rows say beside their ids; read for the report, then removed.
+_NOTES = Features(
+    {
+        "length": Value("int32"),
+        "reason": Value("string"),
+        "detail": Value("string"),
+        "cut": List(Value("bool")),  # of prompt, chosen and rejected
+        "second": Value("string"),  # why an answer got the second rendering
+    }
+)
+_FEATURES = Features({"row": Value("int64"), **{name: List(Value("int32")) for name in TOKEN_COLUMNS}, **_NOTES})
+# Columns without a `prompt` beside them that suggest that the prompt is not implicit but called otherwise.
+_PROMPT_LIKE = {"question", "instruction", "query", "input"}
+
+
+def tokenize_preferences(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    max_prompt_length: int,
+    overlong: Literal["truncate", "drop", "error"],
+    truncation_mode: Literal["keep_end", "keep_start"] = "keep_end",
+    system_messages: Literal["keep", "merge", "drop"] = "keep",
+    auto_insert_empty_system_msg: bool = False,
+    num_proc: int | None = None,
+    name: str = "train",
+) -> tuple[Dataset, DropReport]:
+    """Token ids of preference pairs, and a report of the pairs that were cut or left out.
+
+    Args:
+        dataset: columns `chosen`, `rejected` and, unless implicit, `prompt`: strings or message lists. Further columns
+            that are read: `tools` and `chat_template_kwargs` for the chat template, `margin` (>= 0) for the loss.
+        max_length: longest prompt + answer, in tokens.
+        max_prompt_length: length to which the prompt of an overlong pair is cut; below `max_length`.
+        overlong: cut such pairs to length, drop them, or stop.
+        truncation_mode: which end of a prompt is kept when it is cut. BOS and the generation header always stay.
+        system_messages: leave system messages to the template, merge them into user messages, or drop them.
+        auto_insert_empty_system_msg: put an empty system message in front of a conversation without one, where the
+            template has a place for it.
+        num_proc: processes that tokenize; None means this one.
+        name: what messages call the set.
+
+    Returns:
+        A dataset in the order of `dataset` with the columns `row` (index in `dataset`), `prompt_ids`, `chosen_ids`,
+        `rejected_ids` (answers with their end token) and, if given, `margin`; and the report. The work is cached beside
+        the files of `dataset`, under a key made of its fingerprint, the tokenizer and the settings.
+
+    Raises:
+        SimPOError: columns or margins are not usable, the chat template is missing or broken, more than half of the
+            pairs would be left out, or a pair is too long and `overlong` is "error".
+    """
+    check_columns(dataset.column_names, name)
+    if len(dataset) == 0:
+        raise SimPOError(f"{name}: the set has no rows; it needs at least one preference pair.")
+    check_margins(dataset, name)
+    work = _pair_tokenizer(
+        dataset,
+        tokenizer,
+        max_length=max_length,
+        max_prompt_length=max_prompt_length,
+        overlong=overlong,
+        truncation_mode=truncation_mode,
+        system_messages=system_messages,
+        auto_insert_empty_system_msg=auto_insert_empty_system_msg,
+        has_margin="margin" in dataset.column_names,
+    )
+    _warn(dataset, work, name)
+    if os.environ.get("RANK", "0") != "0":
+        datasets.disable_progress_bars()
+    inputs = dataset.with_format(None).select_columns([c for c in _INPUT_COLUMNS if c in dataset.column_names])
+    tokenized = inputs.map(
+        work,
+        with_indices=True,
+        batched=True,
+        remove_columns=inputs.column_names,
+        features=work.features,
+        num_proc=num_proc,
+        new_fingerprint=_fingerprint(dataset, work),
+        desc=f"Tokenizing {name}",
+    )
+    report, kept, second = _report(tokenized, name)
+    if overlong == "error":
+        report.check_none_overlong(max_length)
+    report.check_enough_kept()
+    if second:
+        logger.warning(
+            f"{name}: in {len(second)} of {report.rows_kept} pairs the chat template does not write prompt + answer "
+            f"behind the prompt of inference (first row {second[0]}: {tokenized[second[0]]['second']}). There the "
+            "answer's own text, and the token that ends it, are trained behind the generation header instead."
+        )
+    if report.one_sided_ends:
+        logger.warning(
+            f"{name}: in {report.one_sided_ends} pairs only one answer was cut and lost its end token, so the two differ "
+            "in how they end for their length alone. Raise max_length, or set overlong: drop."
+        )
+    if len(kept) < len(tokenized):
+        tokenized = tokenized.select(kept)
+    return tokenized.remove_columns(list(_NOTES)), report
+
+
+def second_rendering(where: str, row: int, notes: Mapping[str, Any]) -> str:
+    """What to say of answers that are not written as the chat template does: `where`, and the notes of the first row."""
+    return (
+        f"{where} the chat template does not write prompt + answer behind the prompt of inference (first row {row}: "
+        f"{notes['second']}). There the answer's own text, and the token that ends it, are trained behind the generation "
+        "header instead."
+    )
+
+
+def tokenize_stream(
+    dataset: IterableDataset, tokenizer: PreTrainedTokenizerBase, *, name: str = "train", **settings: Any
+) -> IterableDataset:
+    """Token ids of streamed preference pairs, each row with what :class:`~simpo_trainer.drops.DropReport` counts.
+
+    Rows that cannot be trained on are in it, without ids and with a `reason`. Rows that are token ids already pass.
+
+    Args:
+        dataset: rows as :func:`tokenize_preferences` takes them, conversations in all or in none.
+        settings: the keyword arguments of :func:`tokenize_preferences`, but for `num_proc`.
+
+    Raises:
+        SimPOError: columns are not usable, or the chat template is missing or broken.
+    """
+    first = next(iter(dataset), None)
+    if first is None:
+        raise SimPOError(f"{name}: the stream has no rows; it needs preference pairs.")
+    if first.keys() >= set(TOKEN_COLUMNS):
+        return dataset
+    check_columns(list(first), name)
+    work = _pair_tokenizer(dataset.take(1), tokenizer, **settings, has_margin="margin" in first)
+    inputs = dataset.select_columns([column for column in _INPUT_COLUMNS if column in first])
+    return inputs.map(
+        work,
+        with_indices=True,
+        batched=True,
+        batch_size=100,  # a step should not wait for many more rows than it takes
+        remove_columns=[column for column in _INPUT_COLUMNS if column in first],
+        features=work.features,
+    )
+
+
+def check_token_rows(dataset: Any, max_length: int, name: str) -> int:
+    """Check rows that came as token ids, and return the tokens of the longest prompt + answer.
+
+    Raises:
+        SimPOError: a row has an empty prompt or answer, or exceeds `max_length`; token rows are trained on as they are.
+    """
+    longest = 0
+    for number, row in enumerate(dataset):
+        if empty := [column for column in TOKEN_COLUMNS if not row[column]]:
+            raise SimPOError(
+                f"{name}: {empty[0]} of row {number} is empty; it needs at least one token. Remove the row."
+            )
+        longest = max(longest, pair_length(*(row[column] for column in TOKEN_COLUMNS)))
+        if longest > max_length:
+            raise SimPOError(
+                f"{name}: row {number} has {longest} tokens and max_length is {max_length}; rows that come as token ids "
+                "are not cut. Raise max_length, or cut the rows."
+            )
+    return longest
+
+
+def describe_rows(dataset: Dataset | list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, count: int = 2) -> str:
+    """The first tokenized pairs as text, with the scored span of each answer marked."""
+    rows = [dataset[index] for index in range(min(count, len(dataset)))]
+    return "\n".join(render_pair(row, tokenizer) for row in rows)
+
+
+def render_pair(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
+    """A tokenized pair for the eye: what is scored stands between ⟦ and ⟧, long texts lack their middle."""
+    prompt_ids, chosen_ids, rejected_ids = (example[name] for name in TOKEN_COLUMNS)
+    parts = [f"row {example['row']}: prompt, {len(prompt_ids)} tokens", _decode(prompt_ids, tokenizer)]
+    for side, ids in (("chosen", chosen_ids), ("rejected", rejected_ids)):
+        parts += [f"{side}, {len(ids)} tokens scored", f"⟦{_decode(ids, tokenizer)}⟧"]
+    # Headings stand at the margin, texts are indented.
+    return "\n".join(part if i % 2 == 0 else indent(part, "    ", lambda line: True) for i, part in enumerate(parts))
+
+
+def _decode(ids: list[int], tokenizer: PreTrainedTokenizerBase, shown: int = 60) -> str:
+    if len(ids) <= 2 * shown:
+        return str(tokenizer.decode(ids))
+    return f"{tokenizer.decode(ids[:shown])} [... {len(ids) - 2 * shown} tokens ...] {tokenizer.decode(ids[-shown:])}"
+
+
+# --- Around the map ---------------------------------------------------------------------------------------------------
+
+
+def _fingerprint(dataset: Dataset, work: PairTokenizer) -> str:
+    """Key of the cached rows: the same in every process and run on the same data, tokenizer and settings."""
+    tokenizer = work.tokenizer
+    if tokenizer.is_fast:
+        # Padding and truncation of earlier calls would show in it, but finding `prefix_ids` has just reset them.
+        state = tokenizer.backend_tokenizer.to_str()
+    else:
+        state = [sorted(tokenizer.get_vocab().items()), tokenizer.init_kwargs]
+    key = [
+        CODE_VERSION,
+        dataset._fingerprint,
+        type(tokenizer).__name__,
+        state,
+        tokenizer.chat_template,
+        tokenizer.special_tokens_map,
+        asdict(work.turn_end) if work.turn_end else None,
+        work.prefix_ids,
+        [work.max_length, work.max_prompt_length, work.truncate, work.truncation_mode],
+        [work.system_messages, work.opening],
+    ]
+    return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _opening(tokenizer: PreTrainedTokenizerBase) -> list[Message]:
+    """The empty system message of alignment-handbook's runs, for a template that by its text knows such messages."""
+    text = str(tokenizer.chat_template)
+    return [{"role": "system", "content": ""}] if "system" in text or "<|im_start|>" in text else []
+
+
+def _pair_tokenizer(
+    dataset: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    has_margin: bool,
+    overlong: str,
+    auto_insert_empty_system_msg: bool = False,
+    truncation_mode: Literal["keep_end", "keep_start"] = "keep_end",
+    system_messages: Literal["keep", "merge", "drop"] = "keep",
+    **lengths: int,
+) -> PairTokenizer:
+    """The function that tokenizes rows such as those of `dataset`."""
+    opening = _opening(tokenizer) if auto_insert_empty_system_msg else []
+    return PairTokenizer(
+        tokenizer,
+        turn_end=_find_turn_end(dataset, tokenizer, opening),
+        prefix_ids=prefix_ids(tokenizer),
+        features=Features(_FEATURES | ({"margin": Value("float64")} if has_margin else {})),
+        truncate=overlong == "truncate",
+        truncation_mode=truncation_mode,
+        system_messages=system_messages,
+        opening=opening,
+        **lengths,
+    )
+
+
+def _find_turn_end(
+    dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, opening: list[Message]
+) -> TurnEnd | None:
+    """What `probe_template` finds for conversations; None where there are none."""
+    if dataset.features and isinstance(dataset.features["chosen"], Value):  # plain text in every row, unread
+        return None
+    for row in dataset.with_format(None):
+        if isinstance(row["chosen"], list):
+            template_kwargs = caught(row_template_kwargs, row)
+            given = {} if isinstance(template_kwargs, RowDropped) else template_kwargs
+            return probe_template(tokenizer, given, opening)
+    return None
+
+
+def _warn(dataset: Dataset, work: PairTokenizer, name: str) -> None:
+    """What the user should know before the work starts."""
+    if (work.turn_end.token_id if work.turn_end else work.tokenizer.eos_token_id) is None:
+        logger.warning(f"{name}: the tokenizer has no EOS token, so answers are trained without an end.")
+    if "prompt" not in dataset.column_names and work.turn_end is None:
+        if like := sorted(_PROMPT_LIKE & set(dataset.column_names)):
+            logger.warning(
+                f"{name}: without a column 'prompt', what chosen and rejected have in common is taken for the prompt; "
+                f"if column {like[0]!r} holds it, rename that to 'prompt'."
+            )
+
+
+def _report(tokenized: Dataset, name: str) -> tuple[DropReport, list[int], list[int]]:
+    """The report on tokenized rows, the indices of those kept, and among them of those with a second rendering."""
+    report, kept, second = DropReport(name), [], []
+    notes = tokenized.select_columns(list(_NOTES))
+    for start in range(0, len(notes), 10_000):  # not all at once: the set may be large
+        batch = notes[start : start + 10_000]
+        for row, values in enumerate(zip(*(batch[name] for name in _NOTES), strict=True), start):
+            note = dict(zip(_NOTES, values, strict=True))
+            if report.count(row, note):
+                kept.append(row)
+                if note["second"] is not None:
+                    second.append(row)
+    return report, kept, second
