@@ -1,14 +1,14 @@
 """Keys that recipes of other trainers use, and what each means here.
 
 Names and units differ (a gamma copied as a ratio trains another objective), so each is an error with the converted
-value, never a guess.
+value, never a guess. Keys that merely aged are translated: `aged_keys.py`.
 """
 
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .config import SimPOConfig
+from ..config import SimPOConfig
 
 Explain = Callable[[Any, Mapping[str, Any]], str | None]
 
@@ -64,11 +64,4 @@ OTHER_TRAINERS: dict[str, Explain] = {
     "loss_type": _loss_named_simpo,
     "dpo_label_smoothing": _renamed("label_smoothing"),
     "max_completion_length": _completion_length,
-    # YAML reads a bare `no` as false.
-    "evaluation_strategy": lambda value, recipe: _renamed("eval_strategy")("no" if value is False else value, recipe),
-    "torch_dtype": _renamed("dtype", "; or leave it out: weights that train are float32, bf16: true is for speed"),
-    "trust_remote_code": lambda value, recipe: f"belongs to model_init_kwargs: {{trust_remote_code: {as_text(value)}}}",
-    "warmup_ratio": _renamed("warmup_steps", " (below 1 it is a share of all steps)"),
-    "group_by_length": _needless("pairs are ordered by the trainer's own sampler"),
-    "save_safetensors": _needless("weights are always saved as safetensors"),
 }

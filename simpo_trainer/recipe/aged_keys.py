@@ -1,0 +1,147 @@
+"""Keys of the official SimPO files and the alignment handbook that are written otherwise today, and how each is read.
+
+They meant one thing when they were written and mean it here, so that those files load unchanged; each translation is
+told. Keys whose meaning or unit differs between trainers are not here but in `other_trainers.py`, as errors.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .file import Entry, Layer
+from .other_trainers import as_text
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What a key and its value stand for today (nothing, if `values` is empty), and what the reader should know."""
+
+    values: dict[str, Any]
+    note: str = ""
+
+
+class _Unreadable(Exception):
+    """The value cannot be carried over; the text says why and what to do."""
+
+
+def _renamed(name: str, note: str = "") -> Callable[[Any], _Reading]:
+    return lambda value: _Reading({name: value}, note)
+
+
+def _without_effect(reason: str) -> Callable[[Any], _Reading]:
+    return lambda value: _Reading({}, reason)
+
+
+def _off(reason: str, remedy: str) -> Callable[[Any], _Reading]:
+    """A key that may only be switched off, because there is nothing it could switch on."""
+
+    def read(value: Any) -> _Reading:
+        if value:
+            raise _Unreadable(f"{reason}. {remedy}")
+        return _Reading({}, reason)
+
+    return read
+
+
+def _torch_dtype(value: Any) -> _Reading:
+    if value is None:
+        return _Reading({}, "null meant float32 weights, and weights that train are float32")
+    return _Reading({"dtype": value})
+
+
+def _evaluation_strategy(value: Any) -> _Reading:
+    return _Reading({"eval_strategy": "no" if value is False else value})  # YAML reads a bare `no` as false
+
+
+def _warmup_ratio(value: Any) -> _Reading:
+    if isinstance(value, int | float) and value >= 1:
+        raise _Unreadable(f"a share of the steps is below 1, found {value}. Write warmup_steps and their number")
+    return _Reading({"warmup_steps": value}, "below 1 it is a share of all steps")
+
+
+def _flash_attention(value: Any) -> _Reading:
+    return _Reading({"attn_implementation": "flash_attention_2"} if value else {}, "" if value else "it is off")
+
+
+def _remote_code(value: Any) -> _Reading:
+    if not value:
+        return _Reading({}, "code from a model's repository is never run unless asked for")
+    return _Reading(
+        {"model_init_kwargs": {"trust_remote_code": value}}, "code from the model's repository will run here"
+    )
+
+
+def _save_safetensors(value: Any) -> _Reading:
+    if value is False:
+        raise _Unreadable("weights are always saved as safetensors. Leave it out")
+    return _Reading({}, "weights are always saved as safetensors")
+
+
+def _code_revision(value: Any) -> _Reading:
+    return _Reading({} if value is None else {"model_init_kwargs": {"code_revision": value}}, "")
+
+
+_REFERENCE_FREE = _without_effect("SimPO has no reference model")
+
+# Key to a function of its value.
+_AGED: dict[str, Callable[[Any], _Reading]] = {
+    "torch_dtype": _torch_dtype,
+    "evaluation_strategy": _evaluation_strategy,
+    "warmup_ratio": _warmup_ratio,
+    "preprocessing_num_workers": _renamed("dataset_num_proc"),
+    "use_flash_attention_2": _flash_attention,
+    "trust_remote_code": _remote_code,
+    "model_code_revision": _code_revision,
+    "base_model_revision": _off(
+        "an adapter's base is loaded from the folder or name that its adapter_config.json gives",
+        "Write the revision there (`revision`), and leave base_model_revision out",
+    ),
+    "no_cuda": _renamed("use_cpu"),
+    "hub_model_revision": _renamed("hub_revision"),
+    "group_by_length": _without_effect("pairs are ordered by the trainer's own sampler"),
+    "save_safetensors": _save_safetensors,
+    "overwrite_output_dir": _without_effect("a run says when it starts over in a used output_dir, and does so"),
+    "logging_dir": _without_effect("set the environment variable TENSORBOARD_LOGGING_DIR for TensorBoard"),
+    "truncation_side": _without_effect("truncation_mode says which end of an overlong prompt is kept"),
+    "text_column": _without_effect("it is for plain texts, not for pairs"),
+    "label_pad_token_id": _without_effect("what is scored is told by position, not by an id"),
+    "padding_value": _without_effect("padding is masked by length, whatever its id"),
+    "max_target_length": _without_effect("it is for encoder-decoder models"),
+    "is_encoder_decoder": _off("only decoder models are trained", "Choose a causal language model"),
+    "generate_during_eval": _off("answers are not sampled during evaluation", "Leave it out"),
+    "precompute_ref_log_probs": _REFERENCE_FREE,
+    "ref_model_init_kwargs": _REFERENCE_FREE,
+    "sync_ref_model": _REFERENCE_FREE,
+}
+
+
+def translate(layer: Layer) -> tuple[Layer, list[str]]:
+    """A layer with today's keys in place of aged ones, and one notice for each that was translated."""
+    entries: dict[str, Entry] = {key: entry for key, entry in layer.entries.items() if key not in _AGED}
+    problems, notices = list(layer.problems), []
+    for key, entry in layer.entries.items():
+        if key not in _AGED:
+            continue
+        try:
+            reading = _AGED[key](entry.value)
+        except _Unreadable as unreadable:
+            problems.append(f"{entry.place}{key}: {unreadable}.")
+            continue
+        for name, value in reading.values.items():
+            earlier = entries.get(name)
+            if earlier and isinstance(earlier.value, dict) and isinstance(value, dict):
+                value = earlier.value | value
+            elif earlier:
+                problems.append(f"{entry.place}{key} and {name} are both given; keep {name}.")
+                continue
+            text = entry.text if value is entry.value else None
+            entries[name] = Entry(value, f"{entry.origin} ({key})", entry.place, text)
+        notices.append(f"{entry.place}{key}: {as_text(entry.value)} {_read_as(reading)}")
+    return Layer(entries, problems), notices
+
+
+def _read_as(reading: _Reading) -> str:
+    if not reading.values:
+        return "is left out" + (f": {reading.note}" if reading.note else "")
+    now = ", ".join(f"{name}: {as_text(value)}" for name, value in reading.values.items())
+    return f"is read as {now}" + (f" ({reading.note})" if reading.note else "")

@@ -1,0 +1,92 @@
+"""`simpo recipe`: the recipes that come with the package, and what a recipe resolves to."""
+
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from .file import merge_layers, read_layers
+from .paths import recipe_files
+
+app = typer.Typer(no_args_is_help=True, help="List the recipes that come with the package, and show what one says.")
+
+_COLUMNS = {
+    "beta": "beta",
+    "gamma_beta_ratio": "ratio",
+    "learning_rate": "lr",
+    "sft_weight": "sft",
+    "global_batch_size": "batch",
+    "model_name_or_path": "model",
+}
+
+
+@app.command("list")
+def list_recipes() -> None:
+    """Show the recipes that can be named, with the numbers that tell them apart."""
+    rows = [["recipe", *_COLUMNS.values()]]
+    for name, path in recipe_files().items():
+        entries = merge_layers(read_layers(path))
+        rows.append([name, *(_cell(entries[key].value) if key in entries else "" for key in _COLUMNS)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    typer.echo("\nratio: gamma_beta_ratio, sft: sft_weight, batch: pairs of one step. An empty place is the default.")
+    typer.echo("simpo recipe show RECIPE shows all of one, simpo train RECIPE runs it.")
+
+
+@app.command("show", context_settings={"ignore_unknown_options": True})
+def show(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="File, or name from `simpo recipe list`.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="--KEY VALUE", help="Replace values, as in `simpo train`.")
+    ] = None,
+    origins: Annotated[bool, typer.Option("--origins", help="Write behind each value where it comes from.")] = False,
+) -> None:
+    """Print the settings that a run of RECIPE would have, defaults included, as YAML that is a recipe itself.
+
+    Left out is what the machine decides, and accumulation where it follows from global_batch_size.
+    """
+    from ..log import get_logger
+    from .load import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    for notice in loaded.notices:
+        get_logger(__name__).info(notice)
+    resolved = loaded.resolved()
+    for title, names in _sections(list(resolved)):
+        typer.echo(f"# {title}")
+        for name in names:
+            origin = f"  # {loaded.origins.get(name, 'default')}" if origins else ""
+            typer.echo(_line(name, resolved[name]) + origin)
+
+
+def _sections(names: list[str]) -> list[tuple[str, list[str]]]:
+    """The keys under headings: model, data, what SimPO adds to training, and training."""
+    from ..config import SimPOConfig
+    from ..data.data_config import DataConfig
+    from .keys import KEYS
+
+    def section(name: str) -> str:
+        owner = KEYS[name].owner
+        if owner is DataConfig:
+            return "Data"
+        if owner is not SimPOConfig:
+            return "Model"
+        return "SimPO" if name in ours else "Training"
+
+    ours = list(SimPOConfig.__annotations__)
+    found: dict[str, list[str]] = {"Model": [], "Data": [], "SimPO": [], "Training": []}
+    for name in names:
+        found[section(name)].append(name)
+    found["SimPO"].sort(key=ours.index)
+    return list(found.items())
+
+
+def _line(name: str, value: Any) -> str:
+    """`name: value` on one line."""
+    text = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=float("inf"))
+    return f"{name}: {text.strip()[1:-1]}"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).rpartition("/")[2]

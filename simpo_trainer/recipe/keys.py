@@ -1,0 +1,134 @@
+"""The keys of a recipe: who owns each, which type it takes, and what a wrong value is told."""
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, fields
+from enum import Enum
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from transformers import SchedulerType
+from trl import ModelConfig
+
+from ..config import SimPOConfig
+from ..data.data_config import DataConfig
+from .file import Entry
+from .other_trainers import OTHER_TRAINERS
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key that a recipe may hold: the class that owns it, its field, and the type a recipe must give."""
+
+    owner: type
+    field: Field
+    hint: Any
+
+
+# Where a recipe takes more, or less, than the field's annotation says.
+_OWN_HINTS: dict[str, Any] = {
+    "fsdp": str | bool | None,  # annotated as text for the sake of argparse
+    "lr_scheduler_type": SchedulerType,
+    "model_init_kwargs": dict[str, Any] | None,
+    "resume_from_checkpoint": str | bool | None,  # true: the last checkpoint
+}
+
+
+def _keys() -> dict[str, Key]:
+    keys: dict[str, Key] = {}
+    for owner in (ModelConfig, DataConfig, SimPOConfig):
+        hints = get_type_hints(owner)
+        for field in fields(owner):
+            keys[field.name] = Key(owner, field, _OWN_HINTS.get(field.name, _narrow(hints[field.name], field)))
+    return keys
+
+
+def _narrow(hint: Any, field: Field) -> Any:
+    """The type with its choices: `Strategy | str` becomes `Strategy`, and choices in the metadata a `Literal`."""
+    enums = [part for part in get_args(hint) if isinstance(part, type) and issubclass(part, Enum)]
+    if enums:
+        return enums[0]
+    if choices := field.metadata.get("choices"):
+        literal: Any = Literal[tuple(choices)]
+        return literal | None if NoneType in get_args(hint) else literal
+    return hint
+
+
+KEYS = _keys()
+
+
+def check_entries(entries: Mapping[str, Entry]) -> tuple[dict[str, Any], list[str]]:
+    """Converted values of the known keys, and what is wrong with the rest."""
+    recipe = {key: entry.value for key, entry in entries.items()}
+    values: dict[str, Any] = {}
+    problems = []
+    for key, entry in entries.items():
+        foreign = OTHER_TRAINERS[key](entry.value, recipe) if key in OTHER_TRAINERS else None
+        if foreign:
+            problems.append(f"{entry.place}{key}: {foreign}.")
+        elif key not in KEYS:
+            near = difflib.get_close_matches(key.lower().replace("-", "_"), KEYS, n=1)
+            problems.append(f"{entry.place}unknown key {key}" + (f"; did you mean {near[0]}?" if near else ""))
+        else:
+            try:
+                values[key] = _convert(entry, KEYS[key].hint)
+            except ValueError:
+                found = json.dumps(entry.value, default=str, ensure_ascii=False)
+                problems.append(f"{entry.place}{key} is {found}; it must be {_needed(KEYS[key].hint, entry.value)}")
+    return values, problems
+
+
+def takes_bool(key: str) -> bool:
+    """Whether `key` is one that true and false can be given to."""
+    return key in KEYS and _takes_bool(KEYS[key].hint)
+
+
+def _convert(entry: Entry, hint: Any) -> Any:
+    """The value in the type that `hint` asks for. Raises ValueError where it does not fit."""
+    value = entry.value
+    candidates = [value]
+    if entry.text is not None:
+        candidates.append(entry.text)  # --run_name 7 is text
+    if value is False:
+        candidates.append("no")  # YAML reads `eval_strategy: no` as false
+    if isinstance(value, str):
+        candidates.append([value])  # lora_target_modules: all-linear
+    adapter = TypeAdapter(hint)
+    for candidate in candidates:
+        if isinstance(candidate, bool) and not _takes_bool(hint):
+            continue  # pydantic would read true as the number 1
+        if isinstance(candidate, float) and math.isnan(candidate):
+            continue
+        try:
+            return adapter.validate_python(candidate)
+        except ValidationError:
+            continue
+    raise ValueError(value)
+
+
+def _takes_bool(hint: Any) -> bool:
+    return hint in (bool, Any) or isinstance(hint, bool) or any(_takes_bool(part) for part in get_args(hint))
+
+
+_TYPE_NAMES = {float: "a number", int: "a whole number", bool: "true or false", str: "text", NoneType: "null"}
+
+
+def _needed(hint: Any, value: Any) -> str:
+    """What `hint` asks for, in words; of many choices only those near `value`."""
+    choices = list(get_args(hint)) if get_origin(hint) is Literal else []
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        choices = [member.value for member in hint]
+    if len(choices) > 12:
+        near = difflib.get_close_matches(str(value), choices, n=3)
+        return f"one of {len(choices)} names" + (f": did you mean {' or '.join(near)}" if near else "")
+    if choices:
+        return f"one of {', '.join(map(str, choices))}"
+    if hint in _TYPE_NAMES:
+        return _TYPE_NAMES[hint]
+    origin = get_origin(hint) or hint
+    if origin in (list, dict):
+        return "a list" if origin is list else "a mapping"
+    return " or ".join(_needed(part, value) for part in get_args(hint)) or getattr(hint, "__name__", str(hint))

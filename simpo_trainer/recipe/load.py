@@ -1,0 +1,203 @@
+"""Recipes: YAML files that may extend each other, and overrides from the command line, to checked settings.
+
+A recipe's keys are the fields of `SimPOConfig`, `DataConfig` and trl's `ModelConfig`. Keys and types are checked before
+any of them is built, because building `SimPOConfig` initialises devices, and all problems are reported at once.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from trl import ModelConfig, get_quantization_config
+
+from ..config import SimPOConfig
+from ..data.data_config import DataConfig, data_problems
+from ..errors import SimPOError
+from .aged_keys import translate
+from .file import Entry, Layer, merge_layers, read_layers, scalar
+from .keys import KEYS, check_entries, takes_bool
+from .other_trainers import as_text
+from .packages import has_package
+from .paths import find_recipe
+
+
+@dataclass
+class Recipe:
+    """A checked recipe: settings for training, model and data, and where each was given."""
+
+    training: SimPOConfig
+    model: ModelConfig
+    data: DataConfig
+    path: Path
+    settings: dict[str, Any]  # what the files and the overrides give, converted
+    origins: dict[str, str]  # key of `settings` to where it was given: "file:line" or "command line"
+    overrides: dict[str, str]  # key to text, as on a command line
+    notices: list[str]  # what the reader should know of keys that were translated
+
+    def resolved(self) -> dict[str, Any]:
+        """All settings of a run, in the order of the classes that own them: given ones and defaults that are set.
+
+        What is left out is decided by the machine or follows from others, so that a file of these settings is the same
+        recipe anywhere. No secret is shown.
+        """
+        found = {}
+        for name, key in KEYS.items():
+            value = self.settings.get(name, _default(key.field) if self._counts(name) else None)
+            if value is not None and name not in _SECRETS:
+                found[name] = value.value if isinstance(value, Enum) else value
+        return found
+
+    def _counts(self, name: str) -> bool:
+        """Whether the default of a key says anything about this run."""
+        if name == "gradient_accumulation_steps":
+            return "global_batch_size" not in self.settings
+        if name.startswith(("lora_", "use_rslora", "use_dora")):
+            return self.model.use_peft
+        if "bnb_" in name:
+            return self.model.load_in_4bit
+        return name not in _DECIDED_BY_MACHINE
+
+
+_SECRETS = {"hub_token"}
+_DECIDED_BY_MACHINE = {"use_cpu", "local_rank"}
+_REQUIRED = {
+    "model_name_or_path": "the model to start from, such as Qwen/Qwen3-0.6B or a folder",
+    "output_dir": "the folder that checkpoints and the trained model go to, such as runs/first",
+}
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+    """Read a recipe, apply `overrides` and check everything that can be checked without a model or a dataset.
+
+    Args:
+        path: the YAML file, or the name of a recipe that comes with the package ("paper/llama3-8b-instruct").
+        overrides: values that replace the file's: command-line words (`--key value`, `--key=value`, `--flag`,
+            `--no-flag`) or a mapping of keys to values.
+
+    Raises:
+        SimPOError: the file cannot be read, or keys or values are wrong; one message names all problems.
+    """
+    read = check_recipe(path, overrides)
+    training, model, data = _build(read.path, read.values)
+    return Recipe(training, model, data, read.path, read.values, read.origins, read.overrides, read.notices)
+
+
+@dataclass
+class ReadRecipe:
+    """What :func:`check_recipe` found: the fields of a :class:`Recipe` from which its settings are built."""
+
+    path: Path
+    values: dict[str, Any]
+    origins: dict[str, str]
+    overrides: dict[str, str]
+    notices: list[str]
+
+
+def check_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> ReadRecipe:
+    """As :func:`load_recipe`, but without building the settings, which initialises devices: keys and types only."""
+    path = find_recipe(path)
+    texts, bad_words = _parse_overrides(overrides)
+    typed = {key: Entry(scalar(text), "command line", "command line: ", text) for key, text in texts.items()}
+    translated = [translate(layer) for layer in [*read_layers(path), Layer(typed, bad_words)]]
+    entries = merge_layers([layer for layer, _ in translated])
+    values, bad_entries = check_entries(entries)
+    problems = [*(problem for layer, _ in translated for problem in layer.problems), *bad_entries]
+    problems += [f"{key} is missing: {text}." for key, text in _REQUIRED.items() if _is_empty(entries.get(key))]
+    if all(key in values for key in entries if key in KEYS and KEYS[key].owner is DataConfig):
+        problems += data_problems(values)
+    if values.get("streaming") and values.get("max_steps", -1) <= 0:
+        problems.append(
+            "streaming does not tell how many pairs there are. Set max_steps, the number of optimiser steps."
+        )
+    if problems:
+        head = f"{path}: " if len(problems) == 1 else f"{path}: {len(problems)} problems\n  "
+        raise SimPOError(head + "\n  ".join(problems))
+    origins = {key: entry.origin for key, entry in entries.items()}
+    return ReadRecipe(path, values, origins, texts, [notice for _, found in translated for notice in found])
+
+
+def _is_empty(entry: Entry | None) -> bool:
+    return entry is None or entry.value in (None, "")
+
+
+def _parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """Keys to texts, the last one winning, and the words that are no override."""
+    if isinstance(overrides, Mapping):
+        return {key: as_text(value) for key, value in overrides.items()}, []
+    texts: dict[str, str] = {}
+    problems: list[str] = []
+    words = list(overrides)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            hint = "overrides are --key value, and a list is --key '[a, b]'"
+            problems.append(f"command line: unexpected {word!r}; {hint}")
+            continue
+        key, equals, text = word[2:].partition("=")
+        key = key.replace("-", "_")
+        if equals:
+            texts[key] = text
+        elif words and not words[0].startswith("--"):
+            texts[key] = words.pop(0)
+        elif key not in KEYS and key.startswith("no_") and takes_bool(key[3:]):
+            texts[key[3:]] = "false"
+        else:
+            texts[key] = "true"
+    return texts, problems
+
+
+def _build(path: Path, values: dict[str, Any]) -> tuple[SimPOConfig, ModelConfig, DataConfig]:
+    parts = {
+        owner: {key: value for key, value in values.items() if KEYS[key].owner is owner}
+        for owner in (SimPOConfig, ModelConfig, DataConfig)
+    }
+    try:
+        # trl's default dtype is float32; unset must stay unset, because the trainer decides by what trains.
+        model = ModelConfig(**{"dtype": None} | parts[ModelConfig])
+        model.model_name_or_path = os.path.expanduser(values["model_name_or_path"])
+        data = DataConfig(**parts[DataConfig])
+        _check_adapter(model, parts[ModelConfig])
+        training = SimPOConfig(**parts[SimPOConfig])
+        training.model_init_kwargs = _model_init_kwargs(model, training)
+    except SimPOError as error:
+        raise SimPOError(f"{path}: {error}") from None
+    except (ValueError, TypeError, OSError, ImportError) as error:  # what transformers and trl find wrong
+        raise SimPOError(f"{path}: {error}") from error
+    return training, model, data
+
+
+def _check_adapter(model: ModelConfig, given: Mapping[str, Any]) -> None:
+    if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
+        raise SimPOError("load_in_4bit and load_in_8bit freeze the model; something must train. Set use_peft: true.")
+    unused = [key for key in given if key.startswith(("lora_", "use_rslora", "use_dora"))]
+    if unused and "use_peft" not in given:
+        raise SimPOError(
+            f"{', '.join(unused)} would do nothing: the whole model trains. Set use_peft to true or false."
+        )
+
+
+def _model_init_kwargs(model: ModelConfig, training: SimPOConfig) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained`: what the recipe's model keys say, joined with its own."""
+    compute = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
+    ours: dict[str, Any] = {
+        "revision": None if model.model_revision == "main" else model.model_revision,
+        "dtype": model.dtype,
+        "attn_implementation": model.attn_implementation,
+    }
+    if has_package("bitsandbytes"):  # without it, which `packages.py` tells at the start of training, not even built
+        ours["quantization_config"] = get_quantization_config(replace(model, dtype=model.dtype or compute))
+    ours = {key: value for key, value in ours.items() if value is not None}
+    given = training.model_init_kwargs or {}
+    assert isinstance(given, dict)  # checked by type above
+    if twice := sorted(ours.keys() & given.keys()):
+        raise SimPOError(f"{', '.join(twice)} is given both as a key and inside model_init_kwargs; keep one.")
+    return ours | given
+
+
+def _default(field: Any) -> Any:
+    if field.name == "dtype":
+        return None  # trl's own default would load weights in it; here the trainer decides by what trains
+    return field.default_factory() if field.default_factory is not MISSING else field.default
