@@ -2,8 +2,8 @@
 
 import os
 import platform
+import shlex
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,10 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperCommand, TyperGroup
 
-from ._version import __version__
 from .errors import SimPOError
+from .recipe.cli import app as recipe_app
+from .versions import library_versions
 
-_LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets")
 _TRAINING_ARGUMENTS = "https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments"
 
 
@@ -27,6 +27,8 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except SimPOError as error:
+            if _is_shown_by_parent(error):
+                raise typer.Exit(1) from None
             console = Console(stderr=True, soft_wrap=True, highlight=False)
             console.print(f"[bold red]error:[/bold red] {escape(str(error))}")
             raise typer.Exit(1) from None
@@ -47,6 +49,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+app.add_typer(recipe_app, name="recipe")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -71,6 +76,53 @@ def simpo(
     """Options that go before a command."""
 
 
+def _launching(*names: str, help: str, least: int | None = None, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=help, min=least, metavar=metavar, rich_help_panel="Launching processes")
+
+
+_Launcher = Annotated[
+    str | None,
+    _launching(
+        metavar="NAME|FILE",
+        help="Train in processes that `accelerate launch` starts, whose command is shown: single, ddp, fsdp2, zero2, "
+        "zero3 (explained in recipes/accelerate/), or a configuration file of accelerate.",
+    ),
+]
+_NumProcesses = Annotated[
+    int | None,
+    _launching(
+        "--num-processes",
+        "--num_processes",
+        least=1,
+        help="Processes over all machines; unset means one for each visible accelerator, or one on the CPU.",
+    ),
+]
+_NumMachines = Annotated[
+    int | None,
+    _launching(
+        "--num-machines",
+        "--num_machines",
+        least=1,
+        help="Machines that train together; the same command is called on each, with its own rank.",
+    ),
+]
+_MachineRank = Annotated[
+    int | None,
+    _launching("--machine-rank", "--machine_rank", least=0, help="Which of the machines this is, from 0."),
+]
+_MainProcessIP = Annotated[
+    str | None, _launching("--main-process-ip", "--main_process_ip", help="Address of machine 0.")
+]
+_MainProcessPort = Annotated[
+    int | None,
+    _launching(
+        "--main-process-port",
+        "--main_process_port",
+        help="A free port of machine 0, the same for all; unset means 29500.",
+    ),
+]
+
+
 @app.command(cls=_Train, context_settings={"ignore_unknown_options": True})
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file of settings, see recipes/.")],
@@ -81,33 +133,84 @@ def train(
             help="Replace values of the recipe: --key value, --key=value, --flag, --no-flag. Lists as in YAML.",
         ),
     ] = None,
+    launcher: _Launcher = None,
+    num_processes: _NumProcesses = None,
+    num_machines: _NumMachines = None,
+    machine_rank: _MachineRank = None,
+    main_process_ip: _MainProcessIP = None,
+    main_process_port: _MainProcessPort = None,
 ) -> None:
     """Train as RECIPE says; values after it replace the recipe's.
 
     Example: simpo train recipes/quickstart.yaml --learning_rate 1e-6
 
-    On several devices: accelerate launch scripts/run_simpo.py RECIPE --KEY VALUE ...
+    On several accelerators: simpo train RECIPE --launcher fsdp2 --num-processes 8
     """
     if str(recipe).startswith("-"):
         raise typer.BadParameter(f"The recipe comes first, before {recipe}.", param_hint="RECIPE")
-    from .recipe import load_recipe
+    options = {
+        "--num-processes": num_processes,
+        "--num-machines": num_machines,
+        "--machine-rank": machine_rank,
+        "--main-process-ip": main_process_ip,
+        "--main-process-port": main_process_port,
+    }
+    given = {option: value for option, value in options.items() if value is not None}
+    if launcher is not None:
+        raise typer.Exit(_launch([str(recipe), *(overrides or [])], launcher, given))
+    if given:
+        raise typer.BadParameter(
+            "Say with --launcher how the model is spread: ddp (each process has all of it), fsdp2, zero2 or zero3.",
+            param_hint=", ".join(given),
+        )
+    _train(recipe, overrides or [])
+
+
+def _train(recipe: Path, overrides: list[str]) -> None:
+    from .launch.supervision import leave_group_of_parent
+    from .recipe.load import load_recipe
     from .run import Interrupted, run
 
+    leave_group_of_parent()
     try:
-        run(load_recipe(recipe, overrides or []))
+        run(load_recipe(recipe, overrides))
     except Interrupted:  # run() has said how to go on
+        from accelerate import PartialState
+
+        # A launcher ends all processes when one has ended so, and the main one may still be saving.
+        PartialState().wait_for_everyone()
         raise typer.Exit(130) from None
+
+
+def _launch(recipe_words: list[str], launcher: str, given: dict[str, Any]) -> int:
+    """Start the same command without --launcher in processes of their own, and return their exit status."""
+    from .launch.launcher import Processes, launch_words, shown
+    from .launch.supervision import supervise
+    from .recipe.load import check_recipe
+
+    check_recipe(recipe_words[0], recipe_words[1:])  # a mistake is told before any process is started
+    words = launch_words(
+        launcher,
+        recipe_words,
+        Processes(**{option.removeprefix("--").replace("-", "_"): value for option, value in given.items()}),
+    )
+    typer.echo(f"Launching: {shown(words)}", err=True)
+    options = ["--launcher", launcher, *(str(word) for pair in given.items() for word in pair)]
+    return supervise(words, shlex.join(options))
+
+
+def _is_shown_by_parent(error: SimPOError) -> bool:
+    """Whether this process was started by `simpo train --launcher`, which shows the error once for all processes."""
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return False  # without loading torch
+    from .launch.supervision import leave_to_parent
+
+    return leave_to_parent(error)
 
 
 def environment() -> dict[str, str]:
     """Versions and devices of this machine, for a bug report: no paths, no names of users or hosts, no tokens."""
-    found = {"simpo-trainer": __version__, "python": platform.python_version(), "platform": platform.platform()}
-    for library in _LIBRARIES:
-        try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            found[library] = "not installed"
-    return found | {"devices": _devices()}
+    return library_versions() | {"platform": platform.platform(), "devices": _devices()}
 
 
 def _devices() -> str:
@@ -122,11 +225,11 @@ def _devices() -> str:
 
 
 def _print_keys() -> None:
-    from .recipe import KEYS
+    from .recipe.keys import KEYS
 
     console = Console(file=sys.stdout)
     console.print("Keys of a recipe, each also an override:")
-    for owner in dict.fromkeys(key.owner for key in KEYS.values()):
+    for owner in reversed(dict.fromkeys(key.owner for key in KEYS.values())):
         table = Table(title=f"\n{owner.__name__}", title_justify="left", title_style="bold", box=None, pad_edge=False)
         for name in ("key", "default", "meaning"):
             table.add_column(name, no_wrap=name == "key")

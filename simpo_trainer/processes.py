@@ -4,8 +4,12 @@ import atexit
 import os
 import sys
 import time
+from dataclasses import replace
 
+import torch
 import torch.distributed as dist
+from accelerate import Accelerator
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from .errors import SimPOError
 
@@ -23,8 +27,9 @@ def check_world_size(world_size: int) -> None:
     if promised != world_size:
         raise SimPOError(
             f"The launcher started {promised} processes (WORLD_SIZE={promised}), but this process sees {world_size}: "
-            "they would train unconnected copies into one folder. Launch with `torchrun --nproc_per_node N` or "
-            "`accelerate launch --multi_gpu --num_processes N`, or unset WORLD_SIZE to train in one process."
+            "they would train unconnected copies into one folder. Launch with `simpo train RECIPE --launcher ddp "
+            "--num-processes N`, `torchrun --nproc_per_node N` or `accelerate launch --multi_gpu --num_processes N`, or "
+            "unset WORLD_SIZE to train in one process."
         )
 
 
@@ -40,8 +45,20 @@ def check_one_accelerator(count: int) -> None:
     if count > 1:
         raise SimPOError(
             f"One process sees {count} accelerators; splitting a batch over them inside one process is not supported. "
-            f"Launch one process each: accelerate launch --num_processes {count} ..., or show the process a single one "
-            "(CUDA_VISIBLE_DEVICES=0)."
+            f"Launch one process each: simpo train RECIPE --launcher ddp --num-processes {count} (or accelerate launch "
+            f"--num_processes {count} ...), or show the process a single one (CUDA_VISIBLE_DEVICES=0)."
+        )
+
+
+def keep_scores_float32(accelerator: Accelerator) -> None:
+    """Under FSDP2 with bf16, keep what the model returns in float32, and reduce gradients in it.
+
+    accelerate's policy casts every output to bfloat16, the summed log-probabilities too: -600.3 would become -600.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and isinstance(plugin.mixed_precision_policy, MixedPrecisionPolicy):
+        plugin.mixed_precision_policy = replace(
+            plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32
         )
 
 

@@ -1,16 +1,20 @@
 """The command line: exit statuses, messages, and what reaches the run."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from accelerate import PartialState
 from typer.testing import CliRunner
 
+from simpo_trainer import SimPOError
 from simpo_trainer import run as run_module
 from simpo_trainer._version import __version__
 from simpo_trainer.cli import app, main
+from simpo_trainer.launch import supervision
 
 ROOT = Path(__file__).parents[1]
 RECIPE = "model_name_or_path: some/model\ndataset_name: some/pairs\noutput_dir: runs/test\nbeta: 2.5\n"
@@ -67,11 +71,16 @@ def test_a_defect_keeps_its_traceback(recipe, monkeypatch):
 
 
 def test_an_interrupted_run_exits_with_130(recipe, monkeypatch):
+    """Together with the other processes: a launcher ends all where one has ended so, be it in the middle of saving."""
+
     def interrupted(recipe):
         raise run_module.Interrupted("simpo train r.yaml")
 
+    waits = []
     monkeypatch.setattr(run_module, "run", interrupted)
+    monkeypatch.setattr(PartialState, "wait_for_everyone", lambda state: waits.append(state))
     assert simpo("train", recipe).exit_code == 130
+    assert len(waits) == 1
 
 
 @pytest.mark.parametrize(
@@ -81,6 +90,8 @@ def test_an_interrupted_run_exits_with_130(recipe, monkeypatch):
         (["train", "--beta", "2", "recipe.yaml"], "The recipe comes first, before --beta"),
         (["trian", "recipe.yaml"], "No such command 'trian'. Did you mean 'train'?"),
         (["--verson"], "--verson"),
+        (["train", "recipe.yaml", "--num-processes", "2"], "Say with --launcher"),
+        (["train", "recipe.yaml", "--launcher", "ddp", "--num-processes", "0"], "Invalid value for '--num-processes'"),
     ],
 )
 def test_wrong_usage_exits_with_2(words, message):
@@ -106,8 +117,8 @@ def test_version_says_what_a_bug_report_needs(monkeypatch):
     result = simpo("--version")
     assert result.exit_code == 0
     names = [line.split()[0] for line in result.stdout.splitlines()]
-    assert names[:3] == ["simpo-trainer", "python", "platform"]
-    assert {"torch", "transformers", "trl", "accelerate", "peft", "datasets", "devices"} <= set(names)
+    assert names[:2] == ["simpo-trainer", "python"]
+    assert {"torch", "transformers", "trl", "accelerate", "peft", "datasets", "platform", "devices"} <= set(names)
     assert __version__ in result.stdout
     for secret in ("hf_secret", str(Path.home()), sys.prefix, os.uname().nodename):
         assert secret not in result.stdout
@@ -129,10 +140,81 @@ def test_help_needs_no_torch():
 
 
 def test_the_launcher_script_is_the_same_command(recipe, runs, monkeypatch):
-    import runpy
-
     monkeypatch.setattr(sys, "argv", ["run_simpo.py", recipe, "--beta", "3"])
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(str(ROOT / "scripts" / "run_simpo.py"), run_name="__main__")
     assert caught.value.code == 0
     assert runs[0].training.beta == 3
+
+
+def test_the_module_is_the_same_command(recipe, runs, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["simpo", "train", recipe, "--beta", "3"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("simpo_trainer", run_name="__main__")
+    assert caught.value.code == 0
+    assert runs[0].training.beta == 3
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """What reaches the launcher, which starts nothing and ends with status 7."""
+    seen = []
+    monkeypatch.setattr(supervision, "supervise", lambda words, options: seen.append((words, options)) or 7)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    return seen
+
+
+@pytest.mark.parametrize("option", ["--num-processes", "--num_processes"])
+def test_launcher_gets_recipe_and_overrides(recipe, runs, launches, option):
+    result = simpo(
+        "train", recipe, "--beta", "3", "--launcher", "ddp", option, "1", "--hub_token=hf_a", "--push_to_hub"
+    )
+    assert result.exit_code == 7, result.output
+    [(words, options)] = launches
+    assert words[2:] == [
+        *("--num_processes", "1", "--module", "simpo_trainer", "train"),
+        *(recipe, "--beta", "3", "--hub_token=hf_a", "--push_to_hub"),
+    ]
+    assert options == "--launcher ddp --num-processes 1"
+    [line] = result.stderr.splitlines()
+    assert line.startswith("Launching: ")
+    assert line.endswith(f'--module simpo_trainer train {recipe} --beta 3 --hub_token="$HF_TOKEN" --push_to_hub')
+    assert runs == []
+
+
+def test_machines_reach_the_launcher(recipe, launches):
+    machines = ["--num_machines", "2", "--machine_rank", "1", "--main_process_ip", "10.0.0.1"]
+    result = simpo("train", recipe, "--launcher", "ddp", "--num-processes", "2", *machines, "--main-process-port", "5")
+    assert result.exit_code == 7, result.output
+    assert launches[0][0][4:12] == [*machines, "--main_process_port", "5"]
+
+
+def test_nothing_is_launched_for_a_recipe_that_is_not_there(launches):
+    result = simpo("train", "no-such-recipe.yaml", "--launcher", "ddp")
+    assert result.exit_code == 1
+    assert "no-such-recipe.yaml not found" in result.stderr
+    assert "Launching" not in result.stderr
+    assert launches == []
+
+
+def test_a_launched_process_leaves_its_error_to_its_parent(recipe, tmp_path, monkeypatch):
+    """The parent shows one of them; under another launcher each process shows its own."""
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    assert "unknown key bta" in simpo("train", recipe, "--bta", "2").stderr
+    assert not file.exists()
+    monkeypatch.setenv(supervision.LAUNCHER_OPTIONS, "--launcher ddp")
+    result = simpo("train", recipe, "--bta", "2")
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert "unknown key bta" in file.read_text()
+
+
+def test_an_error_of_a_launched_process_is_shown(recipe, monkeypatch):
+    def failing(words, options):
+        raise SimPOError("what the process said")
+
+    monkeypatch.setattr(supervision, "supervise", failing)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    result = simpo("train", recipe, "--launcher", "ddp", "--num-processes", "1")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "error: what the process said"
