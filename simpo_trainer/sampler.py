@@ -5,15 +5,11 @@ processes, micro-batches and accumulation steps must see the same pairs, and eve
 of steps, also at an uneven end.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.data_loader import prepare_data_loader
-from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import TrainingArguments
-
-from .errors import SimPOError
+from torch.utils.data import Dataset, Sampler
 
 
 class Draw(NamedTuple):
@@ -73,6 +69,12 @@ class PairBatchSampler(Sampler[list[Draw]]):
         """Pairs visited in an epoch."""
         return len(self) * self.pairs_per_step if self.drop_last else self.num_pairs
 
+    def pairs_after(self, steps: int) -> int:
+        """Pairs visited in the first `steps` optimiser steps of a run."""
+        epochs, steps = divmod(steps, -(-len(self) // self.accumulation))
+        per_step = self.pairs_per_step * self.accumulation
+        return epochs * self.pairs_per_epoch + min(steps * per_step, self.pairs_per_epoch)
+
     def __len__(self) -> int:
         if self.drop_last:
             return self.num_pairs // (self.pairs_per_step * self.accumulation) * self.accumulation
@@ -117,29 +119,3 @@ class DrawnPairs(Dataset):
             return [self[draw] for draw in draws]
         rows = self.dataset.__getitems__([draw.pair for draw in draws])
         return [{"row": draw.pair, **row, "weight": draw.weight} for row, draw in zip(rows, draws, strict=True)]
-
-
-def pair_loader(
-    dataset: Any, sampler: PairBatchSampler, collator: Callable[[list[dict[str, Any]]], Any], args: TrainingArguments
-) -> DataLoader:
-    """Loader of one process's micro-batches, with the worker settings of `args`.
-
-    Raises:
-        SimPOError: the sampler has no micro-step, because an incomplete one is dropped.
-    """
-    if not len(sampler):
-        raise SimPOError(
-            f"dataloader_drop_last leaves nothing to train on: the set has {len(dataset)} pairs, and an optimiser step "
-            f"takes {sampler.pairs_per_step * sampler.accumulation}. Leave dataloader_drop_last out."
-        )
-    loader: DataLoader = DataLoader(
-        DrawnPairs(dataset),
-        batch_sampler=sampler,
-        collate_fn=collator,
-        num_workers=args.dataloader_num_workers,
-        pin_memory=args.dataloader_pin_memory,
-        persistent_workers=args.dataloader_persistent_workers,
-        prefetch_factor=args.dataloader_prefetch_factor,
-    )
-    # The sampler knows its process already: prepared as if for one, batches are not dealt out a second time.
-    return prepare_data_loader(loader, num_processes=1, process_index=0)

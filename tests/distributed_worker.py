@@ -17,15 +17,17 @@ from simpo_trainer import SimPOConfig, SimPOTrainer
 def main(world_size: str, folder: str, settings: str, num_pairs: str) -> None:
     options = json.loads(settings)
     peft_config = LoraConfig(r=4, target_modules="all-linear") if options.pop("lora", False) else None
+    streams = options.pop("stream", False)
     args = SimPOConfig(
         output_dir=folder, num_train_epochs=2, logging_steps=1, eval_strategy="epoch", save_strategy="no", **options
     )
     assert args.world_size == int(world_size), f"{args.world_size} processes, not {world_size}"
     pairs = Dataset.from_list(random_pairs(int(num_pairs)))
+    train = pairs.to_iterable_dataset() if streams else pairs
     trainer = SimPOTrainer(
         tiny_model(),
         args,
-        train_dataset=pairs,
+        train_dataset=train,
         eval_dataset=pairs,
         processing_class=word_tokenizer(),
         compute_metrics=lambda prediction: {"predictions": prediction.predictions.tolist()},

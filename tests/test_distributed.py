@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from models import as_text, random_pairs, tiny_model, word_tokenizer
-from simpo_trainer.recipe import load_recipe
+from simpo_trainer.recipe.load import load_recipe
 from simpo_trainer.run import run
 
 pytestmark = pytest.mark.slow
@@ -64,6 +64,9 @@ def _assert_same(one: dict[str, Any], two: dict[str, Any]) -> None:
         pytest.param(21, (4, 2), (2, 2), {"sft_weight": 0.2, "sft_reduction": "token"}, id="uneven-end"),
         pytest.param(21, (4, 2), (1, 4), {"sft_weight": 0.2}, id="more-accumulation"),
         pytest.param(17, (8, 1), (4, 1), {"loss_type": "hinge"}, id="a-process-without-pairs"),
+        pytest.param(
+            21, (4, 2), (2, 2), {"stream": True, "max_steps": 4, "max_length": 64, "max_prompt_length": 32}, id="stream"
+        ),
         pytest.param(13, (4, 1), (2, 1), {"lora": True, "gradient_checkpointing": True}, id="lora-checkpointing"),
     ],
 )

@@ -10,7 +10,8 @@ from datasets import Dataset
 from models import random_pairs
 from simpo_trainer import SimPOConfig
 from simpo_trainer.batching import PairCollator
-from simpo_trainer.sampler import Draw, DrawnPairs, PairBatchSampler, pair_loader
+from simpo_trainer.loaders import pair_loader
+from simpo_trainer.sampler import Draw, DrawnPairs, PairBatchSampler
 
 SIZES = pytest.mark.parametrize(
     ("num_pairs", "batch_size", "num_processes"), list(itertools.product((1, 7, 16, 23), (1, 3, 4), (1, 2, 5)))

@@ -1,0 +1,131 @@
+"""Training pairs from a stream: the same micro-batches on any number of processes, without knowing the length.
+
+Every process reads the whole stream and takes its share of each micro-step, so that all of them see the same end.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import count, islice
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+
+from .data.drops import DropReport
+from .data.pair_tokenizer import TOKEN_COLUMNS, pair_length
+from .data.preferences import check_margin
+from .data.tokenization import check_token_rows, second_rendering
+from .errors import SimPOError
+from .log import get_logger
+
+logger = get_logger(__name__)
+
+# Rows after which a stream of which most are dropped is given up.
+_TRIAL = 1000
+
+
+class StreamedPairs(IterableDataset):
+    """Micro-batches of one process from a stream of token rows, without an end.
+
+    Micro-step k of all processes together takes the next `batch_size * num_processes` pairs. An optimiser step that the
+    stream cannot fill at its end is left out, which is said, and the stream begins anew.
+
+    Args:
+        rows: what `tokenization.tokenize_stream` returned; a row with a `reason` is dropped.
+        batch_size: pairs per micro-batch and process.
+        num_processes: number of processes.
+        process_index: which of them this is.
+        accumulation: micro-steps of an optimiser step.
+        max_length: longest prompt + answer, in tokens.
+        overlong: "error" to stop at a longer one.
+        name: what messages call the stream.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[dict[str, Any]],
+        *,
+        batch_size: int,
+        num_processes: int = 1,
+        process_index: int = 0,
+        accumulation: int = 1,
+        max_length: int,
+        overlong: str = "truncate",
+        name: str = "train",
+    ):
+        self.rows = rows
+        self.batch_size = batch_size
+        self.num_processes = num_processes
+        self.process_index = process_index
+        self.accumulation = accumulation
+        self.max_length = max_length
+        self.overlong = overlong
+        self.name = name
+
+    @property
+    def pairs_per_step(self) -> int:
+        """Pairs that all processes together take in one micro-step."""
+        return self.batch_size * self.num_processes
+
+    def pairs_after(self, steps: int) -> int:
+        """Pairs trained on in the first `steps` optimiser steps."""
+        return steps * self.pairs_per_step * self.accumulation
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        worker = torch.utils.data.get_worker_info()
+        workers, index = (worker.num_workers, worker.id) if worker else (1, 0)
+        for micro_step, taken in enumerate(self._micro_steps()):
+            # Workers are asked in turn; each reads the whole stream and makes every n-th batch.
+            if micro_step % workers == index:
+                start = self.process_index * self.batch_size
+                yield [{**row, "weight": 1.0} for row in taken[start : start + self.batch_size]]
+
+    def _micro_steps(self) -> Iterator[list[dict[str, Any]]]:
+        """What all processes together take in each micro-step, in one pass over the stream after the other.
+
+        There is no end: a run that goes on from a checkpoint passes over as many micro-steps as were made, and finds its
+        place without knowing how many a pass has.
+        """
+        for number in count():
+            if hasattr(self.rows, "set_epoch"):
+                self.rows.set_epoch(number)  # a stream that shuffles does so anew
+            yield from self._one_pass()
+
+    def _one_pass(self) -> Iterator[list[dict[str, Any]]]:
+        report = DropReport(self.name)
+        kept = self._kept(report)
+        size, steps = self.pairs_per_step, 0
+        while len(block := list(islice(kept, size * self.accumulation))) == size * self.accumulation:
+            steps += 1
+            for start in range(0, len(block), size):
+                yield block[start : start + size]
+        if not steps:
+            raise SimPOError(
+                f"{self.name}: the stream has {report.rows_kept} pairs that can be trained on, and an optimiser step takes "
+                f"{size * self.accumulation}. Lower the global batch, or use more data."
+            )
+        logger.info(
+            f"{report.summary()}\n  The end of the stream, which is read again from its beginning. Its last {len(block)} "
+            f"pairs do not fill an optimiser step of {size * self.accumulation} and are left out."
+        )
+
+    def _kept(self, report: DropReport) -> Iterator[dict[str, Any]]:
+        """The rows that can be trained on; `report` counts all of them."""
+        said_second = False
+        for number, row in enumerate(self.rows):
+            row = {"row": number, **row}
+            if "reason" not in row:  # it came as token ids
+                check_token_rows([row], self.max_length, f"{self.name}, row {number} of the stream")
+                notes = {"reason": None, "cut": (False,) * 3, "length": pair_length(*(row[k] for k in TOKEN_COLUMNS))}
+                row |= notes
+            if "margin" in row:
+                check_margin(row["margin"], number, self.name)
+            if report.count(number, row):
+                if row.get("second") and not said_second:
+                    logger.warning(second_rendering(f"{self.name}: in some pairs", number, row))
+                    said_second = True
+                yield row
+            if self.overlong == "error":
+                report.check_none_overlong(self.max_length)
+            if report.rows_read == _TRIAL:
+                report.check_enough_kept()
+        report.check_enough_kept()
