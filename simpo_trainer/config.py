@@ -1,7 +1,9 @@
 """`SimPOConfig`: the one list of training knobs, each explained once, checked before anything is loaded."""
 
 import math
+import os
 import sys
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -58,13 +60,28 @@ class SimPOConfig(TrainingArguments):
     )
     max_length: int = _knob(2048, "Longest prompt + answer, in tokens.")
     max_prompt_length: int = _knob(
-        1800, "Length, in tokens, to which the prompt of an overlong row is cut, keeping its end. Below max_length."
+        1800, "Length, in tokens, to which the prompt of an overlong row is cut. Below max_length."
+    )
+    truncation_mode: Literal["keep_end", "keep_start"] = _knob(
+        "keep_end",
+        "Which end of such a prompt is kept: 'keep_end' or 'keep_start'. A leading BOS and the generation header "
+        "always stay.",
     )
     overlong: Literal["truncate", "drop", "error"] = _knob(
         "truncate",
         "What to do where prompt + longer answer exceed max_length: 'truncate' cuts the prompt to max_prompt_length "
         "and then, if still needed, both answers to max_length - max_prompt_length (the official rule); 'drop' leaves the "
         "pair out; 'error' stops.",
+    )
+    system_messages: Literal["keep", "merge", "drop"] = _knob(
+        "keep",
+        "System messages of the rows: 'keep' hands them to the chat template, which may refuse them; 'merge' puts each "
+        "in front of the user message that follows, two line breaks between; 'drop' leaves them out.",
+    )
+    auto_insert_empty_system_msg: bool = _knob(
+        False,
+        "Put an empty system message in front of conversations without one where the text of the chat template "
+        "mentions 'system' or '<|im_start|>', as alignment-handbook does.",
     )
     disable_dropout: bool = _knob(
         True,
@@ -76,7 +93,17 @@ class SimPOConfig(TrainingArguments):
         None, "Keyword arguments of `AutoModelForCausalLM.from_pretrained`, used when the model is given by name."
     )
 
+    global_batch_size: int | None = _knob(
+        None,
+        "Pairs of one optimiser step over all processes (the paper's is 128); gradient_accumulation_steps follows from it, "
+        "the pairs per device and the number of processes. Where both are given, the accumulation counts and a "
+        "difference is said at the start.",
+    )
+
     # Parent fields with another default.
+    gradient_accumulation_steps: int | None = _knob(  # type: ignore[assignment]
+        None, "Micro-batches of one optimiser step; unset means what global_batch_size asks for, and 1 without it."
+    )
     num_train_epochs: float = _knob(1.0, "Passes over the training pairs.")
     learning_rate: float = _knob(5e-7, "Peak learning rate. The paper uses 3e-7 to 1e-6; 1e-5 ruins a 7B model.")
     lr_scheduler_type: str = _knob("cosine", "Learning-rate schedule.")
@@ -102,14 +129,28 @@ class SimPOConfig(TrainingArguments):
             self.bf16 = not self.use_cpu and not self.fp16 and is_torch_bf16_gpu_available()
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False
-        problems = [*_loss_problems(self), *_length_problems(self), *_parent_problems(self)]
+        problems = [
+            *_loss_problems(self),
+            *_length_problems(self),
+            *_conversation_problems(self),
+            *_parent_problems(self),
+        ]
+        # The launcher's promise, checked below: the parent class counts processes only after it has used these settings.
+        problems += _accumulation_problems(self, int(os.environ.get("WORLD_SIZE", "1")))
         if problems:
             raise SimPOError("\n".join(problems))
-        super().__post_init__()
+        with warnings.catch_warnings():
+            # The newer name is unknown to the oldest version of transformers that this package works with.
+            warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
+            super().__post_init__()
         check_world_size(self.world_size)
         check_one_accelerator(self.n_gpu)
         for warning in _warnings(self):
             logger.warning(warning)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the Hub's token: the trainer pickles its arguments into every folder that it saves."""
+        return {**self.__dict__, "hub_token": None}
 
 
 def _loss_problems(config: SimPOConfig) -> list[str]:
@@ -147,7 +188,54 @@ def _length_problems(config: SimPOConfig) -> list[str]:
         )
     if config.overlong not in ("truncate", "drop", "error"):
         problems.append(f"overlong is {config.overlong!r}; it must be 'truncate', 'drop' or 'error'.")
+    if config.truncation_mode not in ("keep_end", "keep_start"):
+        problems.append(f"truncation_mode is {config.truncation_mode!r}; it must be 'keep_end' or 'keep_start'.")
     return problems
+
+
+def _conversation_problems(config: SimPOConfig) -> list[str]:
+    problems = []
+    if config.system_messages not in ("keep", "merge", "drop"):
+        problems.append(f"system_messages is {config.system_messages!r}; it must be 'keep', 'merge' or 'drop'.")
+    elif config.auto_insert_empty_system_msg and config.system_messages != "keep":
+        problems.append(
+            f"auto_insert_empty_system_msg is true and system_messages is {config.system_messages!r}: one inserts what "
+            "the other removes. Leave out one of the two."
+        )
+    return problems
+
+
+def _accumulation_problems(config: SimPOConfig, world_size: int) -> list[str]:
+    """Set gradient_accumulation_steps where it is open; what is wrong if it cannot be set."""
+    micro, wanted = config.per_device_train_batch_size, config.global_batch_size
+    if config.gradient_accumulation_steps is not None or wanted is None:
+        config.gradient_accumulation_steps = config.gradient_accumulation_steps or 1
+        return []
+    config.gradient_accumulation_steps = max(1, wanted // (micro * world_size))
+    if wanted > 0 and wanted % (micro * world_size) == 0:
+        return []
+    return [_indivisible(wanted, micro, world_size)]
+
+
+def _indivisible(wanted: int, micro: int, world_size: int) -> str:
+    """A global batch that cannot be had, and the nearest settings that can."""
+    together = micro * world_size
+    below, above = wanted // together * together, (wanted // together + 1) * together
+    near = " or ".join(str(size) for size in (below, above) if size > 0)
+    message = (
+        f"global_batch_size is {wanted}, which is no multiple of {together} ({micro} pairs per device x {world_size} "
+        f"process{'es' if world_size > 1 else ''}). Set global_batch_size: {near}"
+    )
+    if wanted > 0 and wanted % world_size == 0:
+        share = wanted // world_size
+        fitting = [size for size in range(1, share + 1) if share % size == 0]
+        lower, higher = [size for size in fitting if size < micro], [size for size in fitting if size > micro]
+        sizes = " or ".join(str(size) for size in [*lower[-1:], *higher[:1]])
+        message += f"; or keep it and set per_device_train_batch_size: {sizes}"
+    elif wanted > 0:
+        counts = [count for count in range(1, world_size) if wanted % (micro * count) == 0]
+        message += f"; or keep it and use {counts[-1]} processes" if counts else ""
+    return message + "."
 
 
 def _parent_problems(config: SimPOConfig) -> list[str]:

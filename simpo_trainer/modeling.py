@@ -1,5 +1,6 @@
 """The model that a run trains: loading by name, adapters, dropout, and the rule on weight dtypes."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +46,27 @@ def load_model(name: str, args: SimPOConfig, *, adapter_follows: bool) -> PreTra
         ) from error
 
 
-def load_tokenizer(name: str, args: SimPOConfig) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, args: SimPOConfig, *, instead: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model, from the revision that `model_init_kwargs` name for the model.
+
+    Args:
+        name: folder or Hub name of the model.
+        instead: folder or Hub name of a tokenizer to use in place of the model's own.
 
     Raises:
         SimPOError: nothing can be loaded under that name.
     """
-    if not name:
+    if not (name or instead):
         raise SimPOError("The model does not say where it was loaded from. Pass its tokenizer as processing_class.")
     given: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
-    shared = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
+    shared = ["token", "cache_dir", "local_files_only", "trust_remote_code"]
+    shared += [] if instead else ["revision", "subfolder"]
     try:
-        return AutoTokenizer.from_pretrained(name, **{key: given[key] for key in shared if key in given})
+        return AutoTokenizer.from_pretrained(
+            os.path.expanduser(instead or name), **{key: given[key] for key in shared if key in given}
+        )
     except (OSError, ValueError, ImportError) as error:  # its text says what: no such name, no access, no file
-        raise SimPOError(f"The tokenizer of {name!r} cannot be loaded: {error}") from error
+        raise SimPOError(f"The tokenizer of {instead or name!r} cannot be loaded: {error}") from error
 
 
 def check_model_name(name: str) -> None:
@@ -156,20 +164,22 @@ def check_trainable_dtypes(model: nn.Module) -> None:
         )
 
 
-def check_positions(model: PreTrainedModel | PeftModel, longest: int) -> None:
+def check_positions(model: PreTrainedModel | PeftModel, longest: int, *, at_most: bool = False) -> None:
     """Refuse rows longer than the positions that the model has.
 
     Args:
         model: the model; read is its configuration's `max_position_embeddings`.
         longest: tokens of the longest prompt + answer.
+        at_most: whether that is only what a stream's rows are cut to.
 
     Raises:
         SimPOError: the longest row does not fit.
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and longest > limit:
+        found = "In a stream a prompt + answer may have" if at_most else "The longest prompt + answer has"
         raise SimPOError(
-            f"The longest prompt + answer has {longest} tokens, but the model has positions for {limit}. "
+            f"{found} {longest} tokens, but the model has positions for {limit}. "
             f"Set max_length: {limit} (and max_prompt_length below it)."
         )
 

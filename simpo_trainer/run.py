@@ -1,19 +1,26 @@
 """One run from start to end: recipe, data, tokenizer, trainer, training, saved model, evaluation."""
 
+import os
 import re
 import shlex
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from trl import get_peft_config
 
 from .config import SimPOConfig
+from .data.chat_templates import resolve_chat_template
+from .data.preferences import load_preferences
 from .errors import SimPOError
+from .launch.options import LAUNCHER_OPTIONS
 from .log import get_logger
 from .modeling import check_model_name, load_tokenizer
-from .preferences import load_preferences
-from .recipe import Recipe
+from .publish.hub import check_credentials, first_line, push_later
+from .recipe.load import Recipe
+from .recipe.packages import check_packages
 from .trainer import SimPOTrainer
 
 logger = get_logger(__name__)
@@ -42,25 +49,34 @@ def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dic
     """
     args = recipe.training
     output_dir = Path(args.output_dir or "")
+    for notice in recipe.notices:
+        logger.warning(notice)
+    check_packages(args, recipe.model)
     _check_writable(output_dir, args)
     check_model_name(str(recipe.model.model_name_or_path))
     checkpoint = _find_checkpoint(output_dir, args.resume_from_checkpoint)
+    check_credentials(args)
+    chat_template = recipe.data.chat_template and resolve_chat_template(recipe.data.chat_template)
 
     with args.main_process_first(desc="loading the data"):
-        train, test = load_preferences(recipe.data)
+        train, test = load_preferences(recipe.data, args.seed)
     if test is None and args.eval_strategy != "no":
         raise SimPOError(
             "eval_strategy asks for evaluation during training, but there are no evaluation pairs. "
             "Set dataset_test_split, or eval_strategy: 'no'."
         )
+    tokenizer = load_tokenizer(str(recipe.model.model_name_or_path), args, instead=recipe.data.tokenizer_name_or_path)
+    if chat_template:
+        tokenizer.chat_template = chat_template
     trainer = trainer_class(
         model=str(recipe.model.model_name_or_path),
         args=args,
         train_dataset=train,
         eval_dataset=test,
-        processing_class=load_tokenizer(str(recipe.model.model_name_or_path), args),
+        processing_class=tokenizer,
         peft_config=get_peft_config(recipe.model),
     )
+    trainer.recipe = recipe
     metrics = _train(trainer, recipe, checkpoint)
     # Saved before the evaluation, which may fail: hours of training should not hang on it.
     _save(trainer, output_dir)
@@ -68,8 +84,7 @@ def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dic
         evaluation = _evaluate(trainer)
         trainer.save_metrics("eval", evaluation)
         metrics |= evaluation
-    if args.push_to_hub:
-        trainer.push_to_hub()
+    _publish(trainer, output_dir)
     logger.info(f"Done: model, tokenizer and metrics are in {output_dir}")
     return metrics
 
@@ -87,11 +102,36 @@ def _train(trainer: SimPOTrainer, recipe: Recipe, checkpoint: str | None) -> dic
 
 
 def _save(trainer: SimPOTrainer, output_dir: Path) -> None:
-    # Trainer switches the cache off for training and evaluation; who loads the saved model to generate wants it on.
+    with _generation_cache(trainer):
+        # Not yet to the Hub, where it goes once, with the evaluation in its card.
+        trainer.save_model(str(output_dir), _internal_call=True)
+
+
+def _publish(trainer: SimPOTrainer, output_dir: Path) -> None:
+    """Write the model card, and push if asked to."""
+    if not trainer.args.push_to_hub:
+        trainer.create_model_card()
+        return
+    try:
+        with _generation_cache(trainer):
+            trainer.push_to_hub()
+    except Exception as error:  # whatever it is, hours of training must not seem lost for it
+        repo = trainer.hub_model_id or output_dir.absolute().name
+        raise SimPOError(
+            f"The training is done and the model is saved in {output_dir}, but it could not be pushed to the Hub: "
+            f"{first_line(error)} Nothing is lost. Push it when the Hub can be reached: {push_later(repo, output_dir)}"
+        ) from error
+
+
+@contextmanager
+def _generation_cache(trainer: SimPOTrainer) -> Iterator[None]:
+    """Trainer switches the cache off for training and evaluation; who loads the saved model to generate wants it on."""
     model: Any = trainer.model
     model.config.use_cache = True
-    trainer.save_model(str(output_dir))
-    model.config.use_cache = trainer.args.use_cache
+    try:
+        yield
+    finally:
+        model.config.use_cache = trainer.args.use_cache
 
 
 def _evaluate(trainer: SimPOTrainer) -> dict[str, float]:
@@ -104,12 +144,14 @@ def _evaluate(trainer: SimPOTrainer) -> dict[str, float]:
 
 
 def resume_command(recipe: Recipe, checkpoint: Path) -> str:
-    """The shell command that goes on from `checkpoint` with the same recipe and overrides.
+    """The shell command that goes on from `checkpoint` with the same recipe, overrides and launcher.
 
-    What launched several processes is not known here; its place is marked.
+    A launcher other than `simpo train --launcher` is not known here; its place is marked.
     """
-    program = "simpo train" if recipe.training.world_size == 1 else "<launcher> scripts/run_simpo.py"
-    words = [program, shlex.quote(str(recipe.path))]
+    options = os.environ.get(LAUNCHER_OPTIONS)
+    known = options is not None or recipe.training.world_size == 1
+    words = ["simpo train" if known else "<launcher> scripts/run_simpo.py", shlex.quote(str(recipe.path))]
+    words += [options] if options else []
     for key, text in recipe.overrides.items():
         if key != "resume_from_checkpoint":
             # A secret does not belong in a log.

@@ -2,23 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .log import get_logger
 from .modeling import describe
-from .tokenization import render_pair
 
 if TYPE_CHECKING:
     from .trainer import SimPOTrainer
 
 logger = get_logger(__name__)
-
-
-def describe_rows(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, count: int = 2) -> str:
-    """The first tokenized pairs as text, with the scored span of each answer marked."""
-    rows = [dataset[index] for index in range(min(count, len(dataset)))]
-    return "\n".join(render_pair(row, tokenizer) for row in rows)
 
 
 class StartReport(TrainerCallback):
@@ -40,6 +32,12 @@ class StartReport(TrainerCallback):
             f"Global batch: {micro * processes * accumulation} pairs ({micro} per device x {processes} process"
             f"{'es' if processes > 1 else ''} x {accumulation} accumulation). Optimiser steps: {state.max_steps}."
         )
+        wanted = trainer.args.global_batch_size
+        if wanted and wanted != micro * processes * accumulation:
+            logger.warning(
+                f"The global batch is {micro * processes * accumulation} pairs, the recipe's is {wanted}: its other "
+                "numbers were chosen for that. Leave gradient_accumulation_steps out to have it derived."
+            )
         if state.global_step:
             logger.info(f"Resuming after step {state.global_step}.")
             return

@@ -8,10 +8,10 @@ over all processes, `compute_loss` divides by that count.
 import os
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -19,7 +19,6 @@ from transformers import (
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
 )
 from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
@@ -27,21 +26,26 @@ from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 from .batching import Batch, PairCollator, count_tokens
 from .checkpoints import check_resumable
 from .config import SimPOConfig
+from .data.drops import DropReport
+from .data.token_sets import token_set
 from .errors import SimPOError
 from .finite import check_finite
 from .interrupt import StopCallback, StopRequest
-from .log import get_logger
+from .loaders import Collator, pair_loader, stream_loader
 from .losses import LOSSES
 from .metrics import MetricSums, PairRecords, accumulation_dtype, pair_metrics
 from .modeling import check_positions, check_trainable_dtypes, load_model, load_tokenizer, prepare_model
-from .processes import end_group_at_exit
+from .processes import end_group_at_exit, keep_scores_float32
 from .progress import show_lines
-from .sampler import PairBatchSampler, pair_loader
+from .publish.hub import HubTrainer
+from .publish.manifest import ManifestCallback
+from .sampler import PairBatchSampler
 from .scoring import AnswerScores, add_scoring_forward, check_scoring, score_answers
-from .startup import StartReport, describe_rows
-from .tokenization import TOKEN_COLUMNS, check_token_rows, tokenize_preferences
+from .startup import StartReport
+from .streaming import StreamedPairs
 
-logger = get_logger(__name__)
+if TYPE_CHECKING:
+    from .recipe.load import Recipe
 
 
 class _StepTotals(NamedTuple):
@@ -53,7 +57,7 @@ class _StepTotals(NamedTuple):
     stop_requests: float
 
 
-class SimPOTrainer(Trainer):
+class SimPOTrainer(HubTrainer):
     """Trains a causal language model with SimPO (arXiv 2405.14734) on preference pairs.
 
     Another loss is a subclass that overrides :meth:`pair_loss`.
@@ -63,8 +67,8 @@ class SimPOTrainer(Trainer):
         args: settings; the paper's defaults if not given.
         data_collator: makes a :class:`~simpo_trainer.batching.Batch` of tokenized pairs; the padded layout by default.
         train_dataset: rows `{prompt, chosen, rejected}` of strings or messages, with explicit or implicit prompt; or
-            rows that already hold `prompt_ids`, `chosen_ids`, `rejected_ids`.
-        eval_dataset: the same, or a mapping from names to such sets, evaluated one by one.
+            rows that already hold `prompt_ids`, `chosen_ids`, `rejected_ids`. A stream needs `max_steps`.
+        eval_dataset: the same but for a stream, or a mapping from names to such sets, evaluated one by one.
         processing_class: the tokenizer; loaded from the model's name by default.
         compute_metrics: gets an `EvalPrediction` whose predictions are log-probabilities (chosen, rejected) in the unit
             of `logps/*` and whose label ids are answer lengths, both (pairs, 2) in the order of the set.
@@ -84,8 +88,8 @@ class SimPOTrainer(Trainer):
         self,
         model: str | PreTrainedModel | PeftModel,
         args: SimPOConfig | None = None,
-        data_collator: Callable[[list[dict[str, Any]]], Batch] | None = None,
-        train_dataset: Dataset | None = None,
+        data_collator: Collator | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
@@ -108,6 +112,7 @@ class SimPOTrainer(Trainer):
         self._tokenizer = processing_class
         self._model_to_train = model
         self.args = args
+        self.drop_reports: dict[str, DropReport] = {}
         train_dataset = self._tokenized(train_dataset, "train")
         eval_dataset = self._tokenized(eval_dataset, "eval")
         super().__init__(
@@ -125,16 +130,21 @@ class SimPOTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         if not self.is_deepspeed_enabled:
             check_trainable_dtypes(model)
+        keep_scores_float32(self.accelerator)
         with self.accelerator.autocast():
             check_scoring(base_model)
         if self.accelerator.num_processes > 1:
             end_group_at_exit()
         self.interrupted = False
         self._stop_request = StopRequest()
+        self._train_pairs: PairBatchSampler | StreamedPairs
         self._train_sums = MetricSums()
         self._eval_sums = MetricSums()
         self._eval_records = PairRecords()
         self._step_totals = _StepTotals(0.0, 0.0, 0.0, 0.0)
+        self.recipe: Recipe | None = None  # set by a run, for the record of it
+        self.run_record = ManifestCallback(self)
+        self.add_callback(self.run_record)
         self.add_callback(StartReport(self))
         self.add_callback(StopCallback(self))
         show_lines(self)
@@ -228,58 +238,32 @@ class SimPOTrainer(Trainer):
             if name == "train":
                 raise SimPOError(f"train_dataset has the splits {', '.join(dataset)}. Pass one: train_dataset[...].")
             return {key: self._tokenized(value, f"{name}_{key}") for key, value in dataset.items()}
-        if not hasattr(dataset, "__len__"):
-            raise SimPOError(
-                f"The {name} set is a {type(dataset).__name__} without a length; streaming is not supported. "
-                "Pass a datasets.Dataset (load it without streaming=True)."
-            )
-        if not len(dataset):
-            raise SimPOError(f"The {name} set has no rows; it needs at least one preference pair.")
-        if isinstance(dataset, list):
-            dataset = Dataset.from_list(dataset)
-        columns = set(getattr(dataset, "column_names", None) or dataset[0])
-        if not columns >= set(TOKEN_COLUMNS):
-            with self.args.main_process_first(desc=f"tokenizing the {name} set"):
-                dataset, report = tokenize_preferences(
-                    dataset,
-                    self._tokenizer,
-                    max_length=self.args.max_length,
-                    max_prompt_length=self.args.max_prompt_length,
-                    overlong=self.args.overlong,
-                    num_proc=self.args.dataset_num_proc,
-                    name=name,
-                )
-            logger.info(report.summary())
-            if name == "train":
-                logger.info(describe_rows(dataset, self._tokenizer))
-            longest = report.longest
-        else:
-            longest = check_token_rows(dataset, self.args.max_length, name)
-        check_positions(self._model_to_train, longest)
-        return dataset
-
-    def _sampler(self, dataset: Any, batch_size: int, **options: Any) -> PairBatchSampler:
-        return PairBatchSampler(
-            len(dataset),
-            batch_size=batch_size,
-            num_processes=self.accelerator.num_processes,
-            process_index=self.accelerator.process_index,
-            **options,
-        )
+        found = token_set(dataset, name, self._tokenizer, self.args)
+        if found.report:
+            self.drop_reports[name] = found.report
+        check_positions(self._model_to_train, found.longest, at_most=found.streamed)
+        return found.rows
 
     def get_train_dataloader(self) -> DataLoader:
         """Micro-batches of this process, in an order that depends on the seed and the epoch alone."""
         if self.train_dataset is None:
             raise SimPOError("Training needs a train_dataset.")
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self._train_sampler = self._sampler(
-            self.train_dataset,
-            self._train_batch_size,
-            seed=seed,
-            drop_last=self.args.dataloader_drop_last,
-            accumulation=self.args.gradient_accumulation_steps,
-        )
-        return pair_loader(self.train_dataset, self._train_sampler, self.data_collator, self.args)
+        args, collator = self.args, cast(Collator, self.data_collator)
+        shared: dict[str, Any] = {
+            "batch_size": self._train_batch_size,
+            "num_processes": self.accelerator.num_processes,
+            "process_index": self.accelerator.process_index,
+            "accumulation": args.gradient_accumulation_steps,
+        }
+        if isinstance(self.train_dataset, IterableDataset):
+            stream = StreamedPairs(self.train_dataset, **shared, max_length=args.max_length, overlong=args.overlong)
+            self._train_pairs = stream
+            return stream_loader(stream, collator, args)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        length = len(cast(Dataset, self.train_dataset))
+        sampler = PairBatchSampler(length, **shared, seed=seed, drop_last=args.dataloader_drop_last)
+        self._train_pairs = sampler
+        return pair_loader(self.train_dataset, sampler, collator, args)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """Micro-batches of an evaluation set, given as such or by name, in its own order."""
@@ -290,9 +274,13 @@ class SimPOTrainer(Trainer):
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if eval_dataset is None:
             raise SimPOError("Evaluation needs an eval_dataset.")
-        return pair_loader(
-            eval_dataset, self._sampler(eval_dataset, self.args.eval_batch_size), self.data_collator, self.args
+        sampler = PairBatchSampler(
+            len(cast(Dataset, eval_dataset)),
+            batch_size=self.args.eval_batch_size,
+            num_processes=self.accelerator.num_processes,
+            process_index=self.accelerator.process_index,
         )
+        return pair_loader(eval_dataset, sampler, cast(Collator, self.data_collator), self.args)
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
         """Micro-batches for `predict`."""
@@ -338,17 +326,9 @@ class SimPOTrainer(Trainer):
         """Add the means of the logging window to a training log, then log."""
         if "loss" in logs:
             logs |= self._train_sums.reduce(self.accelerator)
-            logs["num_pairs_seen"] = self._pairs_seen()
+            logs["num_pairs_seen"] = self._train_pairs.pairs_after(self.state.global_step)
             logs["num_tokens_seen"] = self.state.num_input_tokens_seen
         super().log(logs, start_time)
-
-    def _pairs_seen(self) -> int:
-        """Pairs trained on since the first step, computed from the step, so that a resumed run goes on counting."""
-        sampler = self._train_sampler
-        per_step = sampler.pairs_per_step * self.args.gradient_accumulation_steps
-        steps_per_epoch = -(-len(sampler) // self.args.gradient_accumulation_steps)
-        epochs, steps = divmod(self.state.global_step, steps_per_epoch)
-        return epochs * sampler.pairs_per_epoch + min(steps * per_step, sampler.pairs_per_epoch)
 
     # ---- Evaluation ----
 
@@ -406,7 +386,7 @@ class SimPOTrainer(Trainer):
     def measure_start(self, num_pairs: int = 64) -> dict[str, float]:
         """Metrics of the untrained model on the first pairs of the first epoch; every process must call it."""
         loader = self.get_train_dataloader()
-        micro_steps = max(1, num_pairs // self._train_sampler.pairs_per_step)
+        micro_steps = max(1, num_pairs // self._train_pairs.pairs_per_step)
         self._eval_sums = MetricSums()
         model = self.model_wrapped
         was_training = model.training

@@ -1,6 +1,7 @@
 """What the README shows must be true: its example runs, its recipe parses, its files and metrics exist."""
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,7 +11,9 @@ from datasets import Dataset, load_dataset
 
 from models import random_pairs, tiny_model, word_tokenizer
 from runs import make_trainer
-from simpo_trainer.recipe import load_recipe
+from simpo_trainer import cli
+from simpo_trainer.launch.launcher import launcher_files
+from simpo_trainer.recipe import check_recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -43,28 +46,49 @@ def test_recipe_and_rows(tmp_path):
     recipe = load_recipe(tmp_path / "my_run.yaml")
     assert recipe.training.gamma_beta_ratio == 0.5
     micro, accumulation = recipe.training.per_device_train_batch_size, recipe.training.gradient_accumulation_steps
-    assert micro * accumulation == 128
+    assert micro * accumulation == recipe.training.global_batch_size == 128
     for row in _blocks("json")[0].splitlines():
         (tmp_path / "pairs.jsonl").write_text(row + "\n")
         pairs = load_dataset("json", data_files=str(tmp_path / "pairs.jsonl"), split="train")
         assert pairs.column_names == ["prompt", "chosen", "rejected"]
 
 
-def test_overrides_in_the_commands_are_keys(tmp_path):
+def test_the_commands_are_understood(tmp_path, monkeypatch):
+    """Recipes that exist, overrides that are keys, launchers that there are: each command up to the work itself."""
     (tmp_path / "my_run.yaml").write_text(_blocks("yaml")[0])
-    commands = [line.split("#")[0] for block in _blocks("bash") for line in block.splitlines() if "my_run.yaml" in line]
-    assert len(commands) == 3
-    for command in commands:
-        load_recipe(tmp_path / "my_run.yaml", command.split("my_run.yaml")[1].split())
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(cli, "_train", lambda recipe, overrides: seen.append(check_recipe(recipe, overrides)))
+    monkeypatch.setattr(cli, "_launch", lambda words, launcher, given: seen.append(_launched(words, launcher)) or 0)
+    lines = [line for block in _blocks("bash") for line in block.splitlines() if line.startswith("simpo ")]
+    for line in lines:
+        with pytest.raises(SystemExit) as exit:
+            cli.main(shlex.split(line, comments=True)[1:])
+        assert exit.value.code == 0, line
+    assert len(seen) == len([line for line in lines if line.startswith("simpo train")]) == 5
+
+
+def _launched(words, launcher):
+    assert launcher in launcher_files()
+    return check_recipe(words[0], words[1:])
 
 
 def test_the_tree_lists_every_file_of_the_package():
     tree = next(block for block in _blocks("") if "simpo_trainer/" in block)
-    listed = set(re.findall(r"[a-z_]+\.py|quickstart/", tree))
-    there = {path.name for path in (ROOT / "simpo_trainer").glob("*.py") if not path.name.startswith("_")}
-    assert there - {"errors.py", "log.py"} <= listed
-    for name in listed - {"quickstart/", "run_simpo.py", "reference.py"}:
-        assert (ROOT / "simpo_trainer" / name).is_file(), name
+    package = ROOT / "simpo_trainer"
+    listed = re.findall(r"[a-z_]+\.py", tree)
+    there = [path.name for path in package.rglob("*.py") if path.parent.name != "quickstart"]
+    there = [name for name in there if not name.startswith("_") and name not in ("errors.py", "log.py")]
+    assert sorted(there) == sorted(name for name in listed if name not in ("run_simpo.py", "reference.py"))
+    folders = {path.parent.name for path in package.rglob("*.py")} - {"simpo_trainer"}
+    assert folders <= set(re.findall(r"  ([a-z]+)/", tree))
+
+
+def test_documents_that_are_linked_exist():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert "docs/data.md" in links
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link).is_file(), link
 
 
 def test_metrics_in_the_table_are_logged(tmp_path):

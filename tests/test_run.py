@@ -12,7 +12,7 @@ from simpo_trainer import run as run_module
 from simpo_trainer.config import SimPOConfig
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.modeling import load_tokenizer
-from simpo_trainer.recipe import load_recipe
+from simpo_trainer.recipe.load import load_recipe
 from simpo_trainer.run import Interrupted, resume_command, run
 
 
@@ -26,6 +26,7 @@ class StubTrainer:
         self.args = arguments["args"]
         self.calls = []
         self.interrupted = False
+        self.hub_model_id = "tester/out"
         self.state = SimpleNamespace(
             global_step=7, log_history=[{"step": 6, "eval_loss": 0.75}, {"step": 7, "loss": 1.0}]
         )
@@ -41,7 +42,9 @@ class StubTrainer:
         self.calls.append("evaluate")
         return {"eval_loss": 0.25}
 
-    def save_model(self, folder):
+    def save_model(self, folder, _internal_call):
+        # Any other call pushes at once, before there is an evaluation.
+        assert _internal_call
         self.calls.append("save_model")
         assert self.model.config.use_cache
 
@@ -51,7 +54,11 @@ class StubTrainer:
     def save_state(self):
         self.calls.append("save_state")
 
+    def create_model_card(self):
+        self.calls.append("create_model_card")
+
     def push_to_hub(self):
+        assert self.model.config.use_cache
         self.calls.append("push_to_hub")
 
 
@@ -65,8 +72,8 @@ def make(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    monkeypatch.setattr(run_module, "load_preferences", lambda config: ("train rows", "test rows"))
-    monkeypatch.setattr(run_module, "load_tokenizer", lambda name, args: "tokenizer")
+    monkeypatch.setattr(run_module, "load_preferences", lambda config, seed: ("train rows", "test rows"))
+    monkeypatch.setattr(run_module, "load_tokenizer", lambda name, args, instead: SimpleNamespace(name=instead or name))
 
     def make(*overrides):
         (tmp_path / "my recipe.yaml").write_text("model_name_or_path: model\ndataset_name: d\noutput_dir: runs/out\n")
@@ -102,19 +109,21 @@ def test_order_of_a_run(make, caplog):
         "save_model",
         "evaluate",
         ("save_metrics", "eval"),
+        "create_model_card",
     ]
+    assert trainer.recipe.path.name == "my recipe.yaml"
     assert metrics == {"train_loss": 0.5, "eval_loss": 0.25}
     assert not trainer.model.config.use_cache
     assert trainer.arguments["model"] == "model"
     assert trainer.arguments["train_dataset"] == "train rows"
     assert trainer.arguments["eval_dataset"] == "test rows"
-    assert trainer.arguments["processing_class"] == "tokenizer"
+    assert trainer.arguments["processing_class"].name == "model"
     assert trainer.arguments["peft_config"] is None
     assert "Done: model, tokenizer and metrics are in runs/out" in caplog.text
 
 
 def test_without_evaluation_pairs(make, monkeypatch):
-    monkeypatch.setattr(run_module, "load_preferences", lambda config: ("train rows", None))
+    monkeypatch.setattr(run_module, "load_preferences", lambda config, seed: ("train rows", None))
     assert run(make(), StubTrainer) == {"train_loss": 0.5}
     assert "evaluate" not in StubTrainer.last.calls
     with pytest.raises(SimPOError, match="there are no evaluation pairs. Set dataset_test_split"):
@@ -128,16 +137,58 @@ def test_the_evaluation_of_the_last_step_is_not_repeated(make):
             self.state.log_history.append({"step": 7, "eval_loss": 0.125, "epoch": 1.0})
 
     assert run(make(), EvaluatedTrainer) == {"train_loss": 0.5, "eval_loss": 0.125}
-    assert StubTrainer.last.calls[-1] == ("save_metrics", "eval")
+    assert StubTrainer.last.calls[-2] == ("save_metrics", "eval")
     # The best model, loaded at the end, may be another than the last.
     best = make("--eval_strategy=epoch", "--save_strategy=epoch", "--load_best_model_at_end")
     assert run(best, EvaluatedTrainer)["eval_loss"] == 0.25
 
 
-def test_adapter_and_hub(make):
-    run(make("--use_peft", "--lora_r", "4", "--push_to_hub"), StubTrainer)
+def test_adapter(make):
+    run(make("--use_peft", "--lora_r", "4"), StubTrainer)
     assert StubTrainer.last.arguments["peft_config"].r == 4
-    assert StubTrainer.last.calls[-1] == "push_to_hub"
+
+
+def test_a_push_brings_the_card_itself(make, monkeypatch):
+    monkeypatch.setattr(run_module, "check_credentials", lambda args: None)
+    run(make("--push_to_hub"), StubTrainer)
+    assert StubTrainer.last.calls[-2:] == [("save_metrics", "eval"), "push_to_hub"]
+    assert not StubTrainer.last.model.config.use_cache
+
+
+def test_a_push_that_fails_says_where_the_model_is(make, monkeypatch):
+    class OfflineTrainer(StubTrainer):
+        def push_to_hub(self):
+            raise ConnectionError("no route to host\nand more")
+
+    monkeypatch.setattr(run_module, "check_credentials", lambda args: None)
+    with pytest.raises(SimPOError) as caught:
+        run(make("--push_to_hub"), OfflineTrainer)
+    assert str(caught.value) == (
+        "The training is done and the model is saved in runs/out, but it could not be pushed to the Hub: no route to host. "
+        "Nothing is lost. Push it when the Hub can be reached: hf upload tester/out runs/out --exclude '_*' --exclude "
+        "'checkpoint-*' --exclude training_args.bin"
+    )
+    assert ("save_metrics", "eval") in StubTrainer.last.calls
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_credentials_and_packages_are_checked_before_anything_is_loaded(make, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "no such file")
+    with pytest.raises(SimPOError, match="push_to_hub is true, but there is no token of the Hub here"):
+        run(make("--push_to_hub"), StubTrainer)
+    with pytest.raises(SimPOError, match="deepspeed is set, but not installed"):
+        recipe = make()
+        recipe.training.deepspeed = "ds.json"
+        monkeypatch.setattr("simpo_trainer.recipe.packages.has_package", lambda name: False)
+        run(recipe, StubTrainer)
+
+
+def test_notices_of_the_recipe_are_said(make, caplog):
+    recipe = make()
+    recipe.notices.append("simpo_gamma was read as gamma_beta_ratio")
+    run(recipe, StubTrainer)
+    assert "simpo_gamma was read as gamma_beta_ratio" in caplog.text
 
 
 def test_an_interrupted_run_saves_nothing_as_if_finished(make, caplog):
@@ -235,6 +286,27 @@ def test_starting_over_in_a_used_folder_is_said(make, caplog):
     checkpoint("runs/out/checkpoint-2")
     run(make(), StubTrainer)
     assert "runs/out holds checkpoint-2 of an earlier run" in caplog.text
+
+
+def test_the_chat_template_and_tokenizer_of_a_recipe(make, tmp_path, monkeypatch):
+    template = tmp_path / "mine.jinja"
+    template.write_text("{{ messages }}")
+    run(make("--chat_template", str(template), "--tokenizer_name_or_path", "other"), StubTrainer)
+    tokenizer = StubTrainer.last.arguments["processing_class"]
+    assert (tokenizer.name, tokenizer.chat_template) == ("other", "{{ messages }}")
+    run(make(), StubTrainer)
+    assert not hasattr(StubTrainer.last.arguments["processing_class"], "chat_template")
+    monkeypatch.setattr(run_module, "load_preferences", None)  # a wrong template is found before
+    with pytest.raises(SimPOError, match="nowhere.jinja"):
+        run(make("--chat_template", "nowhere.jinja"), StubTrainer)
+
+
+def test_a_launched_run_resumes_through_its_launcher(make, tmp_path, monkeypatch):
+    recipe = make("--beta", "3")
+    monkeypatch.setattr(SimPOConfig, "world_size", 2)
+    monkeypatch.setenv("SIMPO_LAUNCHER_OPTIONS", "--launcher ddp --num-processes 2")
+    command = resume_command(recipe, tmp_path)
+    assert command.startswith("simpo train 'my recipe.yaml' --launcher ddp --num-processes 2 --beta 3 --resume_from")
 
 
 def test_a_tokenizer_that_cannot_be_loaded(make):

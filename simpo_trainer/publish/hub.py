@@ -1,0 +1,296 @@
+"""The Hub: credentials are checked before anything else, and what is pushed tells nothing of this machine.
+
+transformers uploads the output folder as it is, with the token and all paths in `training_args.bin`. Here the files go
+through a folder of links, in which texts that name a private path are replaced by cleaned copies.
+"""
+
+import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from huggingface_hub import CommitInfo, HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
+from peft import PeftModel
+from transformers import Trainer
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress
+
+from ..config import SimPOConfig
+from ..errors import SimPOError
+from ..log import get_logger
+from .card import write_card
+from .privacy import hub_name, private_texts, public_label
+
+if TYPE_CHECKING:
+    from ..trainer import SimPOTrainer
+
+logger = get_logger(__name__)
+
+# Left out of the model's files: checkpoints, what is only of use here, and a pickle full of paths of this machine, which
+# runs code where it is read; run_manifest.json says the same in the open.
+LEFT_OUT = ["_*", "checkpoint-*", "training_args.bin"]
+_MODEL_FILES = [
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+]
+# Texts of which nothing may be replaced: a path in a vocabulary is a word.
+_VOCABULARIES = {"tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json"}
+_TEXTS = {".json", ".jsonl", ".md", ".txt", ".yaml", ".yml"}
+
+
+def check_credentials(args: SimPOConfig) -> None:
+    """Check that the Hub can be reached and knows the token, if `push_to_hub` asks for it.
+
+    Raises:
+        SimPOError: there is no token, the Hub does not accept it or cannot be reached, or the repository's name is wrong.
+    """
+    if not args.push_to_hub:
+        return
+    name = args.hub_model_id or Path(str(args.output_dir)).absolute().name
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        key = "hub_model_id" if args.hub_model_id else "output_dir, which names the repository,"
+        raise SimPOError(f"{key} is {name!r}, no name for the Hub: {error} Set hub_model_id: user/name.") from None
+    token = args.hub_token or get_token()
+    if token is None:
+        raise SimPOError(
+            "push_to_hub is true, but there is no token of the Hub here. Run `hf auth login` or set the environment "
+            "variable HF_TOKEN to a token with write access, or set push_to_hub: false."
+        )
+    if args.process_index == 0:  # one question is enough, and the Hub answers few of them
+        _check_token(token)
+
+
+def _check_token(token: str) -> None:
+    remedy = "push later with `hf upload`: set push_to_hub: false"
+    try:
+        user = HfApi().whoami(token=token)
+    except OfflineModeIsEnabled:
+        raise SimPOError(f"push_to_hub is true, but HF_HUB_OFFLINE=1 forbids the Hub. Unset it, or {remedy}.") from None
+    except Exception as error:  # the libraries below have errors of their own for each way in which a network can fail
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+            raise SimPOError(
+                f"push_to_hub is true, but the Hub ({constants.ENDPOINT}) does not accept the token: "
+                f"{first_line(error)} Run `hf auth login` with a valid token with write access, or set HF_TOKEN to one, "
+                "or set push_to_hub: false."
+            ) from None
+        raise SimPOError(
+            f"push_to_hub is true, but the Hub ({constants.ENDPOINT}) cannot be reached: {first_line(error)} Check the "
+            f"network (and HF_ENDPOINT), or {remedy}."
+        ) from error
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise SimPOError(
+            "push_to_hub is true, but the token of the Hub may only read. Make one with write access at "
+            "https://huggingface.co/settings/tokens and run `hf auth login`, or set push_to_hub: false."
+        )
+
+
+class HubTrainer(Trainer):
+    """A trainer whose pushes bring a card of their own and leave out what is private."""
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As `Trainer.init_hf_repo`: make the repository if it is not there.
+
+        Raises:
+            SimPOError: the Hub refuses.
+        """
+        try:
+            super().init_hf_repo(token=token, private=private)
+        except Exception as error:  # each way in which a network can fail has an error of its own
+            name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
+            raise SimPOError(
+                f"The repository {name} cannot be made on the Hub: {first_line(error)} Set hub_model_id to a name that "
+                "your token may write to, or push_to_hub: false."
+            ) from error
+
+    def create_model_card(  # type: ignore[override]
+        self,
+        model_name: str | None = None,
+        dataset_name: str | list[str] | None = None,
+        tags: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write README.md with the training curves into the output folder.
+
+        Args:
+            model_name: the title.
+            dataset_name: data sets to name beside the recipe's.
+            tags: tags beside "simpo", "trl" and "preference-optimization".
+            kwargs: other arguments of `Trainer.create_model_card`; `language`, `license`, `finetuned_from` and
+                `dataset_tags` are used.
+        """
+        if not self.is_world_process_zero():
+            return
+        metadata = {name: kwargs[name] for name in ("language", "license") if kwargs.get(name)}
+        if kwargs.get("finetuned_from"):
+            metadata["base_model"] = kwargs["finetuned_from"]
+        write_card(
+            cast("SimPOTrainer", self),
+            Path(str(self.args.output_dir)),
+            model_name=model_name,
+            datasets=[*_listed(dataset_name), *_listed(kwargs.get("dataset_tags"))],
+            tags=[*_listed(tags), *_listed(getattr(self.model, "model_tags", None))],
+            metadata=metadata,
+        )
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future[CommitInfo] | None:
+        """As `Trainer.push_to_hub`, without `training_args.bin` and with private paths taken out of texts."""
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = token or self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        self._warn_of_local_base()
+        staged = self._stage(token=token)
+        upload = self._uploader(staged, commit_message, token, revision)
+        return upload() if blocking else self._hub.run_as_future(upload)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push model and checkpoint in the background, as `hub_strategy` says."""
+        strategy = self.args.hub_strategy
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        running: Any = self.push_in_progress
+        busy = running is not None and not running.is_done()
+        if busy and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.create_model_card()
+        checkpoint = Path(checkpoint_folder)
+        staged = self._stage(checkpoint)
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
+            _stage_files(checkpoint, staged / name, self._hidden_texts())
+        message = f"Training in progress, step {self.state.global_step}"
+        job = self._hub.run_as_future(self._uploader(staged, message, self.args.hub_token, None))
+        job.add_done_callback(_warn_if_failed)
+        if busy:
+            running.jobs.append(job)
+        else:
+            self.push_in_progress = cast(Any, PushInProgress(cast(Any, [job])))
+
+    @cached_property
+    def _hub(self) -> HfApi:
+        return HfApi()  # one for all pushes, so that those in the background follow each other
+
+    def _stage(self, checkpoint: Path | None = None, token: str | None = None) -> Path:
+        """A folder of what is to be pushed: the output folder's files, the model's own from `checkpoint` if given."""
+        output_dir = Path(str(self.args.output_dir))
+        if checkpoint and self.processing_class is not None:
+            self.processing_class.save_pretrained(output_dir)
+        # On the same disk, where links are possible; by its name, what a killed run leaves of it is never pushed.
+        staged = Path(tempfile.mkdtemp(prefix="_push_", dir=output_dir))
+        hidden = self._hidden_texts(token)
+        _stage_files(output_dir, staged, hidden, left_out=LEFT_OUT)
+        if checkpoint:
+            _stage_files(checkpoint, staged, hidden, only=_MODEL_FILES)
+        return staged
+
+    def _uploader(
+        self, staged: Path, message: str | None, token: str | None, revision: str | None
+    ) -> Callable[[], CommitInfo]:
+        """What uploads the staged folder and removes it."""
+
+        def upload() -> CommitInfo:
+            try:
+                return self._hub.upload_folder(
+                    repo_id=str(self.hub_model_id),
+                    folder_path=staged,
+                    commit_message=message,
+                    token=token,
+                    revision=revision or self.args.hub_revision,
+                )
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
+
+        return upload
+
+    def _hidden_texts(self, token: str | None = None) -> dict[str, str]:
+        model: Any = self.model
+        base = model.config._name_or_path
+        return private_texts(self.args.output_dir, base, secrets=(token, self.args.hub_token, get_token()))
+
+    def _warn_of_local_base(self) -> None:
+        model: Any = self.model
+        base = model.config._name_or_path
+        if isinstance(model, PeftModel) and base and hub_name(base) is None:
+            logger.warning(
+                f"The adapter's base {base} is a folder of this machine; the adapter_config.json that is pushed calls it "
+                f"{public_label(base)}, and who downloads the adapter must give the base themselves. Start from a model "
+                "on the Hub, or push the base too and write its name there."
+            )
+
+
+def _stage_files(
+    source: Path,
+    target: Path,
+    hidden: Mapping[str, str],
+    *,
+    only: list[str] | None = None,
+    left_out: list[str] = LEFT_OUT,
+) -> None:
+    """Put the files of a folder into another, in the place of any there: links, and of texts cleaned copies."""
+    files = [file for file in source.rglob("*") if file.is_file()]
+    names = [file.relative_to(source).as_posix() for file in files]
+    for name in filter_repo_objects(names, allow_patterns=only, ignore_patterns=[*left_out, *DEFAULT_IGNORE_PATTERNS]):
+        file, copy = source / name, target / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.unlink(missing_ok=True)
+        if file.suffix in _TEXTS and file.name not in _VOCABULARIES:
+            content = file.read_bytes()
+            for private, public in hidden.items():
+                content = content.replace(private.encode(), public.encode())
+            copy.write_bytes(content)
+        else:
+            _link(file, copy)
+
+
+def _link(file: Path, copy: Path) -> None:
+    try:
+        os.link(file, copy)
+    except OSError:  # a file system without such links
+        shutil.copyfile(file, copy)
+
+
+def push_later(repo: str, folder: Path) -> str:
+    """The shell command that uploads what a failed push did not."""
+    words = ["hf", "upload", repo, str(folder), *(word for pattern in LEFT_OUT for word in ("--exclude", pattern))]
+    return shlex.join(words)
+
+
+def first_line(error: BaseException) -> str:
+    """The most telling line of an error, with a full stop."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(".") + "."
+
+
+def _warn_if_failed(job: Future) -> None:
+    if not job.cancelled() and (error := job.exception()) is not None:
+        logger.warning(f"A push during training failed, and the training goes on: {first_line(error)}")
+
+
+def _listed(value: str | Iterable[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])

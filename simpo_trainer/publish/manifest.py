@@ -1,0 +1,236 @@
+"""`run_manifest.json`: what a run was, so that its numbers can be explained and had again.
+
+The file is published with the model, so it holds names instead of paths, and neither users, hosts nor secrets.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..config import SimPOConfig
+from ..data.drops import DropReport
+from ..data.pair_tokenizer import TOKEN_COLUMNS
+from ..data.preferences import describe_sources
+from ..versions import library_versions
+from .privacy import hub_name, public_label, public_settings
+
+if TYPE_CHECKING:
+    from ..recipe.load import Recipe
+    from ..trainer import SimPOTrainer
+
+FILE_NAME = "run_manifest.json"
+
+
+class ManifestCallback(TrainerCallback):
+    """Writes the manifest when training starts, so that a killed run has one, and completes it as results come."""
+
+    def __init__(self, trainer: "SimPOTrainer"):
+        self.trainer = trainer
+        self.manifest: dict[str, Any] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not self.trainer.is_world_process_zero():
+            return
+        start = {"status": "running", "started": _now(), "finished": None, "resumed_from_step": state.global_step}
+        self.manifest = {"manifest_version": 1, **start, **describe_run(self.trainer)}
+        self._write()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.manifest:
+            self._write(status="interrupted" if self.trainer.interrupted else "finished", finished=_now())
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.manifest:
+            self._write()
+
+    def _write(self, **news: Any) -> None:
+        state = self.trainer.state
+        results = {"steps": state.global_step, "metrics": final_metrics(state.log_history)}
+        self.manifest = {**self.manifest, **news, "results": results}
+        file = Path(str(self.trainer.args.output_dir)) / FILE_NAME
+        scratch = file.with_suffix(".tmp")
+        scratch.write_text(json.dumps(self.manifest, indent=2) + "\n", encoding="utf-8")
+        scratch.replace(file)  # whoever reads it meanwhile finds the old or the new one whole
+
+
+def describe_run(trainer: "SimPOTrainer") -> dict[str, Any]:
+    """What is known of a run beside its results: versions, hardware, settings, model, data and batch."""
+    recipe = trainer.recipe
+    return {
+        "versions": library_versions(),
+        "hardware": _hardware(trainer.accelerator.num_processes),
+        "seeds": {
+            "seed": trainer.args.seed,
+            "data_seed": trainer.args.data_seed,
+            "full_determinism": trainer.args.full_determinism,
+        },
+        "recipe": _describe_recipe(recipe) if recipe else None,
+        "simpo": public_settings({name: getattr(trainer.args, name) for name in _own_fields()}),
+        "model": _describe_model(trainer),
+        "tokenizer": _describe_tokenizer(trainer.processing_class),
+        "data": {
+            "sources": public_settings(describe_sources(recipe.data)) if recipe else [],
+            "sets": _describe_sets(trainer),
+        },
+        "batch": _describe_batch(trainer),
+    }
+
+
+def final_metrics(log_history: list[dict[str, float]]) -> dict[str, float]:
+    """The last value of everything that was logged."""
+    found: dict[str, float] = {}
+    for entry in log_history:
+        found |= {name: value for name, value in entry.items() if name not in ("epoch", "step")}
+    return found
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The same for tokenizers that split texts alike, wherever they were loaded from."""
+    if tokenizer.is_fast:
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        # Left behind by earlier calls; they say nothing of the tokenizer.
+        state |= {"padding": None, "truncation": None}
+    else:
+        state = [tokenizer.get_vocab(), {str(i): str(token) for i, token in tokenizer.added_tokens_decoder.items()}]
+    return _sha256([type(tokenizer).__name__, state, tokenizer.special_tokens_map])
+
+
+def rows_fingerprint(dataset: Any) -> str | None:
+    """Hash of the token ids of a set in their order: equal data, tokenizer and settings give it on any machine."""
+    if not isinstance(dataset, Dataset):
+        return None
+    digest = hashlib.sha256()
+    for batch in dataset.select_columns(list(TOKEN_COLUMNS)).with_format("arrow").iter(batch_size=10_000):
+        for name in TOKEN_COLUMNS:
+            column = batch[name].combine_chunks()
+            for values in (column.value_lengths(), column.flatten()):
+                digest.update(values.to_numpy(zero_copy_only=False).astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+def _own_fields() -> list[str]:
+    """The settings of SimPO, apart from those of `TrainingArguments` and what the model's loader takes."""
+    parents = TrainingArguments.__dataclass_fields__
+    return [name for name in SimPOConfig.__dataclass_fields__ if name not in parents and name != "model_init_kwargs"]
+
+
+def _describe_recipe(recipe: "Recipe") -> dict[str, Any]:
+    return {
+        "name": recipe.path.name,
+        "settings": public_settings(recipe.settings),
+        "origins": public_settings({key: os.path.basename(origin) for key, origin in recipe.origins.items()}),
+    }
+
+
+def _describe_model(trainer: "SimPOTrainer") -> dict[str, Any]:
+    model: Any = trainer.model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    parameters = list(model.named_parameters())
+    trained = [parameter for _, parameter in parameters if parameter.requires_grad]
+    precision = "bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else None
+    return {
+        "name": hub_name(base.config._name_or_path),
+        "label": public_label(base.config._name_or_path),
+        "commit": getattr(base.config, "_commit_hash", None),
+        "class": type(base).__name__,
+        "parameters": sum(_size(parameter) for _, parameter in parameters),
+        "trained_parameters": sum(_size(parameter) for parameter in trained),
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "trained_dtype": ", ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in trained})),
+        "autocast": precision,
+        "attention": getattr(base.config, "_attn_implementation", None),
+        "adapter": _describe_adapter(model) if isinstance(model, PeftModel) else None,
+    }
+
+
+def _describe_adapter(model: PeftModel) -> dict[str, Any]:
+    adapter = model.active_peft_config.to_dict()
+    left_out = ("base_model_name_or_path", "inference_mode", "auto_mapping")
+    return public_settings({key: value for key, value in adapter.items() if value and key not in left_out})
+
+
+def _size(parameter: torch.Tensor) -> int:
+    # DeepSpeed's ZeRO-3 leaves an empty tensor here and keeps the true size beside it.
+    return getattr(parameter, "ds_numel", None) or parameter.numel()
+
+
+def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
+    template = tokenizer.chat_template
+    return {
+        "class": type(tokenizer).__name__,
+        "vocabulary": len(tokenizer),
+        "sha256": tokenizer_fingerprint(tokenizer),
+        "chat_template_sha256": _sha256(template) if template else None,
+    }
+
+
+def _describe_sets(trainer: "SimPOTrainer") -> dict[str, Any]:
+    sets: dict[str, Any] = {"train": trainer.train_dataset}
+    if isinstance(trainer.eval_dataset, Mapping):
+        sets |= {f"eval_{name}": dataset for name, dataset in trainer.eval_dataset.items()}
+    else:
+        sets["eval"] = trainer.eval_dataset
+    return {
+        name: {
+            "rows": len(dataset) if hasattr(dataset, "__len__") else None,
+            "tokens_sha256": rows_fingerprint(dataset),
+            "tokenization": _describe_drops(trainer.drop_reports.get(name)),
+        }
+        for name, dataset in sets.items()
+        if dataset is not None
+    }
+
+
+def _describe_drops(report: DropReport | None) -> dict[str, Any] | None:
+    """The report in numbers: what was seen in single rows may be private."""
+    if report is None:
+        return None
+    dropped = {reason: rows.count for reason, rows in report.dropped.items()}
+    return public_settings({**asdict(report), "dropped": dropped})
+
+
+def _describe_batch(trainer: "SimPOTrainer") -> dict[str, Any]:
+    # Not the argument: `auto_find_batch_size` may have made it smaller.
+    micro, processes = trainer._train_batch_size, trainer.accelerator.num_processes
+    accumulation = trainer.args.gradient_accumulation_steps or 1
+    return {
+        "global": micro * processes * accumulation,
+        "per_device": micro,
+        "processes": processes,
+        "accumulation": accumulation,
+        "optimiser_steps": trainer.state.max_steps,
+        "epochs": trainer.state.num_train_epochs,
+    }
+
+
+def _hardware(processes: int) -> dict[str, Any]:
+    if not torch.accelerator.is_available():
+        devices = [f"CPU with {os.cpu_count()} cores"]
+    elif (kind := str(torch.accelerator.current_accelerator())) == "cuda":
+        devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    else:
+        devices = [kind] * torch.accelerator.device_count()
+    return {"platform": platform.platform(), "devices": devices, "processes": processes}
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,88 @@
+"""What may be published: names instead of paths of this machine, no secrets."""
+
+import getpass
+import os
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+# Settings that only say where this machine keeps things, and secrets.
+_PRIVATE_KEYS = {"output_dir", "logging_dir", "cache_dir", "local_rank"}
+
+
+def hub_name(name: str | None) -> str | None:
+    """`name` if it can be one of the Hub ("org/model"), None if it is a path or exists here as one."""
+    if not name or Path(name).expanduser().exists() or name.startswith((".", "~")):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def local_label(path: str | Path) -> str:
+    """A path by its last part, which tells the reader most and strangers least; a home folder by no name at all."""
+    path = Path(path).expanduser()
+    name = path.name or path.absolute().name
+    if not name or path.absolute() == Path.home() or name == _user():
+        return "a local folder"
+    return f"local {'file' if path.is_file() else 'folder'} {name!r}"
+
+
+def public_label(name: str | None) -> str:
+    """A model or data set for the reader: its Hub name, or that it is local."""
+    return hub_name(name) or (local_label(name) if name else "not named")
+
+
+def public_settings(value: Any) -> Any:
+    """A copy of settings without secrets and without paths of this machine, in types that JSON knows."""
+    if isinstance(value, Mapping):
+        return {
+            str(key): public_settings(item)
+            for key, item in value.items()
+            if key not in _PRIVATE_KEYS and str(key).split("_")[-1] != "token"
+        }
+    if isinstance(value, list | tuple | set):
+        return [public_settings(item) for item in value]
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, str | os.PathLike):
+        return _public_text(os.fspath(value))
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def private_texts(*paths: str | Path | None, secrets: tuple[str | None, ...] = ()) -> dict[str, str]:
+    """What must not appear in a published file, and what to put in its place; the longest text first.
+
+    Args:
+        paths: files and folders of this machine that the files may name.
+        secrets: texts to blot out.
+    """
+    found = {str(Path.home()): "~"}
+    for path in paths:
+        if path and hub_name(str(path)) is None:
+            absolute = Path(path).expanduser().absolute()
+            # A path of one part, as "/data", is too short to be searched for in a text.
+            found |= {str(p): local_label(p) for p in (absolute, absolute.resolve()) if len(p.parts) > 2}
+    found |= {secret: "<token>" for secret in secrets if secret}
+    found.pop("/", None)
+    return {text: found[text] for text in sorted(found, key=len, reverse=True)}
+
+
+def _public_text(text: str) -> str:
+    is_path = text.startswith(("/", "~", "./", "../")) or "\\" in text or Path(text).is_absolute()
+    if text.startswith("hf_") and len(text) > 20:
+        return "<token>"
+    return local_label(text) if is_path else text
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container may have no user of this number
+        return ""

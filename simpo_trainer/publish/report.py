@@ -1,0 +1,108 @@
+"""Pictures of a run, drawn from its log."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# Colours that readers with a colour vision deficiency can tell apart (Okabe and Ito).
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
+_EVAL = {"linewidth": 1.2, "linestyle": "--", "markersize": 4}
+_SHADES = (_ORANGE, _GREEN, "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = "os^Dv"
+# From so many points on, single logs hide their own course: they are drawn faintly, with their running mean on top.
+_MANY = 60
+
+
+def training_curves(
+    log_history: Sequence[Mapping[str, float]],
+    path: str | Path,
+    *,
+    target_margin: float | None = None,
+    unit: str = "nats per token",
+) -> bool:
+    """Draw loss, margin, log-probabilities, accuracy, learning rate and gradient norm over the optimiser steps.
+
+    Args:
+        log_history: the trainer's log; evaluations are drawn beside the training.
+        path: the PNG file to write.
+        target_margin: drawn as a line beside the margin.
+        unit: of log-probabilities and margins.
+
+    Returns:
+        Whether there was anything to draw; without it no file is written.
+    """
+    if not any("loss" in entry or _eval_prefixes(entry) for entry in log_history):
+        return False
+    # Imported here: it takes a while, and most processes and runs never draw. No pyplot: it would start a window
+    # system and keep figures for the whole program.
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "font.family": "DejaVu Sans"}):
+        figure = Figure(figsize=(11, 6), dpi=150, layout="constrained")
+        axes = figure.subplots(2, 3).flatten()
+        _draw(axes[0], log_history, {"loss": ("train", _BLUE)}, "Loss", "loss per pair")
+        _draw(axes[1], log_history, {"logps/margins": ("train", _BLUE)}, "Margin (chosen - rejected)", unit)
+        if target_margin is not None:
+            axes[1].axhline(target_margin, color=_GREY, linestyle=":", label=f"target {target_margin:g}")
+        sides = {"logps/chosen": ("chosen", _GREEN), "logps/rejected": ("rejected", _ORANGE)}
+        _draw(axes[2], log_history, sides, "Log-probability of answers", unit)
+        _draw(axes[3], log_history, {"rewards/accuracies": ("train", _BLUE)}, "Accuracy", "share of pairs won")
+        axes[3].axhline(0.5, color=_GREY, linestyle=":", label="chance")
+        axes[3].set_ylim(-0.02, 1.02)
+        _draw(axes[4], log_history, {"learning_rate": ("train", _BLUE)}, "Learning rate", "learning rate")
+        _draw(axes[5], log_history, {"grad_norm": ("train", _BLUE)}, "Gradient norm", "norm before clipping")
+        for axis in axes:
+            _finish(axis)
+        figure.savefig(path)
+    return True
+
+
+def _draw(
+    axis: Any, log_history: Sequence[Mapping[str, float]], names: Mapping[str, tuple[str, str]], title: str, unit: str
+) -> None:
+    """One panel: each metric of training as a line, and of each evaluation set as dashed dots in a colour of its own."""
+    axis.set(title=title, ylabel=unit, xlabel="optimiser step")
+    prefixes = sorted({prefix for entry in log_history for prefix in _eval_prefixes(entry)})
+    for name, (label, colour) in names.items():
+        text, (steps, values) = label, _series(log_history, name)
+        if len(steps) >= _MANY and name != "learning_rate":
+            axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+            text, values = f"{label} (mean)", _running_mean(values, len(values) // 20)
+        axis.plot(steps, values, color=colour, label=text, linewidth=1.6, marker="o" if len(steps) == 1 else None)
+        for number, prefix in enumerate(prefixes):
+            steps, values = _series(log_history, prefix + name)
+            if steps:
+                own = colour if len(names) > 1 else _SHADES[number % len(_SHADES)]
+                text = prefix.rstrip("_").replace("_", " ")
+                text = f"{label}, {text}" if len(names) > 1 else text
+                axis.plot(steps, values, color=own, label=text, marker=_MARKERS[number % len(_MARKERS)], **_EVAL)
+
+
+def _running_mean(values: Sequence[float], window: int) -> list[float]:
+    """The mean of each point and `window` on either side of it, fewer at the ends."""
+    around = [values[max(0, i - window) : i + window + 1] for i in range(len(values))]
+    return [sum(part) / len(part) for part in around]
+
+
+def _series(log_history: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
+    points = [(entry["step"], entry[name]) for entry in log_history if isinstance(entry.get(name), float | int)]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _eval_prefixes(entry: Mapping[str, float]) -> list[str]:
+    """ "eval_", or "eval_<set>_" of each set, that an entry of the log has results of."""
+    end = "rewards/accuracies"
+    return [name.removesuffix(end) for name in entry if name.endswith(end) and name != end]
+
+
+def _finish(axis: Any) -> None:
+    """What all panels share."""
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
+    axis.margins(x=0.02)
+    if axis.get_xlim()[1] - axis.get_xlim()[0] < 20:
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    if len(axis.get_legend_handles_labels()[0]) > 1:
+        axis.legend(frameon=False, fontsize=8)
