@@ -83,6 +83,12 @@ class SimPOConfig(TrainingArguments):
         "Put an empty system message in front of conversations without one where the text of the chat template "
         "mentions 'system' or '<|im_start|>', as alignment-handbook does.",
     )
+    batch_layout: Literal["auto", "padded", "shared_prefix", "packed"] = _knob(
+        "auto",
+        "How prompts and answers are laid out in rows: 'shared_prefix' runs a prompt once for its answers, 'packed' puts "
+        "all prompts of a micro-batch in one row, 'padded' gives each answer a row. All give the same loss and gradient; "
+        "'auto' takes the fastest that is exact for the model.",
+    )
     disable_dropout: bool = _knob(
         True,
         "Set every dropout of the model (and of LoRA) to 0, so that a loss is a function of weights and data. Where layers "
@@ -201,6 +207,10 @@ def _conversation_problems(config: SimPOConfig) -> list[str]:
         problems.append(
             f"auto_insert_empty_system_msg is true and system_messages is {config.system_messages!r}: one inserts what "
             "the other removes. Leave out one of the two."
+        )
+    if config.batch_layout not in ("auto", "padded", "shared_prefix", "packed"):
+        problems.append(
+            f"batch_layout is {config.batch_layout!r}; it must be 'auto', 'padded', 'shared_prefix' or 'packed'."
         )
     return problems
 

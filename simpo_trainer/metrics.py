@@ -39,10 +39,9 @@ class PairRecords:
 
     def add(self, batch: Batch, logps: Tensor, lengths: Tensor) -> None:
         """Add a micro-batch: `logps` and `lengths` hold (chosen, rejected) of each pair, (N, 2)."""
-        step = torch.full_like(batch["pair_weight"], len(self._rows))
-        place = torch.stack([batch["pair_weight"], step, batch["pair_tokens"]], -1)
+        pairs = torch.stack([batch["pair_weight"], batch["place"], batch["pair_tokens"]], -1)
         self._rows.append(
-            torch.cat([tensor.to(accumulation_dtype(logps.device)) for tensor in (place, logps, lengths)], -1)
+            torch.cat([tensor.to(accumulation_dtype(logps.device)) for tensor in (pairs, logps, lengths)], -1)
         )
 
     def gather(self, accelerator: Accelerator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -54,8 +53,7 @@ class PairRecords:
         rows = accelerator.pad_across_processes(torch.cat(self._rows), dim=0, pad_index=0)
         rows = accelerator.gather(rows).cpu().numpy()
         rows = rows[rows[:, 0] > 0]
-        # The sampler deals the pairs of a micro-step out in the order of the processes, as they are gathered here.
-        rows = rows[np.argsort(rows[:, 1], kind="stable")]
+        rows = rows[np.argsort(rows[:, 1])]
         return rows[:, 3:5], rows[:, 5:7].astype(int), rows[:, 2].astype(int)
 
 

@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import Dataset, Sampler
 
+# Pairs among which those of like length are brought together. Far fewer than a set has, so that what a global batch holds
+# stays nearly random; with the paper's global batch of 128, four of them.
+_GROUPED_PAIRS = 512
+
 
 class Draw(NamedTuple):
     """One pair to fetch: its place in the data set, and its weight (0 for filler that keeps processes in step)."""
@@ -33,6 +37,9 @@ class PairBatchSampler(Sampler[list[Draw]]):
         seed: seed of the order; unset keeps the data set's own order (evaluation).
         drop_last: leave out an incomplete last global batch.
         accumulation: micro-steps of an optimiser step, which `drop_last` keeps whole.
+        lengths: tokens of each pair. Pairs of like length then come together: in evaluation over the whole set, in
+            training within every few global batches, whose pairs depend on the seed, the epoch and the size of a global
+            batch alone.
     """
 
     def __init__(
@@ -45,6 +52,7 @@ class PairBatchSampler(Sampler[list[Draw]]):
         seed: int | None = None,
         drop_last: bool = False,
         accumulation: int = 1,
+        lengths: Sequence[int] | None = None,
     ):
         self.num_pairs = num_pairs
         self.batch_size = batch_size
@@ -53,6 +61,7 @@ class PairBatchSampler(Sampler[list[Draw]]):
         self.seed = seed
         self.drop_last = drop_last
         self.accumulation = accumulation
+        self.lengths = lengths
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -89,20 +98,38 @@ class PairBatchSampler(Sampler[list[Draw]]):
 
     def _order(self) -> list[int]:
         if self.seed is None:
-            return list(range(self.num_pairs))
+            return self._by_length(range(self.num_pairs))
         # An odd multiplier keeps (seed, epoch) apart: seed 1 epoch 1 is not seed 2 epoch 0.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return torch.randperm(self.num_pairs, generator=generator).tolist()
+        order = torch.randperm(self.num_pairs, generator=generator).tolist()
+        return order if self.lengths is None else self._grouped(order, generator)
+
+    def _by_length(self, pairs: Sequence[int]) -> list[int]:
+        """The longest first; as they are where lengths are unknown."""
+        return list(pairs) if self.lengths is None else sorted(pairs, key=lambda pair: -self.lengths[pair])  # type: ignore[index]
+
+    def _grouped(self, order: list[int], generator: torch.Generator) -> list[int]:
+        """The pairs of every `_GROUPED_PAIRS`, or of one global batch if that is larger, in global batches by length.
+
+        The global batches come in random order, so that long and short ones alternate; the incomplete last one stays.
+        """
+        size = self.pairs_per_step * self.accumulation
+        whole = self.num_pairs // size * size
+        span = -(-_GROUPED_PAIRS // size) * size
+        batches = []
+        for start in range(0, whole, span):
+            group = self._by_length(order[start : min(start + span, whole)])
+            batches += [group[place : place + size] for place in range(0, len(group), size)]
+        shuffled = torch.randperm(len(batches), generator=generator).tolist()
+        return [pair for number in shuffled for pair in batches[number]] + self._by_length(order[whole:])
 
     def _deal(self, taken: list[int]) -> list[int]:
-        """This process's share of a micro-step's pairs: equal shares, the first processes one more at an uneven end."""
-        share, extra = divmod(len(taken), self.num_processes)
-        start = self.process_index * share + min(self.process_index, extra)
-        return taken[start : start + share + (self.process_index < extra)]
+        """This process's share of a micro-step's pairs: every n-th, so that lengths are alike on all processes."""
+        return taken[self.process_index :: self.num_processes]
 
 
 class DrawnPairs(Dataset):
-    """A data set that is indexed by :class:`Draw` and passes the weight on to the collator."""
+    """A data set that is indexed by :class:`Draw` and passes place and weight on to the collator."""
 
     def __init__(self, dataset: Any):
         self.dataset = dataset
@@ -111,11 +138,14 @@ class DrawnPairs(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        return {"row": draw.pair, **self.dataset[draw.pair], "weight": draw.weight}
+        return self._drawn(draw, self.dataset[draw.pair])
 
     def __getitems__(self, draws: Sequence[Draw]) -> list[dict[str, Any]]:
         """Fetch a batch at once, which a `datasets.Dataset` does much faster than row by row."""
         if not hasattr(self.dataset, "__getitems__"):
             return [self[draw] for draw in draws]
         rows = self.dataset.__getitems__([draw.pair for draw in draws])
-        return [{"row": draw.pair, **row, "weight": draw.weight} for row, draw in zip(rows, draws, strict=True)]
+        return [self._drawn(draw, row) for row, draw in zip(rows, draws, strict=True)]
+
+    def _drawn(self, draw: Draw, row: dict[str, Any]) -> dict[str, Any]:
+        return {"row": draw.pair, **row, "place": draw.pair, "weight": draw.weight}

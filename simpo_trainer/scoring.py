@@ -7,6 +7,7 @@ import inspect
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
 
+from .attention import MaskPlan
 from .batching import NOT_SCORED, Batch
 from .errors import SimPOError
 from .head import LogitTransform, token_logps
@@ -63,11 +65,13 @@ def score_answers(model: nn.Module, batch: Batch) -> AnswerScores:
     Returns:
         Scores of all answers of the batch, indexed as `batch["chosen"]` and `batch["rejected"]` are.
     """
+    sharing = {name: batch[name] for name in ("prompt_index", "branch") if name in batch}
     output = model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
         position_ids=batch["position_ids"],
         scored_labels=batch["shift_labels"],
+        **sharing,
     )
     answer = batch["response_index"][batch["shift_labels"] != NOT_SCORED]
     count = int(batch["num_responses"])
@@ -82,7 +86,8 @@ def add_scoring_forward(model: PreTrainedModel) -> None:
     """Teach a causal language model to score: `model(..., scored_labels=labels)` returns a :class:`ScoringOutput`.
 
     `labels` (R, T) holds the token that each position must predict and -100 elsewhere; only those positions go through
-    the head. Without `scored_labels` the forward is the model's own, so generation and saving are unchanged. The
+    the head. Rows that hold several answers come with `prompt_index` and `branch` (see `Batch`), of which the masks are
+    made here, where the dtype of the attention is known. Without `scored_labels` the forward is the model's own, so generation and saving are unchanged. The
     scoring sits inside the forward, and the backbone and head are looked up on each call, because wrappers (DDP, FSDP,
     DeepSpeed, PEFT, autocast) act on the outermost forward and may replace the inner modules afterwards.
 
@@ -101,9 +106,13 @@ def add_scoring_forward(model: PreTrainedModel) -> None:
     accepted = inspect.signature(model.base_model.forward).parameters
     takes_positions = "position_ids" in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values())
 
-    def forward(self, *args, scored_labels: Tensor | None = None, **kwargs):
+    def forward(self, *args, scored_labels: Tensor | None = None, branch: Tensor | None = None, **kwargs):
         if scored_labels is None:
             return original_forward(self, *args, **kwargs)
+        if branch is not None:
+            prompt_index = kwargs.pop("prompt_index")
+            plan = self.mask_plan
+            kwargs["attention_mask"] = plan.masks(prompt_index, branch, kwargs["position_ids"], _attention_dtype(self))
         if not takes_positions:
             kwargs.pop("position_ids", None)
         hidden = self.base_model(*args, **kwargs, use_cache=False).last_hidden_state
@@ -118,6 +127,14 @@ def add_scoring_forward(model: PreTrainedModel) -> None:
     forward.__signature__ = inspect.signature(type(model).forward)  # type: ignore[attr-defined]
     forward.scores_answers = True  # type: ignore[attr-defined]
     model.forward = types.MethodType(forward, model)
+    model.mask_plan = MaskPlan.from_config(model.config)  # type: ignore[assignment]
+
+
+def _attention_dtype(model: PreTrainedModel) -> torch.dtype:
+    """The dtype in which the model's attention computes, which its mask must have."""
+    weight = cast(Tensor, model.get_input_embeddings().weight)
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def _unbound(forward: Callable) -> Callable:

@@ -27,11 +27,13 @@ from .batching import Batch, PairCollator, count_tokens
 from .checkpoints import check_resumable
 from .config import SimPOConfig
 from .data.drops import DropReport
-from .data.token_sets import token_set
+from .data.token_sets import token_lengths, token_set
 from .errors import SimPOError
 from .finite import check_finite
 from .interrupt import StopCallback, StopRequest
+from .layouts import choose_layout, saved_tokens
 from .loaders import Collator, pair_loader, stream_loader
+from .log import get_logger
 from .losses import LOSSES
 from .metrics import MetricSums, PairRecords, accumulation_dtype, pair_metrics
 from .modeling import check_positions, check_trainable_dtypes, load_model, load_tokenizer, prepare_model
@@ -46,6 +48,9 @@ from .streaming import StreamedPairs
 
 if TYPE_CHECKING:
     from .recipe.load import Recipe
+
+
+logger = get_logger(__name__)
 
 
 class _StepTotals(NamedTuple):
@@ -133,6 +138,7 @@ class SimPOTrainer(HubTrainer):
         keep_scores_float32(self.accelerator)
         with self.accelerator.autocast():
             check_scoring(base_model)
+        self._lay_out(own_collator=data_collator is not None)
         if self.accelerator.num_processes > 1:
             end_group_at_exit()
         self.interrupted = False
@@ -230,6 +236,20 @@ class SimPOTrainer(HubTrainer):
 
     # ---- Batches ----
 
+    def _lay_out(self, own_collator: bool) -> None:
+        """Choose the layout of the batches, and say which and why."""
+        if own_collator:
+            if self.args.batch_layout != "auto":
+                raise SimPOError(
+                    f"batch_layout is {self.args.batch_layout}, but the data_collator that was passed makes the batches. "
+                    "Leave one of them out."
+                )
+            return
+        layout, reason = choose_layout(cast(Any, self._model_to_train), self.args.batch_layout)
+        self.data_collator = cast(Any, PairCollator(_pad_token_id(self._tokenizer), layout))
+        saved = "" if layout == "padded" else saved_tokens(self.train_dataset)
+        logger.info(f"Batch layout: {layout} ({reason}{saved}).")
+
     def _tokenized(self, dataset: Any, name: str) -> Any:
         """Token rows of a raw set, or of each in a mapping of sets; token rows pass through."""
         if dataset is None:
@@ -260,8 +280,10 @@ class SimPOTrainer(HubTrainer):
             self._train_pairs = stream
             return stream_loader(stream, collator, args)
         seed = args.seed if args.data_seed is None else args.data_seed
-        length = len(cast(Dataset, self.train_dataset))
-        sampler = PairBatchSampler(length, **shared, seed=seed, drop_last=args.dataloader_drop_last)
+        lengths = token_lengths(self.train_dataset).sum(1).tolist()
+        sampler = PairBatchSampler(
+            len(lengths), **shared, seed=seed, drop_last=args.dataloader_drop_last, lengths=lengths
+        )
         self._train_pairs = sampler
         return pair_loader(self.train_dataset, sampler, collator, args)
 
@@ -274,8 +296,10 @@ class SimPOTrainer(HubTrainer):
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if eval_dataset is None:
             raise SimPOError("Evaluation needs an eval_dataset.")
+        lengths = token_lengths(eval_dataset).sum(1).tolist()
         sampler = PairBatchSampler(
-            len(cast(Dataset, eval_dataset)),
+            len(lengths),
+            lengths=lengths,
             batch_size=self.args.eval_batch_size,
             num_processes=self.accelerator.num_processes,
             process_index=self.accelerator.process_index,

@@ -8,19 +8,30 @@ from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import (
     AutoModelForCausalLM,
+    Cohere2Config,
     CohereConfig,
     Gemma2Config,
+    Gemma3TextConfig,
     GPT2Config,
+    GPTNeoXConfig,
     GraniteConfig,
     HyperCLOVAXConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    Phi3Config,
     PhiConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
+    StableLmConfig,
+    Starcoder2Config,
 )
 
 VOCAB_SIZE = 97
@@ -57,12 +68,30 @@ ARCHITECTURES: dict[str, Callable[[], PretrainedConfig]] = {
     "granite": lambda: GraniteConfig(**SMALL, logits_scaling=4.0),
     "hyperclovax": lambda: HyperCLOVAXConfig(**SMALL, logits_scaling=0.25),
     "phi": lambda: PhiConfig(**SMALL),
+    "qwen2": lambda: Qwen2Config(**SMALL),
+    "qwen2-window": lambda: Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=4, max_window_layers=1),
+    "gemma3": lambda: Gemma3TextConfig(
+        **SMALL, head_dim=8, sliding_window=4, layer_types=["sliding_attention", "full_attention"]
+    ),
+    "phi3": lambda: Phi3Config(**SMALL, sliding_window=4),
+    "olmo2": lambda: Olmo2Config(**SMALL),
+    "cohere2": lambda: Cohere2Config(**SMALL, sliding_window=4),
+    "gpt-neox": lambda: GPTNeoXConfig(**{key: SMALL[key] for key in SMALL if key != "num_key_value_heads"}),
+    "mixtral": lambda: MixtralConfig(**SMALL, sliding_window=4, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3-moe": lambda: Qwen3MoeConfig(
+        **SMALL, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
+    ),
+    "smollm3": lambda: SmolLM3Config(**SMALL),
+    "stablelm": lambda: StableLmConfig(**SMALL),
+    "starcoder2": lambda: Starcoder2Config(**SMALL, sliding_window=4),
 }
 
 
 def tiny_model(config: PretrainedConfig | None = None, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A random causal language model in float32, by default a Llama; weights large enough that answers differ."""
     config = config or LlamaConfig(**{**SMALL, **overrides})
+    # The fast way to run experts has no float64, in which the reference computes.
+    config._experts_implementation = "eager"
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).float()
     head = model.get_output_embeddings()

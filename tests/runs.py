@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from models import tiny_model, word_tokenizer
 from simpo_trainer import SimPOConfig, SimPOTrainer
+from simpo_trainer.data.pair_tokenizer import TOKEN_COLUMNS
 from simpo_trainer.sampler import PairBatchSampler
 
 # Plain gradient descent: AdamW divides by the size of the gradient, so where that is almost nothing, rounding alone
@@ -66,9 +67,12 @@ def weights_of(trainer: SimPOTrainer) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
 
 
-def epoch_rows(rows: list[dict[str, Any]], epoch: int = 0, seed: int = 42) -> list[dict[str, Any]]:
-    """The rows in the order in which the trainer takes them."""
-    sampler = PairBatchSampler(len(rows), batch_size=len(rows), seed=seed)
+def epoch_rows(
+    rows: list[dict[str, Any]], epoch: int = 0, seed: int = 42, global_batch: int = 8
+) -> list[dict[str, Any]]:
+    """The token rows in the order in which the trainer takes them."""
+    lengths = [sum(len(row[name]) for name in TOKEN_COLUMNS) for row in rows]
+    sampler = PairBatchSampler(len(rows), batch_size=global_batch, seed=seed, lengths=lengths)
     sampler.set_epoch(epoch)
     return [rows[draw.pair] for batch in sampler for draw in batch]
 

@@ -21,7 +21,7 @@ def test_fields_by_hand():
     expected = {
         "input_ids": [[1, 5, 6, 7, 0], [1, 3, 4, 0, 0], [1, 5, 6, 8, 9], [1, 0, 0, 0, 0]],
         "attention_mask": [[1, 1, 1, 1, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]],
-        "position_ids": [[0, 1, 2, 3, 4]] * 4,
+        "position_ids": [[0, 1, 2, 3, 0], [0, 1, 2, 0, 0], [0, 1, 2, 3, 4], [0, 0, 0, 0, 0]],
         "shift_labels": [[N, N, 7, 2, N], [3, 4, 2, N, N], [N, N, 8, 9, 2], [2, N, N, N, N]],
         "response_index": [[0, 0, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 2, 2, 2], [3, 0, 0, 0, 0]],
         "num_responses": 4,
@@ -30,6 +30,7 @@ def test_fields_by_hand():
         "pair_weight": [1.0, 0.0],
         "pair_tokens": [3 + 2 + 3 + 3, 1 + 3 + 1 + 1],
         "row": [40, 12],
+        "place": [-1, -1],
     }
     assert {key: value.tolist() for key, value in batch.items()} == expected
 
@@ -129,3 +130,56 @@ def test_pairs_do_not_see_each_other(model):
     for number, pair in enumerate(pairs):
         alone = score_answers(model, PairCollator()([pair])).average
         torch.testing.assert_close(alone, together[[number, number + 4]], rtol=1e-5, atol=1e-5)
+
+
+# ---- Several answers in a row ----
+
+TWO = [
+    {"prompt_ids": [1, 10, 11], "chosen_ids": [12, 2], "rejected_ids": [13, 14, 2]},
+    {"prompt_ids": [1], "chosen_ids": [15, 16, 2], "rejected_ids": [2]},
+]
+_ = NOT_SCORED
+
+
+def test_shared_prefix_by_hand():
+    batch = PairCollator(pad_token_id=0, layout="shared_prefix")(TWO)
+    expected = {
+        # prompt, chosen, rejected; an answer begins with the prompt's last token and lacks its own
+        "input_ids": [[1, 10, 11, 12, 11, 13, 14], [1, 15, 16, 1, 0, 0, 0]],
+        "attention_mask": [[1] * 7, [1, 1, 1, 1, 0, 0, 0]],
+        "position_ids": [[0, 1, 2, 3, 2, 3, 4], [0, 1, 2, 0, 0, 0, 0]],
+        "shift_labels": [[_, _, 12, 2, 13, 14, 2], [15, 16, 2, 2, _, _, _]],
+        "response_index": [[0, 0, 0, 0, 2, 2, 2], [1, 1, 1, 3, 0, 0, 0]],
+        "prompt_index": [[0] * 7, [1, 1, 1, 1, -1, -1, -1]],
+        "branch": [[0, 0, 1, 1, 3, 3, 3], [2, 2, 2, 4, 0, 0, 0]],
+        "chosen": [0, 1],
+        "rejected": [2, 3],
+        "num_responses": 4,
+        "pair_tokens": [3 + 2 + 3 + 3, 1 + 3 + 1 + 1],
+    }
+    assert {key: batch[key].tolist() for key in expected} == expected
+
+
+def test_packed_is_the_rows_of_shared_prefix_end_to_end():
+    packed, shared = (PairCollator(layout=layout)(TWO) for layout in ("packed", "shared_prefix"))
+    real = shared["attention_mask"].bool()
+    for name in ("input_ids", "position_ids", "shift_labels", "response_index", "prompt_index", "branch"):
+        assert packed[name].shape == (1, real.sum())
+        assert packed[name][0].tolist() == shared[name][real].tolist()
+    assert packed["attention_mask"].all()
+
+
+@pytest.mark.parametrize("layout", ["shared_prefix", "packed"])
+def test_every_layout_scores_the_same_tokens_of_the_same_answers(layout):
+    pairs = random_pairs(7)
+    expected, found = PairCollator()(pairs), PairCollator(layout=layout)(pairs)
+
+    def scored(batch):
+        mask = batch["shift_labels"] != NOT_SCORED
+        tokens = zip(batch["response_index"][mask].tolist(), batch["shift_labels"][mask].tolist(), strict=True)
+        return sorted(tokens, key=lambda token: token[0])
+
+    assert scored(found) == scored(expected)
+    assert count_tokens(found).tolist() == count_tokens(expected).tolist()
+    real = int(found["attention_mask"].sum())
+    assert real == sum(len(p["prompt_ids"]) - 1 + len(p["chosen_ids"]) + len(p["rejected_ids"]) for p in pairs)

@@ -35,7 +35,7 @@ def test_a_broken_weight_is_named_with_step_and_rows(tmp_path):
         trainer.train()
     message = str(error.value)
     assert message.startswith("The loss is nan at optimiser step 2, in ")
-    for row in epoch_rows([{"number": number, **row} for number, row in enumerate(ROWS)])[4:8]:
+    for row in epoch_rows([{"number": number, **row} for number, row in enumerate(ROWS)], global_batch=4)[4:8]:
         chosen, rejected = len(row["chosen_ids"]), len(row["rejected_ids"])
         assert f"row {row['number']} (chosen {chosen} tokens, rejected {rejected} tokens)" in message
     assert message.count("row ") == 4
@@ -58,7 +58,7 @@ class OnePairDiverges(SimPOTrainer):
 def test_only_the_pair_at_fault_is_named_by_the_data_s_own_row_number(tmp_path, accumulation):
     """Also in the second micro-batch of a step, whose first has left its gradient."""
     rows = [{**row, "row": 100 + place, "margin": 0.0} for place, row in enumerate(ROWS)]
-    fault = epoch_rows(rows)[7]
+    fault = epoch_rows(rows, global_batch=4 * accumulation)[7]
     rows[rows.index(fault)]["margin"] = 9.0
     trainer = make_trainer(
         tmp_path,

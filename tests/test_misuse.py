@@ -101,6 +101,7 @@ def test_a_saved_head_beside_an_adapter_trains_under_bfloat16(tmp_path):
     assert all("lora_" in name or "modules_to_save" in name for name in moved)
 
 
+@pytest.mark.slow
 def test_a_compiled_backbone_gives_the_same_losses(tmp_path):
     plain, compiled = (
         make_trainer(tmp_path, ROWS, max_steps=2, per_device_train_batch_size=4, **settings)

@@ -1,6 +1,7 @@
 """The order of pairs: a pure function of seed, epoch and sizes, the same for every split into processes."""
 
 import itertools
+from itertools import zip_longest
 
 import pytest
 import torch
@@ -45,10 +46,13 @@ def test_every_pair_counts_exactly_once_in_an_epoch(num_pairs, batch_size, num_p
 
 @SIZES
 def test_processes_together_take_what_one_process_would(num_pairs, batch_size, num_processes):
-    """Micro-step k of W processes with B pairs each is micro-step k of one process with W*B pairs, in order."""
+    """Micro-step k of W processes with B pairs each is micro-step k of one process with W*B pairs, dealt out in turn."""
     split = epoch_of(num_pairs, batch_size, num_processes)
     (whole,) = epoch_of(num_pairs, batch_size * num_processes, 1)
-    joined = [[draw for batch in step for draw in batch if draw.weight] for step in zip(*split, strict=True)]
+    joined = [
+        [draw for draws in zip_longest(*step) for draw in draws if draw and draw.weight]
+        for step in zip(*split, strict=True)
+    ]
     assert joined == whole
 
 
@@ -133,7 +137,10 @@ def test_rows_carry_their_place_and_weight(as_list):
     rows = random_pairs(4)
     source = DrawnPairs(rows if as_list else Dataset.from_list(rows))
     draws = [Draw(2, 1.0), Draw(0, 0.0)]
-    expected = [{"row": 2, **rows[2], "weight": 1.0}, {"row": 0, **rows[0], "weight": 0.0}]
+    expected = [
+        {"row": 2, **rows[2], "place": 2, "weight": 1.0},
+        {"row": 0, **rows[0], "place": 0, "weight": 0.0},
+    ]
     assert source.__getitems__(draws) == [source[draw] for draw in draws] == expected
 
     numbered = [{**row, "row": 100 + place} for place, row in enumerate(rows)]
@@ -182,3 +189,78 @@ def test_worker_processes_load_the_same_batches(tmp_path):
         loaded.append(epochs)
     assert loaded[0] == loaded[1]
     assert loaded[0][0] != loaded[0][1]
+
+
+# ---- Pairs of like length ----
+
+LENGTHS = torch.randint(5, 500, (2000,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+def grouped(num_pairs=2000, epoch=0, **options):
+    sampler = PairBatchSampler(num_pairs, lengths=LENGTHS[:num_pairs], seed=3, **options)
+    sampler.set_epoch(epoch)
+    return [[draw.pair for draw in batch if draw.weight] for batch in sampler]
+
+
+def padding(batches):
+    """Share of a padded batch that is padding."""
+    longest = sum(len(batch) * max(LENGTHS[pair] for pair in batch) for batch in batches)
+    return 1 - sum(LENGTHS[pair] for batch in batches for pair in batch) / longest
+
+
+def test_an_epoch_visits_every_pair_once():
+    taken = grouped(1990, batch_size=8)
+    assert sorted(pair for batch in taken for pair in batch) == list(range(1990))
+    assert len(taken[-1]) == 1990 % 8
+
+
+def test_batches_are_of_like_length_and_alternate():
+    plain = [[draw.pair for draw in batch] for batch in PairBatchSampler(2000, batch_size=8, seed=3)]
+    assert padding(plain) > 0.4
+    batches = grouped(batch_size=8)
+    assert padding(batches) < 0.02
+    means = [sum(LENGTHS[pair] for pair in batch) / 8 for batch in batches]
+    rises = sum(first < second for first, second in zip(means, means[1:], strict=False))
+    assert 0.4 < rises / len(means) < 0.6  # not from long to short
+    assert grouped(batch_size=8) == batches != grouped(batch_size=8, epoch=1)
+
+
+def test_the_pairs_of_a_global_batch_do_not_depend_on_its_split():
+    def steps(batch_size, accumulation, processes=1):
+        parts = [
+            grouped(
+                1999, batch_size=batch_size, accumulation=accumulation, num_processes=processes, process_index=index
+            )
+            for index in range(processes)
+        ]
+        joined = [[pair for batch in step for pair in batch] for step in zip(*parts, strict=True)]
+        return [
+            sorted(pair for batch in joined[start : start + accumulation] for pair in batch)
+            for start in range(0, len(joined), accumulation)
+        ]
+
+    whole = steps(16, 1)
+    assert steps(4, 4) == steps(1, 16) == steps(4, 2, processes=2) == steps(2, 2, processes=4) == whole
+
+
+def test_a_large_global_batch_stays_random():
+    """Beyond the pairs that are grouped, only the order inside a global batch goes by length."""
+    order = torch.randperm(2000, generator=torch.Generator().manual_seed(3 * 1_000_003)).tolist()
+    batches = grouped(batch_size=8, accumulation=80)
+    starts = {frozenset(order[start : start + 640]) for start in (0, 640, 1280)}
+    steps = [frozenset(pair for batch in batches[start : start + 80] for pair in batch) for start in (0, 80, 160)]
+    assert set(steps) == starts
+    assert padding(batches) < 0.02
+
+
+def test_processes_get_like_lengths():
+    shares = [grouped(batch_size=4, num_processes=4, process_index=index) for index in range(4)]
+    for step in zip(*shares, strict=True):
+        longest = [max(LENGTHS[pair] for pair in batch) for batch in step]
+        assert max(longest) - min(longest) <= 40
+
+
+def test_an_evaluation_begins_with_its_longest_pairs():
+    batches = [[draw.pair for draw in batch] for batch in PairBatchSampler(50, batch_size=4, lengths=LENGTHS[:50])]
+    lengths = [LENGTHS[pair] for batch in batches for pair in batch]
+    assert lengths == sorted(LENGTHS[:50], reverse=True)
