@@ -1,49 +1,83 @@
-"""Loaders of one process's micro-batches, from a set or a stream of token rows."""
+"""One process's share of a set or a stream of token rows, and the loader of its micro-batches."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
+from datasets import IterableDataset
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from .batching import Batch
+from .config import SimPOConfig
+from .data.token_sets import token_lengths
 from .errors import SimPOError
+from .log import get_logger
 from .sampler import DrawnPairs, PairBatchSampler
 from .streaming import StreamedPairs
+
+logger = get_logger(__name__)
 
 Collator: TypeAlias = Callable[[list[dict[str, Any]]], Batch]
 
 
-def pair_loader(dataset: Any, sampler: PairBatchSampler, collator: Collator, args: TrainingArguments) -> DataLoader:
+def training_pairs(
+    dataset: Any, args: SimPOConfig, batch_size: int, accelerator: Accelerator
+) -> PairBatchSampler | StreamedPairs:
+    """Which pairs of a training set, or a stream, this process takes at each micro-step of `batch_size` pairs."""
+    shared: dict[str, Any] = {
+        "batch_size": batch_size,
+        "num_processes": accelerator.num_processes,
+        "process_index": accelerator.process_index,
+        "accumulation": args.gradient_accumulation_steps,
+    }
+    if isinstance(dataset, IterableDataset):
+        return StreamedPairs(dataset, **shared, max_length=args.max_length, overlong=args.overlong)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    lengths = token_lengths(dataset).sum(1).tolist()
+    return PairBatchSampler(len(lengths), **shared, seed=seed, drop_last=args.dataloader_drop_last, lengths=lengths)
+
+
+def evaluation_pairs(dataset: Any, args: SimPOConfig, accelerator: Accelerator) -> PairBatchSampler:
+    """Which pairs of an evaluation set this process takes at each micro-step."""
+    lengths = token_lengths(dataset).sum(1).tolist()
+    return PairBatchSampler(
+        len(lengths),
+        batch_size=args.eval_batch_size,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+        lengths=lengths,
+    )
+
+
+def pair_loader(
+    dataset: Any, pairs: PairBatchSampler | StreamedPairs, collator: Collator, args: TrainingArguments
+) -> DataLoader:
     """Loader of one process's micro-batches, with the worker settings of `args`.
 
     Raises:
         SimPOError: the sampler has no micro-step, because an incomplete one is dropped.
     """
-    if not len(sampler):
-        raise SimPOError(
-            f"dataloader_drop_last leaves nothing to train on: the set has {len(dataset)} pairs, and an optimiser step "
-            f"takes {sampler.pairs_per_step * sampler.accumulation}. Leave dataloader_drop_last out."
-        )
-    return _prepared(DataLoader(DrawnPairs(dataset), batch_sampler=sampler, **_loader_settings(collator, args)))
-
-
-def stream_loader(pairs: StreamedPairs, collator: Collator, args: TrainingArguments) -> DataLoader:
-    """Loader of one process's micro-batches from a stream, with the worker settings of `args`."""
-    return _prepared(DataLoader(pairs, batch_size=None, **_loader_settings(collator, args)))
-
-
-def _loader_settings(collator: Collator, args: TrainingArguments) -> dict[str, Any]:
-    return {
+    settings: dict[str, Any] = {
         "collate_fn": collator,
         "num_workers": args.dataloader_num_workers,
         "pin_memory": args.dataloader_pin_memory,
         "persistent_workers": args.dataloader_persistent_workers,
         "prefetch_factor": args.dataloader_prefetch_factor,
     }
-
-
-def _prepared(loader: DataLoader) -> DataLoader:
+    if isinstance(pairs, StreamedPairs):
+        if args.dataloader_num_workers > 1:
+            # `datasets` would give each worker other files of the stream, and its micro-batches would be other pairs.
+            logger.warning(f"A stream is read by one worker, not {args.dataloader_num_workers}.")
+            settings["num_workers"] = 1
+        loader: DataLoader = DataLoader(pairs, batch_size=None, **settings)
+    elif len(pairs):
+        loader = DataLoader(DrawnPairs(dataset), batch_sampler=pairs, **settings)
+    else:
+        raise SimPOError(
+            f"dataloader_drop_last leaves nothing to train on: the set has {len(dataset)} pairs, and an optimiser step "
+            f"takes {pairs.pairs_per_step * pairs.accumulation}. Leave dataloader_drop_last out."
+        )
     # The process is known to sampler and stream already: prepared as if for one, batches are not dealt out again.
     return prepare_data_loader(loader, num_processes=1, process_index=0)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from itertools import count, islice
 from typing import Any
 
-import torch
 from torch.utils.data import IterableDataset
 
 from .data.drops import DropReport
@@ -71,13 +70,9 @@ class StreamedPairs(IterableDataset):
         return steps * self.pairs_per_step * self.accumulation
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        worker = torch.utils.data.get_worker_info()
-        workers, index = (worker.num_workers, worker.id) if worker else (1, 0)
-        for micro_step, taken in enumerate(self._micro_steps()):
-            # Workers are asked in turn; each reads the whole stream and makes every n-th batch.
-            if micro_step % workers == index:
-                start = self.process_index * self.batch_size
-                yield [{**row, "weight": 1.0} for row in taken[start : start + self.batch_size]]
+        start = self.process_index * self.batch_size
+        for taken in self._micro_steps():
+            yield [{**row, "weight": 1.0} for row in taken[start : start + self.batch_size]]
 
     def _micro_steps(self) -> Iterator[list[dict[str, Any]]]:
         """What all processes together take in each micro-step, in one pass over the stream after the other.

@@ -27,12 +27,12 @@ from .batching import Batch, PairCollator, count_tokens
 from .checkpoints import check_resumable
 from .config import SimPOConfig
 from .data.drops import DropReport
-from .data.token_sets import token_lengths, token_set
+from .data.token_sets import token_set
 from .errors import SimPOError
 from .finite import check_finite
 from .interrupt import StopCallback, StopRequest
 from .layouts import choose_layout, saved_tokens
-from .loaders import Collator, pair_loader, stream_loader
+from .loaders import Collator, evaluation_pairs, pair_loader, training_pairs
 from .log import get_logger
 from .losses import LOSSES
 from .metrics import MetricSums, PairRecords, accumulation_dtype, pair_metrics
@@ -268,27 +268,11 @@ class SimPOTrainer(HubTrainer):
         """Micro-batches of this process, in an order that depends on the seed and the epoch alone."""
         if self.train_dataset is None:
             raise SimPOError("Training needs a train_dataset.")
-        args, collator = self.args, cast(Collator, self.data_collator)
-        shared: dict[str, Any] = {
-            "batch_size": self._train_batch_size,
-            "num_processes": self.accelerator.num_processes,
-            "process_index": self.accelerator.process_index,
-            "accumulation": args.gradient_accumulation_steps,
-        }
-        if isinstance(self.train_dataset, IterableDataset):
-            stream = StreamedPairs(self.train_dataset, **shared, max_length=args.max_length, overlong=args.overlong)
-            self._train_pairs = stream
-            return stream_loader(stream, collator, args)
-        seed = args.seed if args.data_seed is None else args.data_seed
-        lengths = token_lengths(self.train_dataset).sum(1).tolist()
-        sampler = PairBatchSampler(
-            len(lengths), **shared, seed=seed, drop_last=args.dataloader_drop_last, lengths=lengths
-        )
-        self._train_pairs = sampler
-        return pair_loader(self.train_dataset, sampler, collator, args)
+        self._train_pairs = training_pairs(self.train_dataset, self.args, self._train_batch_size, self.accelerator)
+        return pair_loader(self.train_dataset, self._train_pairs, cast(Collator, self.data_collator), self.args)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """Micro-batches of an evaluation set, given as such or by name, in its own order."""
+        """Micro-batches of an evaluation set, given as such or by name, the longest pairs first."""
         if isinstance(eval_dataset, str):
             if not isinstance(self.eval_dataset, Mapping) or eval_dataset not in self.eval_dataset:
                 raise SimPOError(f"There is no evaluation set called {eval_dataset!r}.")
@@ -296,15 +280,8 @@ class SimPOTrainer(HubTrainer):
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if eval_dataset is None:
             raise SimPOError("Evaluation needs an eval_dataset.")
-        lengths = token_lengths(eval_dataset).sum(1).tolist()
-        sampler = PairBatchSampler(
-            len(lengths),
-            lengths=lengths,
-            batch_size=self.args.eval_batch_size,
-            num_processes=self.accelerator.num_processes,
-            process_index=self.accelerator.process_index,
-        )
-        return pair_loader(eval_dataset, sampler, cast(Collator, self.data_collator), self.args)
+        pairs = evaluation_pairs(eval_dataset, self.args, self.accelerator)
+        return pair_loader(eval_dataset, pairs, cast(Collator, self.data_collator), self.args)
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
         """Micro-batches for `predict`."""

@@ -5,14 +5,15 @@ import logging
 from itertools import islice
 
 import pytest
-from datasets import Dataset, IterableDataset
-from torch.utils.data import DataLoader
+from datasets import Dataset, IterableDataset, load_dataset
 
 from models import EOS, as_text, random_pairs, tiny_model, word_tokenizer
 from runs import PLAIN_STEPS, assert_same_run, assert_same_weights, epoch_rows, make_trainer, train_log, weights_of
 from simpo_trainer import SimPOConfig, SimPOTrainer, streaming
+from simpo_trainer.data.preferences import DataConfig, load_preferences
 from simpo_trainer.data.tokenization import TOKEN_COLUMNS, tokenize_preferences, tokenize_stream
 from simpo_trainer.errors import SimPOError
+from simpo_trainer.loaders import pair_loader
 from simpo_trainer.recipe.load import load_recipe
 from simpo_trainer.run import run
 from simpo_trainer.streaming import StreamedPairs
@@ -115,11 +116,19 @@ def test_the_end_is_told(caplog):
     assert "Its last 3 pairs do not fill an optimiser step of 4 and are left out" in caplog.text
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_keep_the_order(workers):
-    pairs = StreamedPairs(numbered(20), batch_size=2, accumulation=2, max_length=9)
-    loader = DataLoader(pairs, batch_size=None, collate_fn=lambda batch: batch, num_workers=workers)
-    assert numbers(loader, 25) == numbers(pairs, 25)
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_workers_read_the_same_pairs_in_the_same_order(tmp_path, workers, caplog):
+    """Also of several files, which `datasets` would share out among workers, and behind rows that are skipped."""
+    for file in range(4):
+        rows = [json.dumps(row) for row in numbered(20)[5 * file : 5 * file + 5]]
+        (tmp_path / f"train-{file}.jsonl").write_text("\n".join(rows))
+    files = sorted(map(str, tmp_path.glob("*.jsonl")))
+    stream = load_dataset("json", data_files=files, split="train", streaming=True).skip(2)
+    args = SimPOConfig(str(tmp_path), use_cpu=True, dataloader_num_workers=workers)
+    pairs = StreamedPairs(stream, batch_size=2, accumulation=2, max_length=9)
+    loader = pair_loader(None, pairs, lambda batch: batch, args)
+    assert numbers(loader, 4) == [[2, 3], [4, 5], [6, 7], [8, 9]]
+    assert ("A stream is read by one worker, not 2" in caplog.text) == (workers == 2)
 
 
 def test_every_pair_has_its_place_and_weight():
@@ -128,7 +137,7 @@ def test_every_pair_has_its_place_and_weight():
 
 
 def test_a_stream_that_shuffles_does_so_anew_in_each_pass():
-    rows = stream_of(numbered(64)).shuffle(seed=1, buffer_size=64)
+    rows = stream_of(numbered(64)).shuffle(seed=1, buffer_size=64).map(lambda row: row)
     pairs = StreamedPairs(rows, batch_size=8, max_length=9)
     batches = numbers(pairs, 16)
     first, second = ([number for batch in part for number in batch] for part in (batches[:8], batches[8:]))
@@ -259,3 +268,20 @@ def test_a_recipe_with_streaming(tmp_path, monkeypatch):
     assert [entry["num_pairs_seen"] for entry in history if "loss" in entry] == [4, 8, 12]
     with pytest.raises(SimPOError, match="streaming does not tell how many pairs there are. Set max_steps"):
         load_recipe("recipe.yaml", ["--max_steps", "-1"])
+
+
+def test_a_recipe_shuffles_its_stream_anew_in_each_pass(tmp_path, caplog):
+    for name in ("a", "b"):
+        rows = [json.dumps({"prompt": f"{name}{place}", "chosen": "x", "rejected": "y"}) for place in range(30)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    paths = [str(tmp_path / f"{name}.jsonl") for name in ("a", "b")]
+    config = DataConfig(dataset_name=paths[0], streaming=True, test_split_size=5)
+    train, test = load_preferences(config, seed=4)
+    first = [row["prompt"] for row in train]
+    assert test["prompt"][:] == [f"a{place}" for place in range(5)]
+    assert sorted(first) == sorted(f"a{place}" for place in range(5, 30)) != first
+    assert [row["prompt"] for row in load_preferences(config, seed=4)[0]] == first
+    train.set_epoch(1)
+    assert [row["prompt"] for row in train] != first
+    load_preferences(DataConfig(dataset_mixer=dict.fromkeys(paths, 1.0), streaming=True))
+    assert "The 2 sources of the stream are read one after the other" in caplog.text

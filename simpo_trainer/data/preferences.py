@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from trl.scripts.utils import DatasetConfig
 
 from ..errors import SimPOError
@@ -17,6 +17,9 @@ from .mixing import carve_test, concatenate, rows_of_fraction, rows_of_shares
 from .sources import Rows, Source, load_splits, pick_split
 
 logger = get_logger(__name__)
+
+# Rows of a stream that are held to be shuffled.
+_SHUFFLED_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,22 @@ def load_preferences(config: DataConfig, seed: int = 42) -> tuple[Rows, Dataset 
     train = _load_set(_train_parts(config), splits_of, config)
     assert train is not None  # no training part is optional
     if config.test_split_size is not None:
-        train, test = carve_test(train, config.test_split_size, seed)
-        return train, _whole(test)
-    test_set = _load_set(_test_parts(config, splits_of), splits_of, config)
+        train, test_set = carve_test(train, config.test_split_size, seed)
+    else:
+        test_set = _load_set(_test_parts(config, splits_of), splits_of, config)
+    if isinstance(train, IterableDataset):
+        train = _shuffled_stream(train, seed, len(_train_parts(config)))
     return train, None if test_set is None else _whole(test_set)
+
+
+def _shuffled_stream(train: IterableDataset, seed: int, sources: int) -> IterableDataset:
+    """A stream in the only random order that it can have: within a buffer, otherwise on each pass."""
+    if sources > 1:
+        logger.warning(
+            f"The {sources} sources of the stream are read one after the other, and only {_SHUFFLED_ROWS} rows at a time "
+            "are shuffled: training sees first one source, then the next. Without streaming they are mixed."
+        )
+    return train.shuffle(seed=seed, buffer_size=_SHUFFLED_ROWS)
 
 
 def describe_sources(config: DataConfig) -> list[dict[str, Any]]:
