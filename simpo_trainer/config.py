@@ -18,6 +18,9 @@ from .processes import check_one_accelerator, check_world_size
 
 logger = get_logger(__name__)
 
+# How accelerate tells a launched process the precision that its configuration file names.
+_PRECISION = "ACCELERATE_MIXED_PRECISION"
+
 
 def _knob(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
@@ -132,12 +135,14 @@ class SimPOConfig(TrainingArguments):
             # In a log file a progress bar is noise; the lines of the log say where the run is.
             self.disable_tqdm = not sys.stderr.isatty()
         if self.bf16 is None:
-            self.bf16 = not self.use_cpu and not self.fp16 and is_torch_bf16_gpu_available()
+            launched = os.environ.get(_PRECISION) == "bf16"
+            self.bf16 = launched or (not self.use_cpu and not self.fp16 and is_torch_bf16_gpu_available())
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False
         problems = [
             *_loss_problems(self),
             *_length_problems(self),
+            *_number_problems(self),
             *_conversation_problems(self),
             *_parent_problems(self),
         ]
@@ -149,6 +154,8 @@ class SimPOConfig(TrainingArguments):
             # The newer name is unknown to the oldest version of transformers that this package works with.
             warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
             super().__post_init__()
+        # What a launcher's file says would otherwise hold beside a bf16: false.
+        self.mixed_precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "no"
         check_world_size(self.world_size)
         check_one_accelerator(self.n_gpu)
         for warning in _warnings(self):
@@ -215,14 +222,45 @@ def _conversation_problems(config: SimPOConfig) -> list[str]:
     return problems
 
 
+# Counts of at least 1.
+_COUNTS = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "global_batch_size",
+)
+
+
+def _number_problems(config: SimPOConfig) -> list[str]:
+    """Numbers with which nothing, or nonsense, would be trained."""
+    problems = []
+    for name in _COUNTS:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            problems.append(f"{name} is {value}; it must be 1 or more. Set {name}: 1, or leave it out.")
+    for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"):
+        value = getattr(config, name)
+        if value is not None and (not math.isfinite(value) or (value < 0 and name != "max_grad_norm")):
+            problems.append(f"{name} is {value}; it must be a number, 0 or above. Correct it, or leave it out.")
+    if config.max_steps == 0 or (config.max_steps < 0 and not 0 < config.num_train_epochs < math.inf):
+        problems.append(
+            f"max_steps is {config.max_steps} and num_train_epochs {config.num_train_epochs}; nothing would be trained. Set "
+            "num_train_epochs: 1, or max_steps to a number of optimiser steps."
+        )
+    return problems
+
+
 def _accumulation_problems(config: SimPOConfig, world_size: int) -> list[str]:
     """Set gradient_accumulation_steps where it is open; what is wrong if it cannot be set."""
     micro, wanted = config.per_device_train_batch_size, config.global_batch_size
     if config.gradient_accumulation_steps is not None or wanted is None:
-        config.gradient_accumulation_steps = config.gradient_accumulation_steps or 1
+        if config.gradient_accumulation_steps is None:
+            config.gradient_accumulation_steps = 1
+        return []
+    if micro < 1 or wanted < 1:  # told above
         return []
     config.gradient_accumulation_steps = max(1, wanted // (micro * world_size))
-    if wanted > 0 and wanted % (micro * world_size) == 0:
+    if wanted % (micro * world_size) == 0:
         return []
     return [_indivisible(wanted, micro, world_size)]
 
@@ -236,13 +274,13 @@ def _indivisible(wanted: int, micro: int, world_size: int) -> str:
         f"global_batch_size is {wanted}, which is no multiple of {together} ({micro} pairs per device x {world_size} "
         f"process{'es' if world_size > 1 else ''}). Set global_batch_size: {near}"
     )
-    if wanted > 0 and wanted % world_size == 0:
+    if wanted % world_size == 0:
         share = wanted // world_size
         fitting = [size for size in range(1, share + 1) if share % size == 0]
         lower, higher = [size for size in fitting if size < micro], [size for size in fitting if size > micro]
         sizes = " or ".join(str(size) for size in [*lower[-1:], *higher[:1]])
         message += f"; or keep it and set per_device_train_batch_size: {sizes}"
-    elif wanted > 0:
+    else:
         counts = [count for count in range(1, world_size) if wanted % (micro * count) == 0]
         message += f"; or keep it and use {counts[-1]} processes" if counts else ""
     return message + "."

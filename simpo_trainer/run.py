@@ -11,7 +11,7 @@ from typing import Any
 
 from trl import get_peft_config
 
-from .config import SimPOConfig
+from .checkpoints import check_resumable
 from .data.chat_templates import resolve_chat_template
 from .data.preferences import load_preferences
 from .errors import SimPOError
@@ -19,6 +19,7 @@ from .launch.options import LAUNCHER_OPTIONS
 from .log import get_logger
 from .modeling import check_model_name, load_tokenizer
 from .publish.hub import check_credentials, first_line, push_later
+from .publish.privacy import without_tokens
 from .recipe.load import Recipe
 from .recipe.packages import check_packages
 from .trainer import SimPOTrainer
@@ -52,10 +53,13 @@ def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dic
     for notice in recipe.notices:
         logger.warning(notice)
     check_packages(args, recipe.model)
-    _check_writable(output_dir, args)
+    _check_writable(output_dir)
     check_model_name(str(recipe.model.model_name_or_path))
+    _check_not_an_input(output_dir, recipe)
     checkpoint = _find_checkpoint(output_dir, args.resume_from_checkpoint)
     check_credentials(args)
+    if not checkpoint and args.process_index == 0:
+        _set_aside_earlier(output_dir)
     chat_template = recipe.data.chat_template and resolve_chat_template(recipe.data.chat_template)
 
     with args.main_process_first(desc="loading the data"):
@@ -96,6 +100,9 @@ def _train(trainer: SimPOTrainer, recipe: Recipe, checkpoint: str | None) -> dic
         command = resume_command(recipe, folder)
         logger.info(f"Stopped at step {trainer.state.global_step}. Go on with:\n  {command}")
         raise Interrupted(command)
+    if checkpoint and trainer.state.global_step == int(checkpoint.rpartition("-")[2]):
+        logger.warning(f"{checkpoint} is the last step of this run already; nothing was trained.")
+        return {}
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
     return dict(result.metrics)
@@ -150,16 +157,16 @@ def resume_command(recipe: Recipe, checkpoint: Path) -> str:
     """
     options = os.environ.get(LAUNCHER_OPTIONS)
     known = options is not None or recipe.training.world_size == 1
-    words = ["simpo train" if known else "<launcher> scripts/run_simpo.py", shlex.quote(str(recipe.path))]
+    words = ["simpo train" if known else "<launcher> -m simpo_trainer train", shlex.quote(str(recipe.path))]
     words += [options] if options else []
     for key, text in recipe.overrides.items():
         if key != "resume_from_checkpoint":
             # A secret does not belong in a log.
-            words += [f"--{key}", '"$HF_TOKEN"' if key == "hub_token" else shlex.quote(text)]
-    return " ".join([*words, "--resume_from_checkpoint", shlex.quote(str(checkpoint))])
+            words.append(f"--{key}=" + ('"$HF_TOKEN"' if key == "hub_token" else shlex.quote(without_tokens(text))))
+    return " ".join([*words, f"--resume_from_checkpoint={shlex.quote(str(checkpoint))}"])
 
 
-def _check_writable(output_dir: Path, args: SimPOConfig) -> None:
+def _check_writable(output_dir: Path) -> None:
     """A folder that cannot be written would otherwise be noticed at the first checkpoint."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -169,11 +176,38 @@ def _check_writable(output_dir: Path, args: SimPOConfig) -> None:
         raise SimPOError(
             f"output_dir {output_dir} cannot be written: {error.strerror}. Set output_dir to a folder of yours."
         ) from None
-    if not args.resume_from_checkpoint and (earlier := _checkpoints(output_dir)):
-        logger.warning(
-            f"{output_dir} holds {earlier[-1].name} of an earlier run, which this run starts over and overwrites. "
-            "To go on from there: --resume_from_checkpoint true"
-        )
+
+
+def _check_not_an_input(output_dir: Path, recipe: Recipe) -> None:
+    """The trained model would be written over what it was made from."""
+    inputs = {
+        "model_name_or_path": recipe.model.model_name_or_path,
+        "tokenizer_name_or_path": recipe.data.tokenizer_name_or_path,
+    }
+    for key, name in inputs.items():
+        if name and Path(name).expanduser().resolve() == output_dir.expanduser().resolve():
+            raise SimPOError(
+                f"output_dir and {key} are the same folder, {output_dir}; the trained model would overwrite what it is made "
+                "from. Set output_dir to another folder."
+            )
+
+
+def _set_aside_earlier(output_dir: Path) -> None:
+    """Rename the checkpoints of an earlier run: a later resume must not take them for this run's, nor rotation count them."""
+    if not (earlier := _checkpoints(output_dir)):
+        return
+    for folder in earlier:
+        kept = output_dir / f"_earlier-{folder.name}"
+        number = 1
+        while kept.exists():
+            number += 1
+            kept = output_dir / f"_earlier-{number}-{folder.name}"
+        folder.rename(kept)
+    logger.warning(
+        f"{output_dir} holds checkpoints of an earlier run up to {earlier[-1].name}; this run starts over, and they are kept "
+        f"as {output_dir}/_earlier-*. To go on from the last of them instead, stop this run and use "
+        f"--resume_from_checkpoint {kept}"
+    )
 
 
 def _checkpoints(output_dir: Path) -> list[Path]:
@@ -194,7 +228,8 @@ def _find_checkpoint(output_dir: Path, wanted: str | bool | None) -> str | None:
             f"resume_from_checkpoint is true, but there is no complete checkpoint in {output_dir}. "
             "Leave resume_from_checkpoint out to start from the beginning."
         )
-    if (Path(wanted) / "trainer_state.json").is_file():
+    if re.fullmatch(r".*checkpoint-\d+", Path(wanted).name) and (Path(wanted) / "trainer_state.json").is_file():
+        check_resumable(wanted)
         return wanted
     hint = f"Complete ones are: {', '.join(map(str, there))}" if there else f"There is no complete one in {output_dir}"
-    raise SimPOError(f"resume_from_checkpoint {wanted} is not a checkpoint: it has no trainer_state.json. {hint}.")
+    raise SimPOError(f"resume_from_checkpoint {wanted} is not a checkpoint-N folder with a trainer_state.json. {hint}.")

@@ -137,7 +137,11 @@ def load(tmp_path):
         ("warmup_ratio: 0", {"warmup_steps": 0.0}, "read as warmup_steps: 0"),
         ("use_flash_attention_2: true", {"attn_implementation": _FLASH}, "read as attn_implementation: flash"),
         ("use_flash_attention_2: false", {}, "is left out: it is off"),
-        ("trust_remote_code: false", {}, "never run unless asked for"),
+        (
+            "trust_remote_code: false",
+            {"model_init_kwargs": {"trust_remote_code": False}},
+            "code from the model's repository is not run",
+        ),
         (
             "trust_remote_code: true\nmodel_init_kwargs: {use_kernels: true}",
             {"model_init_kwargs": {"use_kernels": True, "trust_remote_code": True}},
@@ -185,6 +189,36 @@ def test_aged_values_that_cannot_be_carried_over(load, line, message):
 def test_a_later_layer_wins_under_either_name(load):
     assert load("warmup_ratio: 0.2", ["--warmup_steps", "7"]).training.warmup_steps == 7
     assert load("warmup_steps: 7", ["--warmup_ratio", "0.2"]).training.warmup_steps == 0.2
+
+
+@pytest.mark.parametrize("words", [["--use_flash_attention_2", "false"], ["--no-use_flash_attention_2"]])
+def test_what_an_aged_key_switched_on_another_layer_switches_off(load, words):
+    text = "use_flash_attention_2: true\ntrust_remote_code: true\ntorch_dtype: bfloat16\n"
+    words = [*words, "--no-trust-remote-code", "--torch_dtype", "null"]
+    settings = load(text, words).settings
+    assert "attn_implementation" not in settings and "dtype" not in settings
+    assert settings["model_init_kwargs"] == {"trust_remote_code": False}
+    # Off does not touch another choice.
+    assert load("attn_implementation: eager", ["--no-use-flash-attention-2"]).settings["attn_implementation"] == "eager"
+
+
+def test_keyword_arguments_of_layers_are_joined(load):
+    recipe = load("model_init_kwargs: {use_kernels: true}", ["--trust_remote_code", "true"])
+    assert recipe.settings["model_init_kwargs"] == {"use_kernels": True, "trust_remote_code": True}
+    assert recipe.origins["model_init_kwargs"] == "recipe.yaml:4, command line (trust_remote_code)"
+    # A mapping that is itself given replaces, as any value does.
+    replaced = load("model_init_kwargs: {use_kernels: true}", ["--model_init_kwargs", "{a: 1}"])
+    assert replaced.settings["model_init_kwargs"] == {"a": 1}
+
+
+def test_the_handbooks_newer_mixture_is_explained(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model_name_or_path: m\noutput_dir: o\ndataset_mixture: {datasets: [{id: a}]}\n")
+    with pytest.raises(
+        SimPOError, match="dataset_mixture: is the handbook's newer list.*Write them under datasets"
+    ) as caught:
+        load_recipe(path)
+    assert "is not set" not in str(caught.value)
 
 
 def test_handbook_keys_keep_their_meaning(load):

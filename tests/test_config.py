@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from accelerate.utils import ParallelismConfig
 from transformers import TrainingArguments
 
 from simpo_trainer import SimPOConfig
+from simpo_trainer.config import _accumulation_problems
 from simpo_trainer.errors import SimPOError
 
 
@@ -177,3 +180,82 @@ def test_model_init_kwargs_may_come_as_json_from_the_command_line(config):
     assert config(model_init_kwargs='{"attn_implementation": "eager"}').model_init_kwargs == {
         "attn_implementation": "eager"
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gradient_accumulation_steps": -1}, "gradient_accumulation_steps is -1; it must be 1 or more"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0; it must be 1 or more"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size is 0; it must be 1 or more"),
+        ({"per_device_train_batch_size": -2, "global_batch_size": 8}, "per_device_train_batch_size is -2"),
+        ({"global_batch_size": -8}, "global_batch_size is -8; it must be 1 or more"),
+        ({"num_train_epochs": 0}, "max_steps is -1 and num_train_epochs 0; nothing would be trained"),
+        ({"max_steps": 0}, "max_steps is 0 .*nothing would be trained"),
+        ({"learning_rate": math.nan}, "learning_rate is nan; it must be a number, 0 or above"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"warmup_steps": math.nan}, "warmup_steps is nan"),
+        ({"max_grad_norm": math.inf}, "max_grad_norm is inf"),
+    ],
+)
+def test_numbers_with_which_nothing_would_be_trained(config, settings, message):
+    with pytest.raises(SimPOError, match=message):
+        config(**settings)
+
+
+# ---- The global batch ----
+
+
+def test_the_accumulation_follows_from_the_global_batch(config):
+    assert config().gradient_accumulation_steps == 1
+    settings = {"global_batch_size": 128, "per_device_train_batch_size": 2}
+    assert config(**settings).gradient_accumulation_steps == 64
+    assert config(**settings, gradient_accumulation_steps=3).gradient_accumulation_steps == 3
+    # On eight processes, which only a launcher can make.
+    open_settings = SimpleNamespace(**settings, gradient_accumulation_steps=None)
+    assert _accumulation_problems(open_settings, 8) == []
+    assert open_settings.gradient_accumulation_steps == 8
+
+
+@pytest.mark.parametrize(
+    ("world_size", "settings", "message"),
+    [
+        (
+            "8",
+            {"global_batch_size": 100, "per_device_train_batch_size": 4},
+            r"global_batch_size is 100, which is no multiple of 32 \(4 pairs per device x 8 processes\). Set "
+            "global_batch_size: 96 or 128; or keep it and use 5 processes.",
+        ),
+        (
+            "4",
+            {"global_batch_size": 120, "per_device_train_batch_size": 4},
+            "Set global_batch_size: 112 or 128; or keep it and set per_device_train_batch_size: 3 or 5.",
+        ),
+        (
+            "1",
+            {"global_batch_size": 3, "per_device_train_batch_size": 8},
+            "global_batch_size: 8; or keep it and set .*: 3.",
+        ),
+    ],
+)
+def test_a_batch_that_does_not_divide_names_the_nearest_that_do(config, monkeypatch, world_size, settings, message):
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    with pytest.raises(SimPOError, match=message):
+        config(**settings)
+
+
+@pytest.mark.parametrize(
+    ("launched", "settings", "precision"),
+    [
+        ("bf16", {}, "bf16"),
+        ("bf16", {"bf16": False}, "no"),
+        ("no", {"bf16": True}, "bf16"),
+        ("bf16", {"fp16": False}, "bf16"),
+    ],
+)
+def test_the_recipe_decides_the_precision_and_the_launcher_where_it_is_silent(
+    config, monkeypatch, launched, settings, precision
+):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    found = config(**settings)
+    assert (found.mixed_precision, found.bf16) == (precision, precision == "bf16")

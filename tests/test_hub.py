@@ -346,3 +346,11 @@ def test_other_processes_push_nothing(tmp_path, hub, monkeypatch):
     trainer._push_from_checkpoint(str(tmp_path))
     trainer.create_model_card()
     assert hub.calls == [] and not (tmp_path / "out" / "README.md").exists()
+
+
+def test_tensorboards_files_bear_the_name_of_the_host_and_stay_here(home, hub):
+    folder = home / "runs/out/runs/Nov20_host"
+    folder.mkdir(parents=True)
+    (folder / "events.out.tfevents.1.host.2.0").write_text("x")
+    push(home, hub_model_id="tester/mine")
+    assert not [name for name in hub.repos["tester/mine"].files if "host" in name]

@@ -84,3 +84,24 @@ def test_texts_to_replace_come_longest_first(home):
     found = private_texts("runs/base", "Qwen/Qwen3-0.6B", None, "/data", secrets=("hf_x", None))
     assert found == {str(home / "runs" / "base"): "local folder 'base'", str(home): "~", "hf_x": "<token>"}
     assert list(found)[0] == str(home / "runs" / "base")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% for message in messages %}{{ '<|user|>\\n' + message['content'] }}{% endfor %}" * 9,
+        "/{{ messages }}\n",
+        r".*\.(q|k)_proj",
+        "a\\b",
+    ],
+)
+def test_texts_that_look_a_little_like_paths_stay(text):
+    assert public_settings({"chat_template": text}) == {"chat_template": text}
+
+
+def test_keys_and_tokens_are_cleaned(tmp_path):
+    found = public_settings(
+        {"dataset_mixer": {str(tmp_path / "pairs.jsonl"): 1.0}, "x": "token hf_abcdefghijklmnopqrst"}
+    )
+    assert found == {"dataset_mixer": {"local folder 'pairs.jsonl'": 1.0}, "x": "token <token>"}
+    assert public_settings("C:\\data\\pairs") != "C:\\data\\pairs"

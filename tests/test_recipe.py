@@ -179,7 +179,7 @@ def test_files_that_are_no_recipe(load, text, message):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(SimPOError, match="cannot be read: Is a directory"):
+    with pytest.raises(SimPOError, match="is a folder. Name one YAML file"):
         load_recipe(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("output_dir: é".encode("latin-1"))
     with pytest.raises(SimPOError, match="not a text file in UTF-8"):
@@ -328,3 +328,29 @@ def test_the_data_section_is_checked_with_the_rest(load):
     with pytest.raises(SimPOError) as caught:
         load("dataset_name: [a]\n", base="model_name_or_path: m\noutput_dir: o\n")
     assert "dataset_name is [" in str(caught.value) and "is not set" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num-process", "2"], "--num-processes is an option of `simpo train`, and no setting of a recipe"),
+        (["--launcher", "ddp"], "--launcher is an option of `simpo train`"),
+    ],
+)
+def test_options_that_are_no_settings(load, words, message):
+    with pytest.raises(SimPOError, match=message):
+        load("", words)
+
+
+def test_what_yaml_does_not_read_as_text(load):
+    with pytest.raises(SimPOError, match="run_name is .*2024-01-01.*; it must be text; put it in quotes or null"):
+        load("run_name: 2024-01-01\n")
+
+
+def test_files_that_are_something_else(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text("{}\n{}\n")
+    with pytest.raises(SimPOError, match="pairs.jsonl is data, not a recipe. Write a recipe .* with dataset_name"):
+        load_recipe(tmp_path / "pairs.jsonl")
+    (tmp_path / "set.yaml").write_text("!!set {a, b}\n")
+    with pytest.raises(SimPOError, match="holds a set; a recipe is a mapping"):
+        load_recipe(tmp_path / "set.yaml")

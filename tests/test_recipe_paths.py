@@ -53,3 +53,12 @@ def test_a_name_that_several_have(tmp_path, monkeypatch):
     with pytest.raises(SimPOError, match="recipe same is ambiguous: one/same or two/same. Write one of these"):
         find_recipe("same")
     assert find_recipe("two/same") == tmp_path / "two" / "same.yaml"
+
+
+def test_a_folder_does_not_hide_a_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    (tmp_path / "mine").mkdir()
+    assert find_recipe("quickstart") == recipes_folder() / "quickstart.yaml"
+    with pytest.raises(SimPOError, match="recipe mine is a folder. Name one YAML file"):
+        find_recipe("mine")

@@ -85,8 +85,9 @@ def make(tmp_path, monkeypatch):
 def checkpoint(folder, complete=True):
     os.makedirs(folder)
     if complete:
-        with open(os.path.join(folder, "trainer_state.json"), "w") as file:
-            json.dump({}, file)
+        for name in ("trainer_state.json", "optimizer.pt"):
+            with open(os.path.join(folder, name), "w") as file:
+                json.dump({}, file)
 
 
 @pytest.fixture
@@ -166,7 +167,7 @@ def test_a_push_that_fails_says_where_the_model_is(make, monkeypatch):
     assert str(caught.value) == (
         "The training is done and the model is saved in runs/out, but it could not be pushed to the Hub: no route to host. "
         "Nothing is lost. Push it when the Hub can be reached: hf upload tester/out runs/out --exclude '_*' --exclude "
-        "'checkpoint-*' --exclude training_args.bin"
+        "'checkpoint-*' --exclude training_args.bin --exclude 'runs/*' --exclude '*tfevents*'"
     )
     assert ("save_metrics", "eval") in StubTrainer.last.calls
 
@@ -198,8 +199,8 @@ def test_an_interrupted_run_saves_nothing_as_if_finished(make, caplog):
     assert StubTrainer.last.calls == [("train", None)]
     words = shlex.split(caught.value.command)
     assert words[:3] == ["simpo", "train", "my recipe.yaml"]
-    assert words[3:7] == ["--beta", "2.5", "--run_name", "it's mine"]
-    assert words[7:] == ["--resume_from_checkpoint", "runs/out/checkpoint-7"]
+    assert words[3:5] == ["--beta=2.5", "--run_name=it's mine"]
+    assert words[5:] == ["--resume_from_checkpoint=runs/out/checkpoint-7"]
     assert f"Stopped at step 7. Go on with:\n  {caught.value.command}" in caplog.text
     checkpoint("runs/out/checkpoint-7")
     resumed = load_recipe(words[2], words[3:])
@@ -211,14 +212,14 @@ def test_the_resume_command_replaces_the_old_checkpoint_and_hides_the_token(make
     recipe = make("--hub_token", "hf_secret", "--resume_from_checkpoint")
     command = resume_command(recipe, tmp_path / "checkpoint-9")
     assert "hf_secret" not in command
-    assert command.endswith(f'--hub_token "$HF_TOKEN" --resume_from_checkpoint {tmp_path}/checkpoint-9')
+    assert command.endswith(f'--hub_token="$HF_TOKEN" --resume_from_checkpoint={tmp_path}/checkpoint-9')
     assert command.count("resume_from_checkpoint") == 1
 
 
 def test_the_resume_command_of_several_processes_goes_through_their_launcher(make, tmp_path, monkeypatch):
     recipe = make()
     monkeypatch.setattr(SimPOConfig, "world_size", 2)
-    assert resume_command(recipe, tmp_path).startswith("<launcher> scripts/run_simpo.py 'my recipe.yaml' --resume")
+    assert resume_command(recipe, tmp_path).startswith("<launcher> -m simpo_trainer train 'my recipe.yaml' --resume")
 
 
 @pytest.mark.usefixtures("nothing_is_loaded")
@@ -275,17 +276,50 @@ def test_no_checkpoint_to_resume_from(make):
         SimPOError, match="there is no complete checkpoint in runs/out. Leave resume_from_checkpoint out"
     ):
         run(make("--resume_from_checkpoint"), StubTrainer)
-    with pytest.raises(SimPOError, match="runs/out/checkpoint-3 is not a checkpoint.*no complete one in runs/out"):
+    with pytest.raises(
+        SimPOError, match="runs/out/checkpoint-3 is not a checkpoint-N folder.*no complete one in runs/out"
+    ):
         run(make("--resume_from_checkpoint", "runs/out/checkpoint-3"), StubTrainer)
     checkpoint("runs/out/checkpoint-2")
     with pytest.raises(SimPOError, match="Complete ones are: runs/out/checkpoint-2"):
         run(make("--resume_from_checkpoint", "runs/out/checkpoint-3"), StubTrainer)
 
 
-def test_starting_over_in_a_used_folder_is_said(make, caplog):
-    checkpoint("runs/out/checkpoint-2")
+def test_starting_over_in_a_used_folder_sets_its_checkpoints_aside(make, caplog):
+    """Otherwise a later resume would take the old run's last checkpoint for this run's."""
+    for step in (2, 12):
+        checkpoint(f"runs/out/checkpoint-{step}")
     run(make(), StubTrainer)
-    assert "runs/out holds checkpoint-2 of an earlier run" in caplog.text
+    assert StubTrainer.last.calls[0] == ("train", None)
+    assert sorted(os.listdir("runs/out")) == ["_earlier-checkpoint-12", "_earlier-checkpoint-2"]
+    assert "up to checkpoint-12; this run starts over" in caplog.text
+    assert "--resume_from_checkpoint runs/out/_earlier-checkpoint-12" in caplog.text
+    checkpoint("runs/out/checkpoint-12")
+    run(make(), StubTrainer)
+    assert "_earlier-2-checkpoint-12" in os.listdir("runs/out")
+    run(make("--resume_from_checkpoint", "runs/out/_earlier-checkpoint-12"), StubTrainer)
+    assert StubTrainer.last.calls[0] == ("train", "runs/out/_earlier-checkpoint-12")
+
+
+@pytest.mark.parametrize("key", ["model_name_or_path", "tokenizer_name_or_path"])
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_what_a_model_is_made_from_is_not_overwritten(make, key):
+    overrides = {"output_dir": "./model", "model_name_or_path": "other/model", key: "model"}
+    with pytest.raises(SimPOError, match=f"output_dir and {key} are the same folder, model; .*Set output_dir"):
+        run(make(*(f"--{name}={value}" for name, value in overrides.items())), StubTrainer)
+
+
+def test_a_run_that_was_at_its_end_keeps_its_metrics(make, caplog):
+    checkpoint("runs/out/checkpoint-7")  # the step at which StubTrainer ends
+    run(make("--resume_from_checkpoint"), StubTrainer)
+    assert ("save_metrics", "train") not in StubTrainer.last.calls
+    assert "checkpoint-7 is the last step of this run already; nothing was trained" in caplog.text
+
+
+def test_tokens_are_not_shown(make, tmp_path):
+    recipe = make("--model_init_kwargs", "{token: hf_abcdefghijklmnopqrstuvwx}")
+    assert "hf_abc" not in resume_command(recipe, tmp_path)
+    assert "hf_abc" not in str(recipe.resolved())
 
 
 def test_the_chat_template_and_tokenizer_of_a_recipe(make, tmp_path, monkeypatch):
@@ -306,7 +340,7 @@ def test_a_launched_run_resumes_through_its_launcher(make, tmp_path, monkeypatch
     monkeypatch.setattr(SimPOConfig, "world_size", 2)
     monkeypatch.setenv("SIMPO_LAUNCHER_OPTIONS", "--launcher ddp --num-processes 2")
     command = resume_command(recipe, tmp_path)
-    assert command.startswith("simpo train 'my recipe.yaml' --launcher ddp --num-processes 2 --beta 3 --resume_from")
+    assert command.startswith("simpo train 'my recipe.yaml' --launcher ddp --num-processes 2 --beta=3 --resume_from")
 
 
 def test_a_tokenizer_that_cannot_be_loaded(make):

@@ -16,6 +16,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from ..errors import SimPOError
+from ..publish.privacy import without_tokens
 from ..recipe.paths import recipes_folder
 
 _SHARDING = ("FSDP", "DEEPSPEED")
@@ -94,7 +95,7 @@ def shown(words: Sequence[str]) -> str:
         elif key in _SECRETS and equals:
             parts.append(f'{key}="$HF_TOKEN"')
         else:
-            parts.append(shlex.quote(word))
+            parts.append(shlex.quote(without_tokens(word)))
         previous = word
     return " ".join(parts)
 

@@ -72,7 +72,8 @@ def write_card(
     has_curves = training_curves(
         trainer.state.log_history, folder / CURVES, target_margin=trainer.args.gamma_beta_ratio, unit=_unit(trainer)
     )
-    repo = trainer.hub_model_id or trainer.args.hub_model_id
+    # A repository that nothing is pushed to may not be there.
+    repo = trainer.hub_model_id or (trainer.args.hub_model_id if trainer.args.push_to_hub else None)
     title = model_name or (repo or "").split("/")[-1] or "Model trained with SimPO"
     parts = [
         f"# {title}\n\n{_introduction(trainer, run)}",

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 # Left out of the model's files: checkpoints, what is only of use here, and a pickle full of paths of this machine, which
-# runs code where it is read; run_manifest.json says the same in the open.
-LEFT_OUT = ["_*", "checkpoint-*", "training_args.bin"]
+# runs code where it is read; run_manifest.json says the same in the open. TensorBoard's files bear the name of the host.
+LEFT_OUT = ["_*", "checkpoint-*", "training_args.bin", "runs/*", "*tfevents*"]
 _MODEL_FILES = [
     "config.json",
     "generation_config.json",

@@ -2,14 +2,16 @@
 
 import getpass
 import os
+import re
 from collections.abc import Mapping
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 # Settings that only say where this machine keeps things, and secrets.
 _PRIVATE_KEYS = {"output_dir", "logging_dir", "cache_dir", "local_rank"}
 
@@ -43,7 +45,7 @@ def public_settings(value: Any) -> Any:
     """A copy of settings without secrets and without paths of this machine, in types that JSON knows."""
     if isinstance(value, Mapping):
         return {
-            str(key): public_settings(item)
+            _public_text(str(key)): public_settings(item)
             for key, item in value.items()
             if key not in _PRIVATE_KEYS and str(key).split("_")[-1] != "token"
         }
@@ -54,6 +56,11 @@ def public_settings(value: Any) -> Any:
     if isinstance(value, str | os.PathLike):
         return _public_text(os.fspath(value))
     return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def without_tokens(text: str) -> str:
+    """The text with tokens of the Hub blotted out."""
+    return _TOKEN.sub("<token>", text)
 
 
 def private_texts(*paths: str | Path | None, secrets: tuple[str | None, ...] = ()) -> dict[str, str]:
@@ -75,10 +82,11 @@ def private_texts(*paths: str | Path | None, secrets: tuple[str | None, ...] = (
 
 
 def _public_text(text: str) -> str:
-    is_path = text.startswith(("/", "~", "./", "../")) or "\\" in text or Path(text).is_absolute()
-    if text.startswith("hf_") and len(text) > 20:
-        return "<token>"
-    return local_label(text) if is_path else text
+    if _TOKEN.search(text):
+        return without_tokens(text)
+    is_path = text.startswith(("/", "~", "./", "../", "\\\\")) or bool(PureWindowsPath(text).drive)
+    # A chat template may begin like a path, but has lines or braces.
+    return local_label(text) if is_path and not re.search(r"[\n{}]", text) else text
 
 
 def _user() -> str:

@@ -5,7 +5,7 @@ told. Keys whose meaning or unit differs between trainers are not here but in `o
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .file import Entry, Layer
@@ -14,10 +14,14 @@ from .other_trainers import as_text
 
 @dataclass(frozen=True)
 class _Reading:
-    """What a key and its value stand for today (nothing, if `values` is empty), and what the reader should know."""
+    """What a key and its value stand for today (nothing, if `values` is empty), and what the reader should know.
+
+    `undoes` are values of earlier layers that it switches off, None for any value.
+    """
 
     values: dict[str, Any]
     note: str = ""
+    undoes: dict[str, Any] = field(default_factory=dict)
 
 
 class _Unreadable(Exception):
@@ -45,7 +49,7 @@ def _off(reason: str, remedy: str) -> Callable[[Any], _Reading]:
 
 def _torch_dtype(value: Any) -> _Reading:
     if value is None:
-        return _Reading({}, "null meant float32 weights, and weights that train are float32")
+        return _Reading({}, "null meant float32 weights, and weights that train are float32", {"dtype": None})
     return _Reading({"dtype": value})
 
 
@@ -60,14 +64,15 @@ def _warmup_ratio(value: Any) -> _Reading:
 
 
 def _flash_attention(value: Any) -> _Reading:
-    return _Reading({"attn_implementation": "flash_attention_2"} if value else {}, "" if value else "it is off")
+    if value:
+        return _Reading({"attn_implementation": "flash_attention_2"})
+    return _Reading({}, "it is off", {"attn_implementation": "flash_attention_2"})
 
 
 def _remote_code(value: Any) -> _Reading:
-    if not value:
-        return _Reading({}, "code from a model's repository is never run unless asked for")
+    runs = "will run here" if value else "is not run"
     return _Reading(
-        {"model_init_kwargs": {"trust_remote_code": value}}, "code from the model's repository will run here"
+        {"model_init_kwargs": {"trust_remote_code": bool(value)}}, f"code from the model's repository {runs}"
     )
 
 
@@ -115,10 +120,18 @@ _AGED: dict[str, Callable[[Any], _Reading]] = {
 }
 
 
+# Those that may be switched on and off on a command line by --key and --no-key.
+SWITCHES = {
+    *("use_flash_attention_2", "trust_remote_code", "no_cuda", "group_by_length", "save_safetensors"),
+    *("overwrite_output_dir", "generate_during_eval", "is_encoder_decoder", "precompute_ref_log_probs"),
+}
+
+
 def translate(layer: Layer) -> tuple[Layer, list[str]]:
     """A layer with today's keys in place of aged ones, and one notice for each that was translated."""
     entries: dict[str, Entry] = {key: entry for key, entry in layer.entries.items() if key not in _AGED}
     problems, notices = list(layer.problems), []
+    undone: dict[str, Any] = {}
     for key, entry in layer.entries.items():
         if key not in _AGED:
             continue
@@ -135,9 +148,11 @@ def translate(layer: Layer) -> tuple[Layer, list[str]]:
                 problems.append(f"{entry.place}{key} and {name} are both given; keep {name}.")
                 continue
             text = entry.text if value is entry.value else None
-            entries[name] = Entry(value, f"{entry.origin} ({key})", entry.place, text)
+            joins = isinstance(value, dict) and name not in layer.entries
+            entries[name] = Entry(value, f"{entry.origin} ({key})", entry.place, text, joins)
+        undone |= reading.undoes
         notices.append(f"{entry.place}{key}: {as_text(entry.value)} {_read_as(reading)}")
-    return Layer(entries, problems), notices
+    return Layer(entries, problems, undone), notices
 
 
 def _read_as(reading: _Reading) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,19 @@ class Entry:
     origin: str
     place: str
     text: str | None = None  # as typed on the command line
+    joins: bool = False  # a mapping that adds to an earlier layer's instead of replacing it
 
 
 @dataclass
 class Layer:
-    """The entries of one file, or of the command line, and what is wrong with them."""
+    """The entries of one file, or of the command line, and what is wrong with them.
+
+    `undone` are values that this layer takes back where an earlier one gives them; None takes back any value.
+    """
 
     entries: dict[str, Entry]
     problems: list[str] = field(default_factory=list)
+    undone: dict[str, Any] = field(default_factory=dict)
 
 
 def read_layers(path: Path) -> list[Layer]:
@@ -72,8 +77,18 @@ def merge_layers(layers: Sequence[Layer]) -> dict[str, Entry]:
             superseded |= {*_SOURCES, *_OF_A_SOURCE}
         if "global_batch_size" in layer.entries:
             superseded.add("gradient_accumulation_steps")
-        merged = {key: entry for key, entry in merged.items() if key not in superseded} | layer.entries
+        for key, value in layer.undone.items():
+            if key in merged and value in (None, merged[key].value):
+                superseded.add(key)
+        kept = {key: entry for key, entry in merged.items() if key not in superseded}
+        merged = kept | {key: _joined(kept.get(key), entry) for key, entry in layer.entries.items()}
     return merged
+
+
+def _joined(earlier: Entry | None, entry: Entry) -> Entry:
+    if earlier is None or not entry.joins or not isinstance(earlier.value, dict):
+        return entry
+    return replace(entry, value=earlier.value | entry.value, origin=f"{earlier.origin}, {entry.origin}")
 
 
 def scalar(text: str) -> Any:
@@ -112,6 +127,8 @@ _Loader.add_implicit_resolver(
 
 def _read(path: Path, is_first: bool) -> Layer:
     """The mapping in a file; messages about an extended file name it, those about the first have its path in front."""
+    if path.suffix in (".jsonl", ".json", ".parquet", ".csv"):
+        raise SimPOError(f"{path} is data, not a recipe. Write a recipe (.yaml) with dataset_name: {path}")
     try:
         loader = _Loader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
@@ -126,8 +143,9 @@ def _read(path: Path, is_first: bool) -> Layer:
         raise SimPOError(f"{path}{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
     if content is None:
         raise SimPOError(f"{path} is empty; a recipe is a list of `key: value` lines.")
-    if not isinstance(node, yaml.MappingNode):
+    if not isinstance(content, dict):
         raise SimPOError(f"{path} holds a {type(content).__name__}; a recipe is a mapping, one `key: value` a line.")
+    assert isinstance(node, yaml.MappingNode)
     lines = {key.value: key.start_mark.line + 1 for key, _ in node.value}
     file = "" if is_first else f"{path.name}, "
     entries = {}

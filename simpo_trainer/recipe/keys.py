@@ -70,15 +70,25 @@ def check_entries(entries: Mapping[str, Entry]) -> tuple[dict[str, Any], list[st
         if foreign:
             problems.append(f"{entry.place}{key}: {foreign}.")
         elif key not in KEYS:
-            near = difflib.get_close_matches(key.lower().replace("-", "_"), KEYS, n=1)
-            problems.append(f"{entry.place}unknown key {key}" + (f"; did you mean {near[0]}?" if near else ""))
+            problems.append(f"{entry.place}unknown key {key}{_meant(key)}")
         else:
             try:
-                values[key] = _convert(entry, KEYS[key].hint)
+                values[key] = convert(entry.value, KEYS[key].hint, entry.text)
             except ValueError:
                 found = json.dumps(entry.value, default=str, ensure_ascii=False)
                 problems.append(f"{entry.place}{key} is {found}; it must be {_needed(KEYS[key].hint, entry.value)}")
     return values, problems
+
+
+# Options of `simpo train`, which are no settings of a recipe.
+_OPTIONS = ("launcher", "num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
+
+
+def _meant(key: str) -> str:
+    near = difflib.get_close_matches(key.lower().replace("-", "_"), [*KEYS, *_OPTIONS], n=1)
+    if near and near[0] in _OPTIONS:
+        return f"; --{near[0].replace('_', '-')} is an option of `simpo train`, and no setting of a recipe"
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def takes_bool(key: str) -> bool:
@@ -86,12 +96,11 @@ def takes_bool(key: str) -> bool:
     return key in KEYS and _takes_bool(KEYS[key].hint)
 
 
-def _convert(entry: Entry, hint: Any) -> Any:
-    """The value in the type that `hint` asks for. Raises ValueError where it does not fit."""
-    value = entry.value
+def convert(value: Any, hint: Any, text: str | None = None) -> Any:
+    """The value (or `text`, as it was typed) in the type that `hint` asks for. Raises ValueError where it does not fit."""
     candidates = [value]
-    if entry.text is not None:
-        candidates.append(entry.text)  # --run_name 7 is text
+    if text is not None:
+        candidates.append(text)  # --run_name 7 is text
     if value is False:
         candidates.append("no")  # YAML reads `eval_strategy: no` as false
     if isinstance(value, str):
@@ -126,6 +135,8 @@ def _needed(hint: Any, value: Any) -> str:
         return f"one of {len(choices)} names" + (f": did you mean {' or '.join(near)}" if near else "")
     if choices:
         return f"one of {', '.join(map(str, choices))}"
+    if hint is str and not isinstance(value, str | bool | list | dict | None):
+        return "text; put it in quotes"
     if hint in _TYPE_NAMES:
         return _TYPE_NAMES[hint]
     origin = get_origin(hint) or hint

@@ -16,9 +16,9 @@ from trl import ModelConfig, get_quantization_config
 from ..config import SimPOConfig
 from ..data.data_config import DataConfig, data_problems
 from ..errors import SimPOError
-from .aged_keys import translate
+from .aged_keys import SWITCHES, translate
 from .file import Entry, Layer, merge_layers, read_layers, scalar
-from .keys import KEYS, check_entries, takes_bool
+from .keys import KEYS, Key, check_entries, convert, takes_bool
 from .other_trainers import as_text
 from .packages import has_package
 from .paths import find_recipe
@@ -45,7 +45,9 @@ class Recipe:
         """
         found = {}
         for name, key in KEYS.items():
-            value = self.settings.get(name, _default(key.field) if self._counts(name) else None)
+            value = self.settings.get(name, _default(key) if self._counts(name) else None)
+            if name == "model_init_kwargs" and value:
+                value = {kwarg: given for kwarg, given in value.items() if kwarg != "token"}
             if value is not None and name not in _SECRETS:
                 found[name] = value.value if isinstance(value, Enum) else value
         return found
@@ -106,7 +108,8 @@ def check_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] 
     values, bad_entries = check_entries(entries)
     problems = [*(problem for layer, _ in translated for problem in layer.problems), *bad_entries]
     problems += [f"{key} is missing: {text}." for key, text in _REQUIRED.items() if _is_empty(entries.get(key))]
-    if all(key in values for key in entries if key in KEYS and KEYS[key].owner is DataConfig):
+    known = all(key in values for key in entries if key in KEYS and KEYS[key].owner is DataConfig)
+    if known and "dataset_mixture" not in entries:
         problems += data_problems(values)
     if values.get("streaming") and values.get("max_steps", -1) <= 0:
         problems.append(
@@ -142,7 +145,7 @@ def _parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> tuple[dict
             texts[key] = text
         elif words and not words[0].startswith("--"):
             texts[key] = words.pop(0)
-        elif key not in KEYS and key.startswith("no_") and takes_bool(key[3:]):
+        elif key not in KEYS and key.startswith("no_") and (takes_bool(key[3:]) or key[3:] in SWITCHES):
             texts[key[3:]] = "false"
         else:
             texts[key] = "true"
@@ -197,7 +200,9 @@ def _model_init_kwargs(model: ModelConfig, training: SimPOConfig) -> dict[str, A
     return ours | given
 
 
-def _default(field: Any) -> Any:
+def _default(key: Key) -> Any:
+    field = key.field
     if field.name == "dtype":
         return None  # trl's own default would load weights in it; here the trainer decides by what trains
-    return field.default_factory() if field.default_factory is not MISSING else field.default
+    value = field.default_factory() if field.default_factory is not MISSING else field.default
+    return None if value is None else convert(value, key.hint)

@@ -47,6 +47,13 @@ def _completion_length(value: Any, recipe: Mapping[str, Any]) -> str:
     return f"{meaning}. Write max_prompt_length: {total - value}"
 
 
+def _mixture(value: Any, recipe: Mapping[str, Any]) -> str:
+    return (
+        "is the handbook's newer list of sources. Write them under datasets, with path for id, name for config and fraction "
+        "for weight (there the share of the mixture), and test_split_size beside it"
+    )
+
+
 def _loss_named_simpo(value: Any, recipe: Mapping[str, Any]) -> str | None:
     return "simpo is what this trainer does. Write loss_type: sigmoid, or leave it out" if value == "simpo" else None
 
@@ -64,4 +71,5 @@ OTHER_TRAINERS: dict[str, Explain] = {
     "loss_type": _loss_named_simpo,
     "dpo_label_smoothing": _renamed("label_smoothing"),
     "max_completion_length": _completion_length,
+    "dataset_mixture": _mixture,
 }

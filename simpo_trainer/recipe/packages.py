@@ -1,8 +1,10 @@
 """Optional packages that settings name: looked for when training starts, so that a recipe can be read without them."""
 
+import difflib
 import importlib.util
 
-from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import ModelConfig
 
 from ..config import SimPOConfig
@@ -30,12 +32,24 @@ def check_packages(training: SimPOConfig, model: ModelConfig) -> None:
 def _reporting_problems(training: SimPOConfig) -> list[str]:
     installed = get_available_reporting_integrations()
     missing = [name for name in training.report_to or [] if name not in installed]
-    if not missing:
-        return []
-    return [
-        f"report_to names {', '.join(missing)}, not installed here; installed: {', '.join(installed) or 'none'}. "
-        f"Run `pip install {' '.join(missing)}`, or override it: --report_to none"
-    ]
+    problems = []
+    for name in missing:
+        if name in INTEGRATION_TO_CALLBACK:
+            problems.append(
+                f"report_to names {name}, not installed here; installed: {', '.join(installed) or 'none'}. "
+                f"Run `pip install {_REPORTER_PACKAGES.get(name, name)}`, or override it: --report_to none"
+            )
+        else:
+            # No install line: a package of that name may be anybody's.
+            near = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, n=1)
+            problems.append(
+                f"report_to names {name}, which is no reporter"
+                + (f"; did you mean {near[0]}?" if near else f". Known are {', '.join(INTEGRATION_TO_CALLBACK)}.")
+            )
+    return problems
+
+
+_REPORTER_PACKAGES = {"azure_ml": "azureml-mlflow", "comet_ml": "comet-ml", "flyte": "flytekit"}
 
 
 # Attention to the package that brings it, and how that is installed.
@@ -49,6 +63,13 @@ def _attention_problems(training: SimPOConfig) -> list[str]:
     given = training.model_init_kwargs or {}
     assert isinstance(given, dict)
     attention = given.get("attn_implementation")
+    known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
+    if attention is not None and attention not in known and "/" not in attention:  # a kernel of the Hub has a slash
+        near = difflib.get_close_matches(attention, known, n=1)
+        return [
+            f"attn_implementation is {attention}"
+            + (f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}.")
+        ]
     # The `kernels` package fetches the same kernels from the Hub where the package itself is missing.
     if attention not in _ATTENTION or has_package(_ATTENTION[attention][0]) or has_package("kernels"):
         return []

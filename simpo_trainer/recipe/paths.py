@@ -41,7 +41,7 @@ def find_recipe(name: str | Path) -> Path:
         SimPOError: there is no such recipe, or several.
     """
     path = Path(name).expanduser()
-    if path.exists():
+    if path.is_file():
         return path
     known = recipe_files()
     wanted = path.with_suffix("") if path.suffix in (".yaml", ".yml") else path
@@ -54,6 +54,8 @@ def find_recipe(name: str | Path) -> Path:
         return known[matches[0]]
     if matches:
         raise SimPOError(f"recipe {name} is ambiguous: {' or '.join(matches)}. Write one of these names.")
+    if path.is_dir():
+        raise SimPOError(f"recipe {name} is a folder. Name one YAML file.")
     raise SimPOError(f"recipe {name} not found{_nearest(path, known)}")
 
 
