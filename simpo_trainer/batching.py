@@ -13,7 +13,7 @@ from torch import Tensor
 
 # Marks positions of `shift_labels` that predict nothing.
 NOT_SCORED = -100
-Layout: TypeAlias = Literal["padded", "shared_prefix", "packed"]
+Layout: TypeAlias = Literal["padded", "shared_prefix", "packed", "padding_free"]
 
 
 class Batch(TypedDict):
@@ -21,7 +21,7 @@ class Batch(TypedDict):
 
     Args:
         input_ids: token ids, (R, T).
-        attention_mask: 1 for tokens, 0 for padding, (R, T).
+        attention_mask: 1 for tokens, 0 for padding, (R, T); not where sequences are told apart by `position_ids` alone.
         prompt_index: prompt that each token belongs to, -1 for padding, (R, T); only where a row holds several answers.
         branch: answer number + 1 for the tokens of an answer, 0 for the shared tokens of its prompt, (R, T); with
             `prompt_index`.
@@ -39,7 +39,7 @@ class Batch(TypedDict):
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
+    attention_mask: NotRequired[Tensor]
     prompt_index: NotRequired[Tensor]
     branch: NotRequired[Tensor]
     position_ids: Tensor
@@ -77,6 +77,7 @@ class PairCollator:
         pad_token_id: any valid token id; padding is told apart by `attention_mask`, never by this id.
         layout: "padded": one answer a row, chosen rows, then rejected rows. "shared_prefix": one prompt a row, its
             answers behind it, each going on from the prompt's positions. "packed": the same, all prompts in one row.
+            "padding_free": every prompt + answer as a sequence of its own, all in one row, for attention that takes no mask.
     """
 
     pad_token_id: int = 0
@@ -92,7 +93,6 @@ class PairCollator:
         rows = _rows(_LAYOUTS[self.layout](prompts), self.pad_token_id)
         batch = Batch(
             input_ids=rows["input_ids"],
-            attention_mask=rows["attention_mask"],
             position_ids=rows["position_ids"],
             shift_labels=rows["shift_labels"],
             response_index=rows["response_index"],
@@ -106,7 +106,9 @@ class PairCollator:
             row=torch.tensor([pair.get("row", -1) for pair in pairs]),
             place=torch.tensor([pair.get("place", -1) for pair in pairs]),
         )
-        if self.layout != "padded":
+        if self.layout != "padding_free":
+            batch["attention_mask"] = rows["attention_mask"]
+        if self.layout in ("shared_prefix", "packed"):
             batch["prompt_index"], batch["branch"] = rows["prompt_index"], rows["branch"]
         if "margin" in pairs[0]:
             batch["margin"] = torch.tensor([float(pair["margin"]) for pair in pairs])
@@ -153,10 +155,15 @@ def _packed(prompts: Sequence[_Prompt]) -> list[list[_Segment]]:
     return [[segment for row in _shared_prefix(prompts) for segment in row]]
 
 
+def _padding_free(prompts: Sequence[_Prompt]) -> list[list[_Segment]]:
+    return [[segment for row in _padded(prompts) for segment in row]]
+
+
 _LAYOUTS: dict[Layout, Callable[[Sequence[_Prompt]], list[list[_Segment]]]] = {
     "padded": _padded,
     "shared_prefix": _shared_prefix,
     "packed": _packed,
+    "padding_free": _padding_free,
 }
 
 

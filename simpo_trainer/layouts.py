@@ -20,8 +20,9 @@ TESTED = {
     *("cohere", "cohere2", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "mixtral"),
     *("olmo2", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2"),
 }
-# Attention that takes a mask of any form.
+# Attention that takes a mask of any form, and attention that tells sequences of one row apart by their positions.
 _MASKED_ATTENTION = ("sdpa", "eager")
+_UNPADDED_ATTENTION = ("flash_attention_2", "flash_attention_3")
 # Attention to a part of the past that is counted in columns, inside the layers; short rows would not show it.
 _OWN_WINDOWS = ("attention_types", "attention_chunk_size", "window_size")
 
@@ -38,20 +39,26 @@ def choose_layout(model: PreTrainedModel | PeftModel, wanted: str) -> tuple[Layo
     """
     if wanted == "padded":
         return "padded", "as asked for"
-    layout: Layout = "packed" if wanted == "packed" else "shared_prefix"
+    attention = model.config.get_text_config()._attn_implementation
+    if attention in _UNPADDED_ATTENTION and wanted != "shared_prefix":
+        layout: Layout = "padding_free"
+        reason = f"answers one after the other without padding; {attention} takes no mask with which they could share"
+    else:
+        layout = "packed" if wanted == "packed" else "shared_prefix"
+        reason = "a prompt is run once for its answers"
     hindrance = _hindrance(model, layout)
     if hindrance is None:
-        return layout, "a prompt is run once for its answers"
+        return layout, reason
     if wanted == "auto":
-        return "padded", f"answers cannot share their prompt: {hindrance}"
+        return "padded", f"answers cannot share a row: {hindrance}"
     raise SimPOError(
-        f"batch_layout is {wanted}, but answers cannot share their prompt: {hindrance}. Set batch_layout: auto or padded."
+        f"batch_layout is {wanted}, but answers cannot share a row: {hindrance}. Set batch_layout: auto or padded."
     )
 
 
-def saved_tokens(dataset: Any) -> str:
-    """For the log: how many tokens fewer a set has where answers share their prompt; "" for a stream or no set."""
-    if not hasattr(dataset, "__len__"):
+def saved_tokens(dataset: Any, layout: Layout) -> str:
+    """For the log: how many tokens fewer a set has where answers share their prompt; "" where none, or for a stream."""
+    if layout not in ("shared_prefix", "packed") or not hasattr(dataset, "__len__"):
         return ""
     prompt, chosen, rejected = token_lengths(dataset).sum(0).tolist()
     shared = prompt + chosen + rejected
@@ -65,7 +72,7 @@ def _hindrance(model: PreTrainedModel | PeftModel, wanted: Layout) -> str | None
     base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     config = base.config.get_text_config()
     attention = config._attn_implementation
-    if attention not in _MASKED_ATTENTION:
+    if attention not in _MASKED_ATTENTION and wanted != "padding_free":
         return f"{attention} takes no mask that keeps them apart"
     plan = MaskPlan.from_config(base.config)
     if plan is None:

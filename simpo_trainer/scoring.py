@@ -68,7 +68,7 @@ def score_answers(model: nn.Module, batch: Batch) -> AnswerScores:
     sharing = {name: batch[name] for name in ("prompt_index", "branch") if name in batch}
     output = model(
         input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
+        attention_mask=batch.get("attention_mask"),
         position_ids=batch["position_ids"],
         scored_labels=batch["shift_labels"],
         **sharing,

@@ -247,8 +247,7 @@ class SimPOTrainer(HubTrainer):
             return
         layout, reason = choose_layout(cast(Any, self._model_to_train), self.args.batch_layout)
         self.data_collator = cast(Any, PairCollator(_pad_token_id(self._tokenizer), layout))
-        saved = "" if layout == "padded" else saved_tokens(self.train_dataset)
-        logger.info(f"Batch layout: {layout} ({reason}{saved}).")
+        logger.info(f"Batch layout: {layout} ({reason}{saved_tokens(self.train_dataset, layout)}).")
 
     def _tokenized(self, dataset: Any, name: str) -> Any:
         """Token rows of a raw set, or of each in a mapping of sets; token rows pass through."""

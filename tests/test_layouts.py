@@ -144,7 +144,7 @@ def test_models_that_cannot_share_get_padded_rows(name):
     config, reason = UNSHAREABLE[name]
     model = prepared(tiny_model(config))
     layout, why = choose_layout(model, "auto")
-    assert layout == "padded" and "answers cannot share their prompt" in why and reason in why
+    assert layout == "padded" and "answers cannot share a row" in why and reason in why
     with pytest.raises(
         SimPOError, match="batch_layout is packed, but answers cannot .*Set batch_layout: auto or padded"
     ):
@@ -169,10 +169,31 @@ def test_adapters(tmp_path):
     assert layout == "padded" and "PROMPT_TUNING adapter puts tokens of its own in front" in why
 
 
-def test_attention_without_masks(monkeypatch):
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2-window", "gemma3", "gpt2"])
+def test_sequences_that_positions_alone_tell_apart(name):
+    """What flash attention gets; SDPA finds the sequences by the same rule."""
+    model = prepared(tiny_architecture(name))
+    batch = PairCollator(layout="padding_free")(UNEVEN)
+    assert "attention_mask" not in batch and len(batch["input_ids"]) == 1
+    expected = expected_averages(in_float64(model), UNEVEN)
+    torch.testing.assert_close(averages(model, UNEVEN, "padding_free").double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_flash_attention_gets_rows_without_padding(monkeypatch):
     model = prepared(tiny_model())
     model.config._attn_implementation = "flash_attention_2"
-    assert "flash_attention_2 takes no mask" in choose_layout(model, "auto")[1]
+    monkeypatch.setattr(layouts, "_difference", lambda model, plan, layout: None)  # no such attention on a CPU
+    for wanted in ("auto", "packed"):
+        layout, why = choose_layout(model, wanted)
+        assert layout == "padding_free" and "flash_attention_2 takes no mask with which they could share" in why
+    with pytest.raises(SimPOError, match="batch_layout is shared_prefix, .*flash_attention_2 takes no mask that keeps"):
+        choose_layout(model, "shared_prefix")
+
+
+def test_other_attention_without_masks():
+    model = prepared(tiny_model())
+    model.config._attn_implementation = "flex_attention"
+    assert "flex_attention takes no mask that keeps them apart" in choose_layout(model, "auto")[1]
 
 
 def test_weights_that_are_elsewhere(monkeypatch):

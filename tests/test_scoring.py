@@ -6,6 +6,7 @@ from copy import deepcopy
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.hooks import ModelHook, add_hook_to_module
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import (
@@ -333,8 +334,10 @@ def test_calling_a_transform_equals_applying_it_in_place():
 
 def test_unwrapping_by_accelerate_keeps_the_scoring():
     """It takes autocast off the forward, and only that."""
+    AcceleratorState._reset_state()  # what other tests decided about precision does not concern this one
     accelerator = Accelerator(mixed_precision="bf16", cpu=True)
     model = scoring_model()
     prepared = accelerator.prepare_model(model)
     plain = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
     assert_scores_are(score_answers(plain, PairCollator()(PAIRS)), score_pairs(in_float64(model), PAIRS))
+    AcceleratorState._reset_state()
