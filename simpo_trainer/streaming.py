@@ -12,7 +12,8 @@ from torch.utils.data import IterableDataset
 from .data.drops import DropReport
 from .data.pair_tokenizer import TOKEN_COLUMNS, pair_length
 from .data.preferences import check_margin
-from .data.tokenization import check_token_rows, second_rendering
+from .data.sources import readable_rows
+from .data.tokenization import check_token_rows, ignored_parts, second_rendering
 from .errors import SimPOError
 from .log import get_logger
 
@@ -106,7 +107,7 @@ class StreamedPairs(IterableDataset):
     def _kept(self, report: DropReport) -> Iterator[dict[str, Any]]:
         """The rows that can be trained on; `report` counts all of them."""
         said_second = False
-        for number, row in enumerate(self.rows):
+        for number, row in enumerate(readable_rows(self.rows, self.name)):
             row = {"row": number, **row}
             if "reason" not in row:  # it came as token ids
                 check_token_rows([row], self.max_length, f"{self.name}, row {number} of the stream")
@@ -114,7 +115,10 @@ class StreamedPairs(IterableDataset):
                 row |= notes
             if "margin" in row:
                 check_margin(row["margin"], number, self.name)
+            said_ignored = bool(report.ignored)
             if report.count(number, row):
+                if report.ignored and not said_ignored:
+                    logger.warning(ignored_parts(self.name, report))
                 if row.get("second") and not said_second:
                     logger.warning(second_rendering(f"{self.name}: in some pairs", number, row))
                     said_second = True

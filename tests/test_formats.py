@@ -9,6 +9,7 @@ import pytest
 from datasets import Dataset, Features, Json, Value
 
 from pair_files import load, write
+from simpo_trainer.data import preferences
 from simpo_trainer.data.formats import to_pairs
 from simpo_trainer.data.preferences import DataConfig, load_preferences
 from simpo_trainer.data.tokenization import tokenize_preferences
@@ -28,6 +29,7 @@ TAGS = {"user": "human", "assistant": "gpt"}
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(preferences, "_shuffled_stream", lambda stream, *args: stream)  # rows are compared in order
 
 
 def turn(message):
@@ -169,13 +171,120 @@ def test_prompt_may_be_named_in_foreign_rows():
     assert found["prompt"] == [{"role": "system", "content": "Be kind."}, user("q")]
 
 
+QUESTIONS = [
+    {"system": "Be kind.", "question": f"{i} and {i}?", "chosen": f"{2 * i}", "rejected": "no"} for i in range(3)
+]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("column", ["question", "input", "query", "context"])
+def test_prompt_in_a_column_of_another_name_is_not_left_out(tmp_path, column, streaming):
+    rows = [{column if key == "question" else key: text for key, text in row.items()} for row in QUESTIONS]
+    path = write(tmp_path / "pairs.jsonl", rows)
+    with pytest.raises(SimPOError, match=rf"columns: {{prompt: {column}}}`, and dataset_format: alpaca .*'system'"):
+        load(path, streaming=streaming)
+    train, _ = load(path, streaming=streaming, columns={"prompt": column}, dataset_format="alpaca")
+    system = {"role": "system", "content": "Be kind."}
+    assert [row["prompt"] for row in train] == [[system, user(row["question"])] for row in QUESTIONS]
+    assert load(path, columns={"prompt": column})[0]["prompt"][:] == [row["question"] for row in QUESTIONS]
+    assert load(path, dataset_format="pairs")[0].column_names == ["chosen", "rejected"]  # as it is asked for
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_prompt_in_the_messages_of_another_column_is_not_left_out(tmp_path, streaming):
+    turns = [
+        {"conversations": [{"from": "human", "value": row["question"]}], "chosen": "a", "rejected": "b"}
+        for row in QUESTIONS
+    ]
+    path = write(tmp_path / "turns.jsonl", turns)
+    with pytest.raises(SimPOError, match="'conversations' is there.* Set dataset_format: sharegpt to make"):
+        load(path, streaming=streaming)
+    train, _ = load(path, streaming=streaming, dataset_format="sharegpt")
+    expected = [
+        {"prompt": [user(row["question"])], "chosen": [assistant("a")], "rejected": [assistant("b")]}
+        for row in QUESTIONS
+    ]
+    assert list(train) == expected
+    messages = [{"messages": [user(row["question"])], "chosen": "a", "rejected": "b"} for row in QUESTIONS]
+    path = write(tmp_path / "messages.jsonl", messages)
+    with pytest.raises(SimPOError, match=r"Set dataset_format: sharegpt, and `columns: {prompt: messages}`, to make"):
+        load(path, streaming=streaming)
+    settings = {"dataset_format": "sharegpt", "columns": {"prompt": "messages"}}
+    assert list(load(path, streaming=streaming, **settings)[0]) == expected
+
+
+def test_system_may_be_named():
+    rows = Dataset.from_list([{"said": "Be kind.", "question": "q", "chosen": "a", "rejected": "b"}])
+    places = {"prompt": "question", "system": "said"}
+    found = to_pairs(rows, places, "alpaca", "set")[0]
+    assert found["prompt"] == [{"role": "system", "content": "Be kind."}, user("q")]
+    with pytest.raises(SimPOError, match="'system', which pairs rows do not have. Set dataset_format: alpaca"):
+        to_pairs(rows, places, None, "set")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_column_prompt_is_no_question_beside_the_right_one(tmp_path, streaming):
+    for row_format, written in (("alpaca", alpaca), ("sharegpt", sharegpt)):
+        rows = [{"prompt": "an unrelated text", **written(row)} for row in CHAT]
+        path = write(tmp_path / f"{row_format}.jsonl", rows)
+        assert list(load(path, streaming=streaming, dataset_format=row_format)[0]) == CHAT
+    settings = {"columns": {"prompt": "prompt"}, "dataset_format": "alpaca"}
+    found = next(iter(load(tmp_path / "alpaca.jsonl", **settings)[0]))
+    assert found["prompt"][-1]["content"].startswith("an unrelated text")
+
+
+def test_fields_of_a_csv_may_be_json_or_empty(tmp_path):
+    """Tools and earlier turns as JSON text; an empty cell is no tool and no turn."""
+    rows = [
+        {"prompt": f"q{i}", "chosen": "a", "rejected": "b", "history": history, "tools": tools}
+        for i, (history, tools) in enumerate([("", ""), (json.dumps([["x", "y"]]), json.dumps([TOOL]))])
+    ]
+    path = write(tmp_path / "pairs.csv", rows)
+    assert load(path)[0]["tools"][:] == ["", json.dumps([TOOL])]  # which tokenization takes for none
+    found = load(path, dataset_format="alpaca")[0]
+    assert found["prompt"][:] == [[user("q0")], [user("x"), assistant("y"), user("q1")]]
+    assert found["tools"][0] is None and json.loads(found["tools"][1])[0]["function"] == TOOL
+
+
+def test_text_pairs_become_conversations_by_alpaca(tmp_path):
+    found = load(write(tmp_path / "pairs.csv", TEXT), dataset_format="alpaca")[0]
+    assert found[0]["prompt"] == [user(TEXT[0]["prompt"])]
+    assert found[0]["chosen"] == [assistant(TEXT[0]["chosen"])]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+@pytest.mark.parametrize("place", ["prompt", "conversations"])
+def test_answers_may_be_single_messages(tmp_path, place, suffix, streaming):
+    rows = [{place: row["prompt"], "chosen": row["chosen"][0], "rejected": row["rejected"][0]} for row in CHAT]
+    train, _ = load(write(tmp_path / f"pairs{suffix}", rows), streaming=streaming)
+    assert list(train) == CHAT
+
+
+@pytest.mark.parametrize("place", ["prompt", "conversations"])
+def test_answers_may_be_single_messages_with_other_keys(tmp_path, place):
+    rows = [{place: row["prompt"], "chosen": row["chosen"][0], "rejected": row["rejected"][0]} for row in CHAT]
+    rows[1]["chosen"] = {**rows[1]["chosen"], "reasoning_content": "x"}
+    train = load(write(tmp_path / "pairs.jsonl", rows))[0]
+    assert [row["chosen"] for row in train] == [[row["chosen"]] for row in rows]
+    assert [row["prompt"] for row in train] == [row[place] for row in rows]
+
+
+# The settings that an example of the documentation needs.
+EXAMPLE_SETTINGS = {
+    "hh_rlhf": {"row_format": "hh_rlhf", "columns": None},
+    "question": {"row_format": "alpaca", "columns": {"prompt": "question"}},
+}
+
+
 def test_rows_of_the_documentation_are_read():
     text = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
     examples = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
-    assert len(examples) == 6
+    assert len(examples) == 7
     for row in examples:
-        row_format = "hh_rlhf" if "Human:" in row["chosen"] else None
-        [found], dropped = tokens(to_pairs(Dataset.from_list([row]), None, row_format, "set"))
+        kind = "hh_rlhf" if "Human:" in row["chosen"] else "question" if "question" in row else None
+        settings = EXAMPLE_SETTINGS.get(str(kind), {"row_format": None, "columns": None})
+        [found], dropped = tokens(to_pairs(Dataset.from_list([row]), name="set", **settings))
         assert dropped == {}
         answers = [toy_tokenizer().decode(found[side][:-1]) for side in ("chosen_ids", "rejected_ids")]
         assert answers == ["5", "6"]
@@ -230,7 +339,9 @@ def test_system_message_of_a_conversation_comes_before_the_column():
         ({"chosen": {"from": "gpt", "value": None}}, "bad_message"),
         ({"chosen": {"from": "function_call", "value": "no JSON"}}, "bad_message"),
         ({"chosen": {"from": "human", "value": "a"}}, "answer_messages"),
-        ({"tools": "no JSON"}, "template_error"),
+        ({"tools": "no JSON"}, "template_arguments"),
+        ({"tools": "[1]"}, "template_arguments"),
+        ({"tools": "5"}, "template_arguments"),
     ],
 )
 def test_bad_sharegpt_rows_are_dropped_by_reason(tmp_path, change, reason):

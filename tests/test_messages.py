@@ -1,8 +1,10 @@
 """Rows to messages: the explicit prompt, what makes no pair, and what becomes of system messages."""
 
+from copy import deepcopy
 from itertools import product
 
 import pytest
+from datasets import Json, List, Value
 
 from simpo_trainer.data.drops import REASONS, RowDropped
 from simpo_trainer.data.messages import (
@@ -11,6 +13,7 @@ from simpo_trainer.data.messages import (
     row_template_kwargs,
     settle_system_messages,
     split_common_text,
+    without_filled_keys,
 )
 from toy import assistant, user
 
@@ -36,6 +39,11 @@ TURN, YES, NO = [user("Hi")], [assistant("Yes.")], [assistant("No.")]
         # UltraFeedback-binarized: the prompt as a string beside whole conversations.
         ({"prompt": "Hi", "chosen": TURN + YES, "rejected": TURN + NO}, (TURN, YES, NO)),
         ({"chosen": YES, "rejected": NO}, ([], YES, NO)),
+        # A string beside the answers alone: what the user says.
+        ({"prompt": "Hi", "chosen": YES, "rejected": NO}, (TURN, YES, NO)),
+        ({"prompt": " \n", "chosen": YES, "rejected": NO}, ([], YES, NO)),
+        ({"prompt": "Hi", "chosen": TURN, "rejected": NO}, ([], TURN, NO)),
+        ({"prompt": "Hi", "chosen": YES, "rejected": YES + NO}, (YES, [], NO)),
         # One conversation is the beginning of the other.
         ({"chosen": TURN + YES + TURN + YES, "rejected": TURN + YES}, (TURN + YES, TURN + YES, [])),
     ],
@@ -124,7 +132,66 @@ def test_template_arguments_of_a_row():
     assert row_template_kwargs({"tools": '[{"name": "add"}]'}) == {"tools": [{"name": "add"}]}
     row = {"tools": None, "chat_template_kwargs": {"enable_thinking": False, "of_another_row": None}}
     assert row_template_kwargs(row) == {"enable_thinking": False}
-    assert "not valid JSON" in dropped("template_error", row_template_kwargs, {"tools": "[{"})
+    assert row_template_kwargs({"chat_template_kwargs": '{"enable_thinking": false}'}) == {"enable_thinking": False}
+    row = {"chat_template_kwargs": {"documents": [{"text": "a"}]}}
+    assert row_template_kwargs(row) == row["chat_template_kwargs"]
+    for blank in ("", " \n", "[]", "null", None):
+        assert row_template_kwargs({"tools": blank, "chat_template_kwargs": blank}) == {}
+
+
+@pytest.mark.parametrize(
+    "row, detail",
+    [
+        ({"tools": "[{"}, "its tools are not valid JSON: "),
+        ({"tools": {"name": "add"}}, "its tools are {'name': 'add'}"),
+        ({"chat_template_kwargs": "thinking"}, "its chat_template_kwargs are not valid JSON: "),
+        ({"chat_template_kwargs": '["a"]'}, "its chat_template_kwargs are ['a']"),
+        ({"chat_template_kwargs": [{"key": 1}]}, "its chat_template_kwargs are [{'key': 1}]"),
+        (
+            {"chat_template_kwargs": {"add_generation_prompt": False}},
+            "chat_template_kwargs has 'add_generation_prompt',",
+        ),
+        (
+            {"chat_template_kwargs": '{"continue_final_message": true}'},
+            "has 'continue_final_message', which a row cannot",
+        ),
+    ],
+)
+def test_template_arguments_that_cannot_be_given(row, detail):
+    assert detail in dropped("template_arguments", row_template_kwargs, row)
+
+
+# --- Keys of other rows -----------------------------------------------------------------------------------------------
+
+CALL = {"name": "add", "arguments": {"a": 1, "b": None}}
+
+
+def test_keys_of_other_rows_are_left_out():
+    types = {
+        "chosen": List(
+            {"role": Value("string"), "content": Value("string"), "tool_calls": Json(), "name": Value("string")}
+        ),
+        "tools": List(
+            {"name": Value("string"), "parameters": {"a": {"enum": List(Value("string"))}, "b": Value("string")}}
+        ),
+        "margin": Value("float64"),
+    }
+    row = {
+        "chosen": [{"role": "assistant", "content": None, "tool_calls": [CALL], "name": None}, None],
+        "tools": [{"name": "add", "parameters": {"a": {"enum": ["x", None]}, "b": None}}],
+        "margin": None,
+    }
+    before = deepcopy(row)
+    assert without_filled_keys(row, types) == {
+        "chosen": [{"role": "assistant", "content": None, "tool_calls": [CALL]}, None],  # JSON keeps its nulls
+        "tools": [{"name": "add", "parameters": {"a": {"enum": ["x", None]}}}],
+        "margin": None,
+    }
+    unknown = without_filled_keys(row, None)["chosen"][0]
+    assert unknown["tool_calls"] == [{"name": "add", "arguments": {"a": 1}}]
+    assert (
+        without_filled_keys(row, {"chosen": List(Json()), "tools": Json(), "margin": Value("float64")}) == row == before
+    )
 
 
 # --- System messages --------------------------------------------------------------------------------------------------

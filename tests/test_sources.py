@@ -7,7 +7,8 @@ from datasets import Dataset, DatasetDict
 
 from pair_files import ROWS, load, write
 from simpo_trainer.data import sources
-from simpo_trainer.data.sources import Source, load_splits, pick_split
+from simpo_trainer.data.preferences import DataConfig, load_preferences
+from simpo_trainer.data.sources import Source, load_splits, pick_split, readable_rows
 from simpo_trainer.errors import SimPOError
 from toy import toy_pairs
 
@@ -70,6 +71,90 @@ def test_home_folder_is_understood(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "pairs.jsonl")
     assert len(load("~/pairs.jsonl")[0]) == len(ROWS)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["pairs.csv", "folder/train.csv"])
+def test_text_of_a_csv_is_read_as_it_is_written(tmp_path, name, streaming):
+    answers = ["NA", "None", "null", "N/A", "nan", "5", "007", "1e3", "true", "2020-01-01", ""]
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("question,good,rejected,margin\n" + "".join(f'"{i}?",{a},1,0.5\n' for i, a in enumerate(answers)))
+    source = path.parent if "/" in name else path
+    columns = {"prompt": "question", "chosen": "good"}
+    train = load_preferences(DataConfig(str(source), columns=columns, streaming=streaming))[0]
+    expected = [{"prompt": f"{i}?", "chosen": a, "rejected": "1", "margin": 0.5} for i, a in enumerate(answers)]
+    assert sorted(train, key=lambda row: int(row["prompt"][:-1])) == expected
+    named = load_splits(Source("csv", data_files=str(path)), streaming=streaming)["train"]
+    assert [row["good"] for row in named] == answers
+
+
+def test_margin_of_a_csv_that_is_no_number(tmp_path):
+    (tmp_path / "pairs.csv").write_text("prompt,chosen,rejected,margin\na,b,c,0.5\na,b,c,\n")
+    with pytest.raises(SimPOError, match=r"pairs.csv: a row has the margin ''; it must be a number"):
+        load(tmp_path / "pairs.csv")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_answers_that_look_like_dates_are_text(tmp_path, suffix, streaming):
+    rows = [{"prompt": "When?", "chosen": f"2020-01-0{i}", "rejected": f"2020-01-0{i}T10:00:00Z"} for i in range(1, 4)]
+    path = write(tmp_path / f"texts{suffix}", rows)
+    splits = load_splits(Source(path), streaming=streaming)
+    assert list(splits["train"]) == rows
+    assert splits["train"].features["chosen"].dtype == "string"
+    rows = [{key: [{"role": "user", "content": text}] for key, text in row.items()} for row in rows]
+    assert list(load_splits(Source(write(tmp_path / f"chat{suffix}", rows)), streaming=streaming)["train"]) == rows
+
+
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": "5"}}}
+# What the last rows of a file have in another way than those before.
+LATE = {
+    "margin": ({"margin": 1}, {"margin": 0.5}),
+    "null": ({"tools": None}, {"tools": [CALL]}),
+    "absent": ({}, {"tools": [CALL]}),
+    "other keys": (
+        {"chosen": [{"role": "assistant", "content": "a"}]},
+        {"chosen": [{"role": "assistant", "content": "a", "tool_calls": [CALL]}]},
+    ),
+}
+
+
+def late_rows(kind):
+    """Rows of which the first fill more than what a loader guesses types from."""
+    early, late = LATE[kind]
+    return [{"prompt": "p" * 2_000_000, "chosen": "a", "rejected": "b", **(early if i < 6 else late)} for i in range(8)]
+
+
+@pytest.mark.parametrize("kind", LATE)
+def test_types_that_show_late_in_a_file(tmp_path, kind):
+    rows = late_rows(kind)
+    path = write(tmp_path / "pairs.jsonl", rows)
+    found = load_splits(Source(path))["train"].to_list()
+    assert [{key: value for key, value in row.items() if value is not None} for row in found] == [
+        {key: value for key, value in row.items() if value is not None} for row in rows
+    ]
+    stream = load_splits(Source(path), streaming=True)["train"]
+    with pytest.raises(SimPOError, match=r"stream: a row cannot be read \(.*Remove streaming"):
+        list(readable_rows(stream, "stream"))
+    with pytest.raises(SimPOError, match="evaluation set: a row cannot be read"):
+        load(write(tmp_path / "train.jsonl"), eval_dataset_name=path, streaming=True)
+
+
+def test_types_that_differ_between_files_are_named(tmp_path):
+    write(tmp_path / "train.jsonl", [{"margin": 1, **row} for row in ROWS])
+    write(tmp_path / "test.jsonl", [{"margin": 0.5, **row} for row in ROWS])
+    with pytest.raises(
+        SimPOError,
+        match=r"Column 'margin' holds numbers with a fraction in .*test.jsonl and whole numbers in train.jsonl",
+    ):
+        load(tmp_path)
+
+
+def test_error_of_a_named_file_is_said(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"chosen": "a"}\n{"chosen"\n')
+    with pytest.raises(SimPOError, match="'json' cannot be read: "):
+        load_splits(Source("json", data_files=str(tmp_path / "a.jsonl")))
 
 
 # --- What is said -----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 import logging
 from itertools import islice
 
+import pyarrow as pa
 import pytest
 from datasets import Dataset, IterableDataset, load_dataset
 
@@ -192,6 +193,16 @@ def test_rows_that_stop_the_run(row, message):
     first, second = ({"margin": 0.0, **row} for row in numbered(2))
     with pytest.raises(SimPOError, match=message):
         list(StreamedPairs([first, {**second, **row}], batch_size=1, max_length=9))
+
+
+def test_a_stream_that_breaks_off_is_told():
+    def rows():
+        yield from numbered(2)
+        raise pa.ArrowInvalid("JSON parse error: Column() changed from string to number in row 2")
+
+    stream = IterableDataset.from_generator(rows)
+    with pytest.raises(SimPOError, match="train.*changed from string to number"):
+        list(StreamedPairs(stream, batch_size=1, max_length=9))
 
 
 def test_overlong_error():

@@ -7,7 +7,7 @@ import pytest
 from simpo_trainer.data.drops import REASONS, RowDropped
 from simpo_trainer.data.templates import TurnEnd, probe_template, render_conversation
 from simpo_trainer.errors import SimPOError
-from toy import assistant, toy_tokenizer, toy_tokenizer_without_template, user
+from toy import CHATML, assistant, toy_tokenizer, toy_tokenizer_without_template, user
 
 THINKING = "<think>\nwhy\n</think>\n\nYes."
 
@@ -95,12 +95,28 @@ def test_no_end_token_anywhere():
     assert probe_template(tokenizer, {}) == TurnEnd(None, "", "")
 
 
+def test_end_that_is_a_word_of_the_vocabulary():
+    tokenizer = toy_tokenizer(template("A:{{ m.content }}the"), eos="<eos>")
+    assert probe_template(tokenizer, {}) == TurnEnd(tokenizer.eos_token_id, "", "")
+
+
 # --- Templates that are refused ---------------------------------------------------------------------------------------
 
 
 def test_missing_template():
     with pytest.raises(SimPOError, match="conversations, but the tokenizer has no chat template. Use the tokenizer of"):
         probe_template(toy_tokenizer_without_template(), {})
+
+
+@pytest.mark.parametrize("end", ["<|eot_id|>", "<|eot_id|>\n"])
+def test_end_for_which_the_tokenizer_has_no_token(end):
+    with pytest.raises(
+        SimPOError,
+        match=r"ends a turn with '<\|eot_id\|>', for which this tokenizer has no token.* Set chat_template to .*",
+    ):
+        probe_template(toy_tokenizer(template("A:{{ m.content }}" + end)), {})
+    tokenizer = toy_tokenizer(template("A:{{ m.content }}" + end), special_tokens=("<|eot_id|>",))
+    assert probe_template(tokenizer, {}).token == "<|eot_id|>"
 
 
 def test_template_with_which_no_rendering_is_sound_is_shown():
@@ -279,12 +295,52 @@ def test_each_answer_gets_the_rendering_that_it_needs():
     assert render(tokenizer, [user("Hi")], "Yes.").second == ""
 
 
-def test_prompt_without_its_header_where_asked_for():
+def test_header_of_a_prompt_where_asked_for():
     tokenizer, answers = toy_tokenizer(), ([assistant("So.")], [assistant("No.")])
     turn_end = probe_template(tokenizer, {})
-    texts = render_conversation(tokenizer, turn_end, ([user("Hi")], *answers), {}, with_bare=True)
-    assert texts.prompt == texts.bare + "<|im_start|>assistant\n"
-    assert render_conversation(tokenizer, turn_end, ([user("Hi")], *answers), {}).bare is None
+    texts = render_conversation(tokenizer, turn_end, ([user("Hi")], *answers), {}, with_header=True)
+    assert texts.prompt == "<|im_start|>user\nHi" + texts.header
+    assert texts.header == "<|im_end|>\n<|im_start|>assistant\n"
+    assert render_conversation(tokenizer, turn_end, ([user("Hi")], *answers), {}).header == ""
+
+
+@pytest.mark.parametrize(
+    "written, header",
+    [
+        ("[INST] {{ m.content }} [/INST]", " [/INST]"),
+        # The text is nowhere to be found, or has a say in what follows it: what the template adds for the answer.
+        ("{{ m.content | length }}", ""),
+        ("{{ m.content }}{{ '?' if m.content == 'sentinel' else '!' }}", {"sentinel": "?"}),
+    ],
+)
+@pytest.mark.parametrize("text", ["T", "INST]", " spaces\n", "sentinel"])
+def test_header_begins_where_the_last_message_ends(written, header, text):
+    """Also where the message's text stands in the header too, and where add_generation_prompt changes nothing."""
+    template = "{% for m in messages %}{% if m.role == 'user' %}" + written + "{% else %}{{ m.content }}</s>{% endif %}"
+    tokenizer = toy_tokenizer(template + "{% endfor %}", eos="</s>")
+    messages = [user(text)], [assistant("So.")], [assistant("No.")]
+    texts = render_conversation(tokenizer, TurnEnd(tokenizer.eos_token_id, "</s>", ""), messages, {}, with_header=True)
+    assert texts.header == (header if isinstance(header, str) else header.get(text, ""))
+
+
+def test_header_of_a_template_that_asks_more_of_a_message_than_text():
+    strict = "{% for m in messages %}{{ raise_exception('no JSON') if m.role == 'tool' and '{' not in m.content }}{% endfor %}"
+    tokenizer = toy_tokenizer(strict + CHATML)
+    messages = [user("Hi"), {"role": "tool", "content": "{}"}], [assistant("So.")], [assistant("No.")]
+    texts = render_conversation(tokenizer, probe_template(tokenizer, {}), messages, {}, with_header=True)
+    assert texts.header == "<|im_start|>assistant\n"
+
+
+def test_thinking_behind_a_header_that_ends_it_is_dropped():
+    """Qwen3.8's template writes it there: the prompt ends a thinking part, and the answer begins another."""
+    tokenizer = toy_tokenizer(shipped("qwen3_8"))
+    turn_end, off = probe_template(tokenizer, {}), {"enable_thinking": False}
+    messages = [user("What is <think>?")], [assistant("Yes.")], [assistant(THINKING)]
+    detail = dropped("template_prefix", render_conversation, tokenizer, turn_end, messages, off)
+    assert "the header ends the thinking part with which the answer begins: '<think>\\nwhy" in detail
+    assert render_conversation(tokenizer, turn_end, messages, {})
+    plain = [user("What is <think>?")], [assistant("Yes.")], [assistant("No <think> no.")]
+    assert render_conversation(tokenizer, turn_end, plain, off).chosen == "Yes.<|im_end|>"
 
 
 def test_template_arguments_reach_the_template():

@@ -13,8 +13,10 @@ from datasets import Dataset, load_dataset
 
 from models import tiny_model
 from simpo_trainer import SimPOConfig, SimPOTrainer
+from simpo_trainer.data import tokenization
 from simpo_trainer.data.pair_tokenizer import PairTokenizer, fit_to_length
-from simpo_trainer.data.tokenization import render_pair, tokenize_preferences
+from simpo_trainer.data.token_sets import token_set
+from simpo_trainer.data.tokenization import render_pair, tokenize_preferences, tokenize_stream
 from simpo_trainer.errors import SimPOError
 from toy import (
     CHATML,
@@ -91,7 +93,11 @@ def test_texts_have_the_ids_of_inference(tokenizer):
             assert tokens["prompt_ids"] + tokens[f"{side}_ids"] == [*full, tokenizer.eos_token_id]
 
 
-@pytest.mark.parametrize("tokenizer", [toy_tokenizer(), toy_word_tokenizer()], ids=["bytes", "words"])
+@pytest.mark.parametrize(
+    "tokenizer",
+    [toy_tokenizer(), toy_word_tokenizer(), toy_word_tokenizer(old=True)],
+    ids=["bytes", "words", "old words"],
+)
 def test_tokens_that_merge_over_the_boundary(tokenizer):
     """The prompt's last space would merge with the answer's first letter: the prompt keeps its ids, nothing is lost."""
     row = pair("Is it ", "so", "true")
@@ -104,6 +110,12 @@ def test_tokens_that_merge_over_the_boundary(tokenizer):
         assert tokenizer.decode(tokens["prompt_ids"] + tokens[f"{side}_ids"][:-1], skip_special_tokens=True) == (
             "Is it " + text
         )
+
+
+def test_letter_that_the_tokenizer_lacks_behind_a_boundary():
+    tokenizer = toy_word_tokenizer(old=True)
+    tokens = only(pair("Is it ", "sö", "so"), tokenizer)
+    assert tokenizer.convert_ids_to_tokens(tokens["chosen_ids"]) == ["s", "<unk>", "</s>"]
 
 
 def test_tokens_that_merge_behind_the_generation_header():
@@ -190,7 +202,8 @@ def test_template_that_writes_bos_and_tokenizer_that_adds_it_give_one():
 def test_empty_prompt_is_bos(adds_bos):
     tokenizer = toy_tokenizer(adds_bos=adds_bos)
     assert only(pair("", "So."), tokenizer)["prompt_ids"] == [tokenizer.bos_token_id]
-    assert only({"chosen": "So.", "rejected": "No."}, tokenizer)["prompt_ids"] == [tokenizer.bos_token_id]
+    rows = [{"chosen": "Is it? So.", "rejected": "Is it? No."}, {"chosen": "So.", "rejected": "No."}]
+    assert tokenize(rows, tokenizer)[0][1]["prompt_ids"] == [tokenizer.bos_token_id]
 
 
 def test_empty_prompt_without_bos_is_dropped():
@@ -301,19 +314,27 @@ def test_start_of_the_prompt_can_be_kept():
 @pytest.mark.parametrize(
     "tokenizer, header",
     [
-        (toy_tokenizer(BOS_CHATML), "<|im_start|>assistant\n"),
-        (toy_tokenizer(bos=None), "<|im_start|>assistant\n"),
+        (toy_tokenizer(BOS_CHATML), "<|im_end|>\n<|im_start|>assistant\n"),
+        (toy_tokenizer(bos=None), "<|im_end|>\n<|im_start|>assistant\n"),
         # Phi's way: without a header, the end of the text stands in its place.
         (
             toy_tokenizer(
                 CHATML.replace("{% endif %}", "{% else %}<|endoftext|>{% endif %}"),
                 special_tokens=("<|im_start|>", END, "<|endoftext|>"),
             ),
-            "<|im_start|>assistant\n",
+            "<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        # Mistral's way: what the answer stands behind is written without being asked for.
+        (
+            toy_tokenizer(
+                "{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %}{{ m.content }}"
+                "{{ eos_token }}{% endif %}{% endfor %}"
+            ),
+            "[/INST]",
         ),
         (toy_tokenizer("{% for m in messages %}{{ m.content }}{% endfor %}", bos=None), ""),
     ],
-    ids=["bos", "no bos", "end of text", "no header"],
+    ids=["bos", "no bos", "end of text", "instruction", "no header"],
 )
 @pytest.mark.parametrize("room", [1, 30])
 def test_generation_header_stays_behind_the_start_of_the_prompt(tokenizer, header, room):
@@ -542,9 +563,48 @@ def test_unusable_sets():
 
 
 def test_column_that_looks_like_the_prompt_is_pointed_out(caplog):
-    rows = [{"question": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"]} for row in toy_pairs(3)]
+    rows = [{"question": "x", "chosen": f"The answer: {i}", "rejected": f"The answer: no {i}"} for i in range(3)]
     tokenize(rows, toy_tokenizer())
     assert "if column 'question' holds it, rename that to 'prompt'" in caplog.text
+
+
+def test_texts_without_any_prompt_are_refused():
+    """More than half of the rows without a prompt are a mistake, fewer are not; `prompt: ""` is meant so."""
+    rows = [{"chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(3)]
+    rows += [{"chosen": f"Q: yes {i}", "rejected": f"Q: no {i}"} for i in range(2)]
+    settings = {"max_length": 512, "max_prompt_length": 256, "overlong": "truncate"}
+    message = r"there is no column 'prompt', and in 3 of 5 rows .*`columns: {prompt: its name}`"
+    with pytest.raises(SimPOError, match=message):
+        tokenize(rows, toy_tokenizer())
+    with pytest.raises(SimPOError, match=message):
+        tokenize_stream(Dataset.from_list(rows).to_iterable_dataset(), toy_tokenizer(), **settings)
+    assert len(tokenize(rows[1:], toy_tokenizer())[0]) == 4
+    assert len(tokenize([{"prompt": "", **row} for row in rows], toy_tokenizer())[0]) == 5
+
+
+def test_texts_trained_without_the_template_are_said(caplog):
+    caplog.set_level("INFO", logger="simpo_trainer")
+    tokenize(toy_pairs(2), toy_tokenizer_without_template())
+    tokenize(toy_pairs(2, conversational=True), toy_tokenizer())
+    assert "without the chat template" not in caplog.text
+    tokenize(toy_pairs(2), toy_tokenizer())
+    assert caplog.text.count("trained as text, without the chat template; `dataset_format: alpaca` makes") == 1
+
+
+def test_rows_of_a_list_keep_their_keys():
+    """Arguments of a tool call have no null keys from the calls of other rows."""
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {f"x{i}": "5"}}} for i in range(2)]
+    rows = [
+        {**row, "chosen": [{"role": "assistant", "content": "", "tool_calls": [call]}]}
+        for row, call in zip(toy_pairs(2, conversational=True), calls, strict=True)
+    ]
+    template = CHATML.replace("{{ message['content'] }}", "{{ message['content'] }}{{ message['tool_calls'] }}")
+    assert template != CHATML
+    args = SimPOConfig(output_dir="unused", max_length=1024, max_prompt_length=512, use_cpu=True, bf16=False)
+    tokenizer = toy_tokenizer(template)
+    found = token_set(rows, "train", tokenizer, args).rows
+    for i, row in enumerate(found):
+        assert f"'arguments': {{'x{i}': '5'}}" in tokenizer.decode(row["chosen_ids"])
 
 
 # --- What comes out ---------------------------------------------------------------------------------------------------
@@ -653,6 +713,24 @@ def test_second_run_reads_the_cache(source, batches):
     second, second_report = tokenize(load(source), used)
     assert sum(batches) == 20
     assert second.to_list() == first.to_list() and second_report == report
+
+
+def test_template_that_writes_the_date_is_rendered_anew_on_another_day(source, batches, monkeypatch):
+    class Tomorrow(tokenization.date):
+        @classmethod
+        def today(cls):
+            return cls(2222, 2, 2)
+
+    dated = toy_tokenizer("{{ strftime_now('%d') }}" + CHATML)
+    for tokenizer, sizes in ((toy_tokenizer(), [20, 20]), (dated, [40, 60])):
+        with monkeypatch.context() as patch:
+            tokenize(load(source), tokenizer)
+            assert sum(batches) == sizes[0]
+            tokenize(load(source), tokenizer)
+            assert sum(batches) == sizes[0]
+            patch.setattr(tokenization, "date", Tomorrow)
+            tokenize(load(source), tokenizer)
+            assert sum(batches) == sizes[1]
 
 
 def test_whatever_changes_the_ids_changes_the_key(source, batches):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 CHATML = (
@@ -59,16 +59,23 @@ def toy_tokenizer_without_template(**options: Any) -> PreTrainedTokenizerFast:
     return toy_tokenizer(None, **options)
 
 
-def toy_word_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
-    """A tokenizer in SentencePiece's manner: it writes a space as "▁", and puts one before the first word of a text."""
+def toy_word_tokenizer(chat_template: str | None = None, *, old: bool = False) -> PreTrainedTokenizerFast:
+    """A tokenizer in SentencePiece's manner: it writes a space as "▁", and puts one before the first word of a text.
+
+    The `old` one puts it behind every special token too, as those of Llama 2 and the first Mistral models do.
+    """
     letters = [chr(code) for code in range(33, 127)]
     vocabulary = {token: index for index, token in enumerate(["<unk>", "▁", "\n", *letters])}
     merges = [("▁", letter) for letter in letters]
     for pair in merges:
         vocabulary["".join(pair)] = len(vocabulary)
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    backend.decoder = decoders.Metaspace(prepend_scheme="first")
+    if old:
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        backend.decoder = decoders.Metaspace(prepend_scheme="first")
     backend.add_special_tokens([AddedToken(token, normalized=False) for token in ("<s>", "</s>")])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=chat_template

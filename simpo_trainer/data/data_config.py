@@ -7,7 +7,7 @@ from typing import Any
 
 from trl.scripts.utils import DatasetConfig
 
-from .formats import FIELDS, Format
+from .formats import NAMED_FIELDS, Format
 
 
 def _key(default: Any, text: str) -> Any:
@@ -65,8 +65,8 @@ class DataConfig:
     )
     columns: dict[str, str] | None = _key(
         None,
-        f"Where a field ({', '.join(FIELDS)}) is found in the rows of every source: a column, or with dots a place "
-        "inside one (answers.0.text). Fields that are not named keep the columns of their names.",
+        f"Where a field ({', '.join(NAMED_FIELDS)}) is found in the rows of every source: a column, or with dots a "
+        "place inside one (answers.0.text). Fields that are not named keep the columns of their names.",
     )
     dataset_format: Format | None = _key(
         None,
@@ -243,10 +243,10 @@ def _streaming_problems(settings: Mapping[str, Any]) -> list[str]:
 
 def _column_problems(settings: Mapping[str, Any]) -> list[str]:
     return [
-        f"columns: {name!r} is no field of a pair; {_nearest(name, FIELDS)} Give a field as the key, and its place in "
-        "the rows as the value."
+        f"columns: {name!r} is no field of a pair; {_nearest(name, NAMED_FIELDS)} Give a field as the key, and its "
+        "place in the rows as the value."
         for name in settings["columns"] or {}
-        if name not in FIELDS
+        if name not in NAMED_FIELDS
     ]
 
 

@@ -42,6 +42,11 @@ REASONS: dict[str, tuple[str, str]] = {
         "Change the rows to what the template takes: many want user and assistant in turn; if it refuses system "
         "messages, set system_messages: merge (into the user message) or system_messages: drop.",
     ),
+    "template_arguments": (
+        "tools or chat_template_kwargs cannot be given to the chat template",
+        "Write tools as a list of objects and chat_template_kwargs as an object, as {'enable_thinking': false}, or "
+        "either as JSON text; leave out keys that a row cannot set.",
+    ),
     "template_prefix": (
         "an answer does not fit behind the prompt with generation header",
         "For thinking models, use answers with the thinking part that the header begins, or without the one that it "
@@ -50,7 +55,8 @@ REASONS: dict[str, tuple[str, str]] = {
     ),
     "template_content": (
         "the chat template leaves out part of the answer",
-        "Use a template that writes answers whole, or answers without the part that it removes.",
+        "Set chat_template to one that writes answers whole (one for tool calls, where an answer has them), or use answers "
+        "without the part that it removes.",
     ),
     "template_end": ("the chat template ends this answer otherwise than others", "Make the roles and fields alike."),
 }
@@ -86,13 +92,15 @@ class DropReport:
     truncated_answers: int = 0
     one_sided_ends: int = 0  # pairs of which only one answer lost its end token
     longest: int = 0  # prompt + longer answer
+    ignored: dict[str, Dropped] = field(default_factory=dict)  # pairs kept without a part of the prompt, by the part
 
     def count(self, row: int, notes: Mapping[str, Any]) -> bool:
         """Count a tokenized row by what was noted of it; whether it is kept.
 
         Args:
             row: its index in the set.
-            notes: `reason` and `detail` of a dropped row; `cut` (of prompt, chosen, rejected) and `length` of a kept one.
+            notes: `reason` and `detail` of a dropped row; `cut` (of prompt, chosen, rejected), `length` and
+                `ignored` (a part of the prompt that the chat template does not write) of a kept one.
         """
         self.rows_read += 1
         if notes["reason"] is not None:
@@ -104,6 +112,8 @@ class DropReport:
         self.truncated_answers += chosen + rejected
         self.one_sided_ends += chosen != rejected
         self.longest = max(self.longest, notes["length"])
+        if part := notes.get("ignored"):
+            self.ignored.setdefault(part, Dropped(0, row, "")).count += 1
         return True
 
     def lines(self) -> list[str]:
@@ -114,6 +124,8 @@ class DropReport:
         ]
         for reason, dropped in self.dropped.items():
             lines.append(f"  dropped {dropped.count} ({reason}, first row {dropped.first_row}): {REASONS[reason][0]}")
+        for part, ignored in self.ignored.items():
+            lines.append(f"  kept {ignored.count} (first row {ignored.first_row}) without {part}")
         return lines
 
     def summary(self) -> str:

@@ -3,7 +3,6 @@
 A row that cannot be converted still gives a row, made such that tokenization drops it and counts it by its reason.
 """
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -16,21 +15,20 @@ from ..errors import SimPOError
 from ..log import get_logger
 from .drops import RowDropped
 from .messages import Message, split_common_messages
-from .sources import Rows
+from .places import MESSAGES, SAMPLE, Place, find_place, value_at
+from .sources import Rows, readable_rows
 
 logger = get_logger(__name__)
 
 # What is read of a row; every other column is left out, so that sources with different ones can be mixed.
 FIELDS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "margin")
 Format = Literal["pairs", "sharegpt", "alpaca", "hh_rlhf"]
-# Objects, so that a message keeps exactly the keys it has; a struct would give every message the keys of all.
-MESSAGES = List(Json())
+# What `columns` may name: `system` besides, which ShareGPT and Alpaca rows have.
+NAMED_FIELDS = (*FIELDS, "system")
 PAIR_OF_MESSAGES = {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES}
 
 # Part of the cache's key: raise it with every change of this file that changes converted rows.
-_CODE_VERSION = 1
-# Rows that show the types of data that states none.
-_SAMPLE = 100
+_CODE_VERSION = 2
 
 
 def to_pairs(rows: Rows, columns: Mapping[str, str] | None, row_format: Format | None, name: str) -> Rows:
@@ -44,33 +42,46 @@ def to_pairs(rows: Rows, columns: Mapping[str, str] | None, row_format: Format |
     Raises:
         SimPOError: a place in `columns` does not exist, or the rows lack a column that `row_format` needs.
     """
-    rows = typed(rows)
-    places = {field: _find_place(rows, path, field, name) for field, path in (columns or {}).items()}
+    rows = typed(rows, name)
+    places = {field: find_place(rows, path, field, name) for field, path in (columns or {}).items()}
     features = dict(rows.features) | {field: place.feature for field, place in places.items()}
-    found = row_format or _recognise(features)
+    found = row_format or _recognise(rows, features)
     if row_format is None and found != "pairs":
         logger.info(f"{name}: read as {found} rows. If they are not, set dataset_format: pairs.")
+    if found in _QUESTIONS:
+        features |= _name_question(places, features, _QUESTIONS[found])
+    elif "system" in places:
+        raise SimPOError(
+            f"{name}: `columns` names {'system'!r}, which {found} rows do not have. Set dataset_format: alpaca (texts) "
+            "or sharegpt (conversations), or remove it."
+        )
     shape = _SHAPES[found]
     if missing := [column for column in shape.needs(features) if column not in features]:
         raise SimPOError(
             f"{name}: {found} rows need the column {' and '.join(map(repr, missing))}; the columns are "
             f"{', '.join(map(repr, features))}. Set dataset_format to what they are, or name the place by `columns`."
         )
-    if found == "pairs" and not places:
+    if row_format is None and found == "pairs":
+        _refuse_hidden_prompt(features, name)
+    made = shape.features(features)
+    if _is_text(features.get("margin")):  # of a CSV file, where all columns are text
+        made["margin"] = Value("float64")
+    if found == "pairs" and not places and not made:
         return rows.select_columns([field for field in FIELDS if field in features])
-    wanted = {field: features[field] for field in FIELDS if field in features} | shape.features(features)
-    work = _Conversion(tuple((field, place.steps) for field, place in places.items()), found, tuple(wanted))
+    wanted = {field: features[field] for field in FIELDS if field in features} | made
+    work = _Conversion(tuple((field, place.steps) for field, place in places.items()), found, tuple(wanted), name)
     before = rows.column_names
     if isinstance(rows, IterableDataset):
         return rows.map(work, batched=True, remove_columns=before, features=Features(wanted))
     return rows.map(work, batched=True, remove_columns=before, features=Features(wanted), desc=f"Reading {name}")
 
 
-def typed(rows: Rows) -> Rows:
+def typed(rows: Rows, name: str) -> Rows:
     """The rows with known features: those of a stream that states none are taken from its first rows."""
     if isinstance(rows, Dataset) or rows.features is not None:
         return rows
-    return rows.cast(Dataset.from_list(list(rows.take(_SAMPLE)), on_mixed_types="use_json").features)
+    sample = list(readable_rows(rows.take(SAMPLE), name))
+    return rows.cast(Dataset.from_list(sample, on_mixed_types="use_json").features)
 
 
 def split_turns(chosen: list[Message], rejected: list[Message]) -> tuple[list, list, list]:
@@ -79,82 +90,6 @@ def split_turns(chosen: list[Message], rejected: list[Message]) -> tuple[list, l
         return split_common_messages(chosen, rejected)
     except RowDropped:
         return chosen[:-1], chosen[-1:], rejected[-1:]
-
-
-# --- Places in a row --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a field is found: a column and the keys and numbers that lead from there; and the type of what is there."""
-
-    steps: tuple[str, ...]
-    feature: Any
-
-
-def _find_place(rows: Rows, path: str, field: str, name: str) -> _Place:
-    """The place that `path` names; a column whose name has dots comes before a path of that spelling."""
-    features, parts = rows.features, path.split(".")
-    for end in range(len(parts), 0, -1):
-        if (column := ".".join(parts[:end])) in features:
-            return _follow(rows, [column, *parts[end:]], field, name)
-    raise _no_place(name, field, path, "there is no column", parts[0], list(features))
-
-
-def _follow(rows: Rows, steps: list[str], field: str, name: str) -> _Place:
-    feature = rows.features[steps[0]]
-    for depth, step in enumerate(steps[1:], start=1):
-        if isinstance(feature, Json):
-            return _Place(tuple(steps), _sampled_feature(rows, steps, field, name))
-        inside = feature if isinstance(feature, dict) else {}
-        if step in inside:
-            feature = inside[step]
-        elif isinstance(feature, List | LargeList) and step.isdecimal():
-            feature = feature.feature
-        else:
-            keys = list(inside) or (["0", "1", "..."] if isinstance(feature, List | LargeList) else [])
-            where = ".".join(steps[:depth])
-            raise _no_place(name, field, ".".join(steps), f"{where!r} has no", step, keys)
-    return _Place(tuple(steps), feature)
-
-
-def _sampled_feature(rows: Rows, steps: list[str], field: str, name: str) -> Any:
-    """The type of what stands at a place inside objects of any keys, from the first rows."""
-    sample = list(rows.with_format(None).take(_SAMPLE))
-    values = [value for row in sample if (value := _at(row, tuple(steps))) is not None]
-    if not values:
-        keys = sorted({key for row in sample for key in _keys_at(row, tuple(steps[:-1]))})
-        raise _no_place(name, field, ".".join(steps), f"the first {len(sample)} rows have no", steps[-1], keys)
-    for kind, feature in ((str, Value("string")), (int | float, Value("float64")), (list, MESSAGES)):
-        if all(isinstance(value, kind) for value in values):
-            return feature
-    return Json()
-
-
-def _keys_at(row: Any, steps: tuple[str, ...]) -> list[str]:
-    value = _at(row, steps)
-    return list(value) if isinstance(value, dict) else []
-
-
-def _at(value: Any, steps: tuple[str, ...]) -> Any:
-    """What stands at a place in a row; None where the row does not reach so far."""
-    for step in steps:
-        if isinstance(value, Mapping):
-            value = value.get(step)
-        elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
-            value = value[int(step)]
-        else:
-            return None
-    return value
-
-
-def _no_place(name: str, field: str, path: str, what: str, step: str, there: list[str]) -> SimPOError:
-    near = difflib.get_close_matches(step, there, n=1, cutoff=0.5)
-    hint = f" Is {near[0]!r} meant?" if near else ""
-    return SimPOError(
-        f"{name}: `columns` takes {field!r} from {path!r}, but {what} {step!r}; there is "
-        f"{', '.join(map(repr, there)) or 'nothing to name'}.{hint} Correct `columns`."
-    )
 
 
 # --- Conversion -------------------------------------------------------------------------------------------------------
@@ -167,6 +102,7 @@ class _Conversion:
     places: tuple[tuple[str, tuple[str, ...]], ...]
     row_format: Format
     wanted: tuple[str, ...]
+    name: str
     version: int = _CODE_VERSION
 
     def __call__(self, batch: Mapping[str, list]) -> dict[str, list]:
@@ -174,8 +110,10 @@ class _Conversion:
         convert = _SHAPES[self.row_format].convert
         for values in zip(*batch.values(), strict=True):
             row = dict(zip(batch, values, strict=True))
-            row |= {field: _at(row, steps) for field, steps in self.places} if self.places else {}
+            row |= {field: value_at(row, steps) if steps else None for field, steps in self.places}
             converted = convert(row)
+            if "margin" in self.wanted and isinstance(row["margin"], str):
+                converted["margin"] = _number(row["margin"], self.name)
             for field, column in columns.items():
                 column.append(converted.get(field))
         return columns
@@ -190,20 +128,75 @@ class _Shape:
     convert: Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def _recognise(features: Mapping[str, Any]) -> Format:
+def _number(text: str, name: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise SimPOError(
+            f"{name}: a row has the margin {text!r}; it must be a number, 0 or above. Correct the column, or remove or "
+            "rename it if it is not meant for the loss."
+        ) from None
+
+
+# The column of the question in rows that `columns` may name by `prompt`.
+_QUESTIONS: dict[str, str] = {"sharegpt": "conversations", "alpaca": "instruction"}
+# Columns beside two texts without `prompt` that are likely to hold it.
+_HIDDEN_PROMPTS = ("question", "instruction", "query", "input", "messages", "conversations", "history", "context")
+
+
+def _name_question(places: dict[str, Place], features: dict[str, Any], question: str) -> dict[str, Any]:
+    """Features of the question where it has another name: as `columns` says, or else, without it, of `prompt`."""
+    if "prompt" in places:
+        places[question] = places.pop("prompt")
+    elif question not in features and "prompt" in features:
+        places[question] = Place(("prompt",), features["prompt"])
+    else:
+        return {}
+    if places[question].steps == ("input",):  # which is then no addition to the question
+        places["input"] = Place((), Value("null"))
+    return {question: places[question].feature}
+
+
+def _refuse_hidden_prompt(features: Mapping[str, Any], name: str) -> None:
+    """Refuses texts whose prompt seems to be in a column of another name: they would be trained on without it."""
+    likely = [column for column in _HIDDEN_PROMPTS if column in features]
+    if "prompt" in features or not likely or not _is_text(features.get("chosen")):
+        return
+    column = likely[0]
+    if _is_text(features[column]):
+        change = f"Set `columns: {{prompt: {column}}}`, and dataset_format: alpaca to make conversations of them"
+        if "system" in features:
+            change += ", with the column 'system' as their system message; text pairs leave that out"
+    else:
+        place = "" if column == "conversations" else f", and `columns: {{prompt: {column}}}`,"
+        change = f"Set dataset_format: sharegpt{place} to make conversations of them"
+    raise SimPOError(
+        f"{name}: chosen and rejected are texts without a column 'prompt', and a column {column!r} is there, which "
+        f"seems to hold it. {change}. If the answers hold the prompt themselves, set dataset_format: pairs."
+    )
+
+
+def _recognise(rows: Rows, features: Mapping[str, Any]) -> Format:
     """How rows are written, from their columns. HH-RLHF's texts look like any other: they are read on request only."""
     if "prompt" in features:
         return "pairs"
-    if "conversations" in features and _is_from_value(features.get("chosen")):
+    if "conversations" in features and _is_one_turn(rows, features.get("chosen")):
         return "sharegpt"
     if "instruction" in features and (_is_text(features.get("chosen")) or _is_two_outputs(features)):
         return "alpaca"
     return "pairs"
 
 
-def _is_from_value(feature: Any) -> bool:
+def _is_one_turn(rows: Rows, feature: Any) -> bool:
+    """Whether answers are written as ShareGPT's turns, or each as one message; not as a whole conversation."""
     inside = feature.feature if isinstance(feature, List | LargeList) else feature
-    return isinstance(inside, Json) or (isinstance(inside, dict) and "from" in inside)
+    if isinstance(inside, dict):
+        return "from" in inside or ("role" in inside and inside is feature)
+    if not isinstance(inside, Json):
+        return False
+    values = [row["chosen"] for row in rows.with_format(None).take(SAMPLE) if row.get("chosen")]
+    turns = [turn for value in values for turn in _listed(value) if isinstance(turn, dict)]
+    return any("from" in turn for turn in turns) or (bool(turns) and all(isinstance(value, dict) for value in values))
 
 
 def _is_text(feature: Any) -> bool:
@@ -214,6 +207,16 @@ def _is_two_outputs(features: Mapping[str, Any]) -> bool:
     """LLaMA-Factory's older ranking rows: `output` is [chosen, rejected]."""
     output = features.get("output")
     return "chosen" not in features and isinstance(output, List | LargeList) and _is_text(output.feature)
+
+
+def _pair_features(features: Mapping[str, Any]) -> dict[str, Any]:
+    """Types of the fields that are converted: a single message becomes a list."""
+    made = {field: MESSAGES for field in PAIR_OF_MESSAGES if isinstance(features.get(field), dict)}
+    return made | {field: Json() for field in PAIR_OF_MESSAGES if isinstance(features.get(field), Json)}
+
+
+def _from_pair(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {field: [row[field]] for field in PAIR_OF_MESSAGES if isinstance(row.get(field), dict)}
 
 
 def _chat_features(features: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,11 +237,11 @@ _ROLES = {
 
 
 def _from_sharegpt(row: dict[str, Any]) -> dict[str, Any]:
-    turns = row.get("prompt", row.get("conversations"))
+    turns = row["conversations"]
     if turns is None:
         return row | {"prompt": None, "chosen": None, "rejected": None}
     answers = {
-        side: None if row[side] is None else [_message(turn) for turn in _listed(row[side])]
+        side: None if row[side] is None else [_message(turn) for turn in _answer(row[side])]
         for side in ("chosen", "rejected")
     }
     prompt = _with_system(row, [_message(turn) for turn in _listed(turns)])
@@ -249,8 +252,14 @@ def _listed(value: Any) -> list:
     return value if isinstance(value, list) else [value]
 
 
+def _answer(value: Any) -> list:
+    return [{"from": "gpt", "value": value}] if isinstance(value, str) else _listed(value)
+
+
 def _message(turn: Any) -> Message:
     """A `from`/`value` turn as a message; one that cannot be read has no role or no content, and its row is dropped."""
+    if isinstance(turn, dict) and "from" not in turn and "role" in turn:
+        return turn
     sender, value = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
     message: Message = {"role": _ROLES.get(str(sender)), "content": value}
     if sender != "function_call":
@@ -286,10 +295,17 @@ def _with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Messag
 
 
 def _tools_text(row: Mapping[str, Any]) -> str | None:
-    """The row's tools as JSON text, each as {"type": "function", "function": ...}, the form that templates take."""
-    tools = _parsed(row.get("tools") or None)
-    if not isinstance(tools, list):  # text that is no JSON is left to tokenization, which drops the row
-        return None if tools is None else tools if isinstance(tools, str) else json.dumps(tools)
+    """The row's tools as JSON text, each as {"type": "function", "function": ...}, the form that templates take.
+
+    What cannot be read is left as text that is no JSON, for which tokenization drops the row.
+    """
+    given = row.get("tools") or None
+    tools = _parsed(given)
+    if tools is None:
+        return None
+    tools = _listed(tools)
+    if not all(isinstance(tool, dict) for tool in tools):
+        return f"not a list of tools: {given}"
     wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
     return json.dumps(wrapped, ensure_ascii=False)
 
@@ -299,10 +315,10 @@ def _from_alpaca(row: dict[str, Any]) -> dict[str, Any]:
     if "chosen" not in row and isinstance(row.get("output"), list) and len(row["output"]) == 2:
         chosen, rejected = row["output"]
     prompt: list[Message] = []
-    for turn in row.get("history") or []:
+    for turn in _parsed(row.get("history") or None) or []:
         user, assistant = turn if isinstance(turn, list) and len(turn) == 2 else (None, None)
         prompt += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-    texts = (row.get("prompt", row.get("instruction")), row.get("input"))
+    texts = (row["instruction"], row.get("input"))
     query = [text for text in texts if isinstance(text, str) and text]
     messages = _with_system(row, [*prompt, {"role": "user", "content": "\n".join(query)}])
     return row | {
@@ -335,15 +351,15 @@ def _dialogue(text: str) -> list[Message]:
 
 
 _SHAPES: dict[str, _Shape] = {
-    "pairs": _Shape(lambda features: [], lambda features: {}, lambda row: row),
+    "pairs": _Shape(lambda features: [], _pair_features, _from_pair),
     "sharegpt": _Shape(
-        lambda features: ["prompt" if "prompt" in features else "conversations", "chosen", "rejected"],
+        lambda features: ["conversations", "chosen", "rejected"],
         _chat_features,
         _from_sharegpt,
     ),
     "alpaca": _Shape(
         lambda features: [
-            "prompt" if "prompt" in features else "instruction",
+            "instruction",
             *([] if _is_two_outputs(features) else ["chosen", "rejected"]),
         ],
         _chat_features,

@@ -3,11 +3,48 @@
 import json
 import os
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any, Literal
+
+from datasets import LargeList, List
+from transformers import PreTrainedTokenizerBase
 
 from .drops import RowDropped
 
 Message = dict[str, Any]
+
+# What `apply_chat_template` is given beside a row's arguments; a row that sets one would change what is scored.
+_SET_ELSEWHERE = {"messages", *signature(PreTrainedTokenizerBase.apply_chat_template).parameters} - {
+    "tools",
+    "documents",
+}
+
+
+def without_filled_keys(row: Mapping[str, Any], features: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A row with the keys that are its own: a struct column gives the objects of every row the keys of all, as None.
+
+    Objects of a JSON column keep their nulls. A message keeps its content, None or not.
+
+    Args:
+        features: the types of the columns; None where a stream does not know them: all objects are taken for structs.
+    """
+    own = {}
+    for column, value in row.items():
+        own[column] = _without_filled_keys(value, features.get(column) if features else None)
+        if isinstance(value, list) and column in ("prompt", "chosen", "rejected"):
+            for given, message in zip(value, own[column], strict=True):
+                if isinstance(given, dict) and "content" in given:
+                    message["content"] = given["content"]
+    return own
+
+
+def _without_filled_keys(value: Any, feature: Any) -> Any:
+    if isinstance(value, dict) and (feature is None or isinstance(feature, dict)):
+        kept = {key: inside for key, inside in value.items() if inside is not None}
+        return {key: _without_filled_keys(inside, feature and feature.get(key)) for key, inside in kept.items()}
+    if isinstance(value, list) and (feature is None or isinstance(feature, List | LargeList)):
+        return [_without_filled_keys(inside, feature and feature.feature) for inside in value]
+    return value
 
 
 def explicit_prompt(row: Mapping[str, Any]) -> tuple[Any, Any, Any]:
@@ -15,6 +52,7 @@ def explicit_prompt(row: Mapping[str, Any]) -> tuple[Any, Any, Any]:
 
     The prompt is implicit where the row has no `prompt` field, or has a string beside answers that are conversations
     (as UltraFeedback-binarized has): then both answers carry the whole conversation and what they share is the prompt.
+    Beside answers of one assistant message each, a string is what the user says.
 
     Raises:
         RowDropped: a field is missing or of the wrong type, or the answers are the same.
@@ -30,10 +68,16 @@ def explicit_prompt(row: Mapping[str, Any]) -> tuple[Any, Any, Any]:
             return row["prompt"], chosen, rejected
     elif kinds == {list}:
         if isinstance(row.get("prompt", ""), str):
+            if row.get("prompt", "").strip() and _only_answers(chosen) and _only_answers(rejected):
+                return [{"role": "user", "content": row["prompt"]}], chosen, rejected
             return split_common_messages(chosen, rejected)
         if isinstance(row["prompt"], list):
             return row["prompt"], chosen, rejected
     raise RowDropped("wrong_type", ", ".join(f"{field}: {type(value).__name__}" for field, value in row.items()))
+
+
+def _only_answers(messages: list[Message]) -> bool:
+    return len(messages) == 1 and isinstance(messages[0], dict) and messages[0].get("role") == "assistant"
 
 
 def split_common_messages(chosen: list[Message], rejected: list[Message]) -> tuple[list, list, list]:
@@ -118,17 +162,32 @@ def settle_system_messages(
 
 
 def row_template_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the template that a row brings: its `tools` (a list, or JSON text) and `chat_template_kwargs`."""
-    tools = row.get("tools")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except json.JSONDecodeError as error:
-            raise RowDropped("template_error", f"its tools are not valid JSON: {error}") from error
+    """Arguments of the template that a row brings: `tools` and `chat_template_kwargs`, each of them also as JSON text.
+
+    Raises:
+        RowDropped: one of them is not what it should be, or sets what is not the row's to set.
+    """
+    tools = _given(row, "tools", list)
     # A column stores the union of all rows' keys; those that a row does not have come back as None.
-    given = {key: value for key, value in (row.get("chat_template_kwargs") or {}).items() if value is not None}
+    own = _given(row, "chat_template_kwargs", dict) or {}
+    given = {key: value for key, value in own.items() if value is not None}
+    if taken := sorted(_SET_ELSEWHERE & given.keys()):
+        raise RowDropped("template_arguments", f"chat_template_kwargs has {taken[0]!r}, which a row cannot set")
     # `tools=[]` makes some templates write the boilerplate of tool use.
     return {"tools": tools, **given} if tools else given
+
+
+def _given(row: Mapping[str, Any], column: str, kind: type) -> Any:
+    """What a row has in a column of template arguments; None for what is empty or blank."""
+    value = row.get(column)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except json.JSONDecodeError as error:
+            raise RowDropped("template_arguments", f"its {column} are not valid JSON: {error}") from error
+    if value and not isinstance(value, kind):
+        raise RowDropped("template_arguments", f"its {column} are {shorten(repr(value))}")
+    return value or None
 
 
 def shorten(text: str) -> str:

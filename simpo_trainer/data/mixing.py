@@ -12,8 +12,9 @@ from datasets import Features, IterableDataset, Json, LargeList, List, Value, co
 
 from ..errors import SimPOError
 from .drops import RowDropped
-from .formats import FIELDS, MESSAGES, split_turns
+from .formats import FIELDS, split_turns
 from .messages import explicit_prompt
+from .places import MESSAGES
 from .sources import Rows
 
 # Part of the cache's key: raise it with every change of this file that changes rows.

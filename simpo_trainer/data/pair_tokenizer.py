@@ -9,10 +9,19 @@ from datasets import Features
 from transformers import PreTrainedTokenizerBase
 
 from .drops import RowDropped
-from .messages import Message, check_messages, explicit_prompt, row_template_kwargs, settle_system_messages
+from .messages import (
+    Message,
+    check_messages,
+    explicit_prompt,
+    row_template_kwargs,
+    settle_system_messages,
+    without_filled_keys,
+)
 from .templates import PairTexts, TurnEnd, render_conversation
 
 TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+# Characters behind which a text may be tokenized as if it went on from another.
+_ANCHORS = "\n.a0"
 
 
 @dataclass(frozen=True)
@@ -21,6 +30,7 @@ class PairTokenizer:
 
     `turn_end` is None where no row is a conversation; `prefix_ids` are the special tokens that the tokenizer puts in
     front of plain text, usually BOS; `opening` are messages in front of each conversation without a system message.
+    `inputs` are the types of the rows' columns, None where a stream does not know them.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -33,6 +43,7 @@ class PairTokenizer:
     truncation_mode: Literal["keep_end", "keep_start"]
     system_messages: Literal["keep", "merge", "drop"]
     opening: list[Message]
+    inputs: Mapping[str, Any] | None
 
     def __call__(self, batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
         """The columns of `features` for a batch; a dropped row has no ids and a reason."""
@@ -43,7 +54,7 @@ class PairTokenizer:
         for index, row, outcome in zip(indices, rows, texts, strict=True):
             if isinstance(outcome, PairTexts):
                 done = caught(self._finish, *next(pairs), isinstance(row["chosen"], list))
-                outcome = done if isinstance(done, RowDropped) else {**done, "second": outcome.second or None}
+                outcome = done if isinstance(done, RowDropped) else {**done, **_notes(outcome)}
             if isinstance(outcome, RowDropped):
                 outcome = {**dict.fromkeys(TOKEN_COLUMNS, []), "reason": outcome.reason, "detail": outcome.detail}
             outcome |= {"row": index, "margin": row.get("margin")}
@@ -52,6 +63,7 @@ class PairTokenizer:
         return columns
 
     def _texts(self, row: Mapping[str, Any]) -> PairTexts:
+        row = without_filled_keys(row, self.inputs)
         prompt, chosen, rejected = explicit_prompt(row)
         if isinstance(chosen, list):
             if self.turn_end is None:  # possible in a stream, which is judged by its first row
@@ -63,7 +75,7 @@ class PairTokenizer:
                 self.turn_end,
                 (prompt, chosen, rejected),
                 row_template_kwargs(row),
-                with_bare=self.truncation_mode == "keep_start",
+                with_header=self.truncation_mode == "keep_start",
             )
         if not chosen.strip() or not rejected.strip():
             raise RowDropped("empty_answer")
@@ -85,11 +97,11 @@ class PairTokenizer:
         return zip(whole, chosen, rejected, self._header_lengths(pairs, whole), strict=True)
 
     def _header_lengths(self, pairs: list[PairTexts], prompt_ids: list[list[int]]) -> list[int]:
-        """Tokens of each prompt's generation header: those behind what it shares with the prompt without one."""
+        """Tokens of each prompt that hold what stands behind its last message's text."""
         if self.truncation_mode == "keep_end":
             return [0] * len(pairs)  # the header is at the end and never cut
-        bares = encode_texts(self.tokenizer, [pair.prompt if pair.bare is None else pair.bare for pair in pairs])
-        return [len(ids) - len(os.path.commonprefix([ids, bare])) for ids, bare in zip(prompt_ids, bares, strict=True)]
+        starts = encode_texts(self.tokenizer, [pair.prompt[: len(pair.prompt) - len(pair.header)] for pair in pairs])
+        return [len(ids) - len(os.path.commonprefix([ids, own])) for ids, own in zip(prompt_ids, starts, strict=True)]
 
     def _encode_answers(self, prompt_ids: list[list[int]], prompts: list[str], answers: list[str]) -> list[list[int]]:
         """Ids of the answers behind their prompts.
@@ -155,6 +167,11 @@ def caught(function: Any, *args: Any) -> Any:
         return dropped
 
 
+def _notes(texts: PairTexts) -> dict[str, str | None]:
+    """What the report should say of a pair that is kept."""
+    return {"second": texts.second or None, "ignored": texts.ignored or None}
+
+
 def pair_length(prompt_ids: list[int], chosen_ids: list[int], rejected_ids: list[int]) -> int:
     return len(prompt_ids) + max(len(chosen_ids), len(rejected_ids))
 
@@ -216,9 +233,27 @@ def _splitting_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _encode_continuations(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Ids of texts that go on from others: behind a special token, so that no space is put before their first word."""
-    anchor = next(iter(_splitting_tokens(tokenizer)), "")
-    return [ids[bool(anchor) :] for ids in encode_texts(tokenizer, [anchor + text for text in texts])]
+    """Ids of texts that go on from others, with no space put before their first word.
+
+    Each is tokenized behind an anchor: a special token or, where a space is put even there, an ordinary character. An
+    anchor will do with which no token merges, and behind which the ids say the text and nothing else.
+    """
+    special = _splitting_tokens(tokenizer)[:1]
+    found: dict[int, list[int]] = {}
+    unproven: dict[int, list[int]] = {}  # of a text that no ids say, as one with a letter that the tokenizer lacks
+    for anchor in [*special, *_ANCHORS]:
+        start = encode_texts(tokenizer, [anchor])[0]
+        left = [i for i in range(len(texts)) if i not in found]
+        for i, ids in zip(left, encode_texts(tokenizer, [anchor + texts[i] for i in left]), strict=True):
+            if ids[: len(start)] == start:
+                said = _said(tokenizer, ids) == _said(tokenizer, start) + texts[i]
+                (found if said else unproven)[i] = ids[len(start) :]
+    alone = encode_texts(tokenizer, [] if len(found | unproven) == len(texts) else texts)
+    return [found[i] if i in found else unproven[i] if i in unproven else alone[i] for i in range(len(texts))]
+
+
+def _said(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
 def prefix_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

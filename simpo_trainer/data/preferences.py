@@ -14,7 +14,7 @@ from ..log import get_logger
 from .data_config import DataConfig, data_problems, split_use
 from .formats import to_pairs
 from .mixing import carve_test, concatenate, rows_of_fraction, rows_of_shares
-from .sources import Rows, Source, load_splits, pick_split
+from .sources import Rows, Source, load_splits, pick_split, readable_rows
 
 logger = get_logger(__name__)
 
@@ -210,7 +210,9 @@ def _first_rows(picked: list[Rows], parts: list[_Part], names: list[str], are_sh
 
 def _whole(rows: Rows) -> Dataset:
     """A set that is evaluated on is read before training, in a stream too."""
-    return rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows), features=rows.features)
+    if isinstance(rows, Dataset):
+        return rows
+    return Dataset.from_list(list(readable_rows(rows, "The evaluation set")), features=rows.features)
 
 
 # --- What pairs must hold ---------------------------------------------------------------------------------------------

@@ -3,20 +3,30 @@
 import difflib
 import json
 import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import pyarrow as pa
 from datasets import (
     Dataset,
     DatasetDict,
+    Features,
     IterableDataset,
     IterableDatasetDict,
+    Json,
+    LargeList,
+    List,
     ReadInstruction,
+    Value,
     concatenate_datasets,
     load_dataset,
     load_from_disk,
 )
+from datasets.exceptions import DatasetGenerationError
+from datasets.table import CastError
 
 from ..errors import SimPOError
 
@@ -72,10 +82,28 @@ def pick_split(splits: dict[str, Rows], split: str, source: Source, key: str) ->
     if isinstance(found, Dataset):
         is_empty = len(found) == 0
     else:
-        is_empty = next(iter(found), None) is None
+        is_empty = next(readable_rows(found, f"Split {split!r} of {source.name}"), None) is None
     if is_empty:
         raise SimPOError(f"Split {split!r} of {source.name} has no rows; a set needs at least one preference pair.")
     return found
+
+
+def readable_rows(rows: Iterable[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
+    """The rows of a stream, with an error that says what to do where one cannot be read.
+
+    Raises:
+        SimPOError: what is in the files has not the types of their beginning, or they are broken.
+    """
+    try:
+        yield from rows
+    except (pa.ArrowInvalid, ValueError, TypeError) as error:  # the second is what a failed cast of a table is
+        if not (isinstance(error, pa.ArrowInvalid) or str(error).startswith("Couldn't cast")):
+            raise
+        raise SimPOError(
+            f"{name}: a row cannot be read ({_first_line(error)}). The types of a stream are those of the first rows "
+            "of its files. Remove streaming, which looks at whole files and names a broken line; or write the column "
+            "the same way everywhere, with every key that occurs in the first row."
+        ) from error
 
 
 def _slice_split(splits: dict[str, Rows], split: str, source: Source, key: str) -> Rows:
@@ -101,15 +129,17 @@ def _slice_split(splits: dict[str, Rows], split: str, source: Source, key: str) 
 def _load_named(source: Source, path: Path, streaming: bool) -> dict[str, Rows]:
     """A dataset of the Hub, or a local one whose files are named."""
     try:
-        return _as_splits(
-            load_dataset(
-                str(path) if path.exists() else source.name,
-                source.config,
-                data_dir=source.data_dir,
-                data_files=source.data_files,
-                streaming=streaming,
-            )
+        return _read(
+            str(path) if path.exists() else source.name,
+            source.config,
+            data_dir=source.data_dir,
+            data_files=source.data_files,
+            streaming=streaming,
         )
+    except DatasetGenerationError as error:
+        raise SimPOError(
+            f"{source.name!r} cannot be read: {_first_line(error)}. Repair it or write it again."
+        ) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise SimPOError(
             f"{source.name!r} is neither a file or folder here nor a dataset that could be read from the Hub "
@@ -131,7 +161,7 @@ def _load_file(path: Path, source: Source, streaming: bool) -> dict[str, Rows]:
         )
     _refuse_empty(path)
     try:
-        return _readable(_as_splits(load_dataset(loader, data_files=str(path.resolve()), streaming=streaming)))
+        return _readable(_read(loader, data_files=str(path.resolve()), streaming=streaming))
     except Exception as error:  # each loader fails in its own ways, none of which names the line
         raise SimPOError(_why_unreadable(path, error)) from error
 
@@ -156,10 +186,97 @@ def _load_folder(path: Path, source: Source, streaming: bool) -> dict[str, Rows]
     for file in files:
         _refuse_empty(file)
     try:
-        return _readable(_as_splits(load_dataset(str(path.resolve()), source.config, streaming=streaming)))
+        return _readable(_read(str(path.resolve()), source.config, streaming=streaming))
     except Exception as error:  # as above; the first file found broken is the one to name
         broken = (why for file in files if (why := _broken_text(file)))
-        raise SimPOError(next(broken, f"{path} cannot be read: {_first_line(error)}.")) from error
+        why = next(broken, None) or _unlike_files(files) or f"{path} cannot be read: {_first_line(error)}."
+        raise SimPOError(why) from error
+
+
+# Bytes of a JSON file, or rows of a CSV, that are read at once where the types of the beginning do not hold.
+_WHOLE = 1 << 30
+
+
+def _read(where: str, config: str | None = None, *, streaming: bool, **options: Any) -> dict[str, Rows]:
+    """`load_dataset`, with the types that its loaders guess put right: those of the rows, and text as it is written."""
+    read = partial(load_dataset, where, config, streaming=streaming, **options)
+    try:
+        splits = _as_splits(read())
+    except DatasetGenerationError as error:
+        read = partial(read, chunksize=_WHOLE)  # the guess is made on the first 10 MB
+        try:
+            splits = _as_splits(read())
+        except Exception:  # still broken, or files that are not read in chunks
+            raise error from error.__cause__
+    rows = next(iter(splits.values()))
+    if rows.builder_name == "csv":
+        # All text: an answer may be "NA" or "5". A margin is made a number when pairs are.
+        names = rows.column_names or list(next(iter(rows), {}))
+        texts = Features({name: Value("string") for name in names})
+        return _as_splits(read(features=texts, keep_default_na=False)) if names else splits
+    return _undated(splits, rows, read) if rows.builder_name == "json" else splits
+
+
+def _undated(splits: dict[str, Rows], rows: Rows, read: Callable[..., Any]) -> dict[str, Rows]:
+    """The splits, read again where the loader took texts for points in time, as it does if all look like 2020-01-31."""
+    features = rows.features
+    if features is None:  # the stream of a JSON array
+        features = Dataset.from_list(list(rows.take(100)), on_mixed_types="use_json").features
+    undated = Features({name: _without_dates(feature) for name, feature in features.items()})
+    if undated == features:
+        return splits
+    texts = Features(
+        {name: Value("string") if _is_date(features[name]) else feature for name, feature in undated.items()}
+    )
+    found = _as_splits(read(features=undated))
+    return {split: again.map(_unchanged, batched=True, features=texts) for split, again in found.items()}
+
+
+def _unchanged(batch: Mapping[str, list]) -> dict[str, list]:
+    return dict(batch.items())  # read out of their encoding as objects
+
+
+def _is_date(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype.startswith(("timestamp", "date", "time"))
+
+
+def _without_dates(feature: Any) -> Any:
+    if isinstance(feature, dict):
+        return {key: _without_dates(inside) for key, inside in feature.items()}
+    if isinstance(feature, List | LargeList):
+        return type(feature)(_without_dates(feature.feature))
+    return Json() if _is_date(feature) else feature
+
+
+def _unlike_files(files: list[Path]) -> str | None:
+    """Names the first column that JSON Lines files write differently; None if there is none."""
+    first: dict[str, tuple[str, Path]] = {}
+    for file in files:
+        if file.suffix.lower() != ".jsonl":
+            continue
+        kinds: dict[str, set[str]] = {}
+        with file.open(encoding="utf-8-sig") as lines:
+            for row in (json.loads(line) for line in lines if line.strip()):
+                for column, value in row.items():
+                    kinds.setdefault(column, set()).update(_kinds(value))
+        for column, found in kinds.items():
+            what = " and ".join(sorted(found)) or "nothing"
+            before, other = first.setdefault(column, (what, file))
+            if found and what != before:
+                return (
+                    f"Column {column!r} holds {before} in {other} and {what} in {file.name}. Write both the same way, "
+                    "or put the rows into one file."
+                )
+    return None
+
+
+def _kinds(value: Any) -> set[str]:
+    if isinstance(value, list):
+        return {"a list", *(f"{kind} in a list" for item in value for kind in _kinds(item))}
+    if isinstance(value, dict):
+        return {f"objects with the keys {', '.join(sorted(value))}"}
+    names = {str: "text", bool: "true or false", int: "whole numbers", float: "numbers with a fraction"}
+    return {names[type(value)]} if value is not None else set()
 
 
 def _as_splits(loaded: Dataset | DatasetDict | IterableDataset | IterableDatasetDict) -> dict[str, Rows]:
@@ -249,5 +366,5 @@ def _first_line(error: BaseException) -> str:
     """The most telling line of an error: that of its cause, where a loader wrapped it."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = str(error).strip()
+    text = error.details() if isinstance(error, CastError) else str(error).strip()
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__

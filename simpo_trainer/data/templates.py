@@ -37,15 +37,17 @@ class TurnEnd:
 class PairTexts:
     """One pair as texts; an answer's text goes on where the prompt's ends.
 
-    `bare` is the prompt without its generation header, None where nobody asked for it. `second` says why an answer got
-    the second rendering; "" where none did.
+    `header` is the end of the prompt, from its last message's text on; "" where nobody asked for it. `second` says why
+    an answer got the second rendering, `ignored` what of the prompt the template does not write; "" where there is
+    nothing to say.
     """
 
     prompt: str
     chosen: str
     rejected: str
-    bare: str | None = None
+    header: str = ""
     second: str = ""
+    ignored: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,13 @@ class _Template:
         assert isinstance(text, str)
         return text
 
+    def renders_as(self, text: str, messages: list[Message], generation_header: bool) -> bool:
+        """Whether these messages give that text; not where the template fails on them."""
+        try:
+            return self.render(messages, generation_header) == text
+        except _TEMPLATE_FAILURES:
+            return False
+
 
 @dataclass(frozen=True)
 class _Prompt:
@@ -72,6 +81,8 @@ class _Prompt:
 
 
 _QUESTION, _ANSWER = "question", "sentinel"
+# Keys of a message that hold part of what it says; others (an id, a score) are the template's to read or not.
+_SPOKEN = ("tool_calls", "function_call", "tool_plan", "reasoning_content", "reasoning", "thinking")
 # Some templates of thinking models keep the prompt only in front of an answer that holds its thinking.
 _PROBE_ANSWERS = {
     "all answers": _ANSWER,
@@ -101,7 +112,8 @@ def probe_template(
         opening: messages that are put in front of every conversation.
 
     Raises:
-        SimPOError: there is no template, or it fails, loses the answer, or neither rendering is sound with it.
+        SimPOError: there is no template, or it fails, loses the answer, ends it with a token that the tokenizer does not
+            have, or neither rendering is sound with it.
     """
     if not tokenizer.chat_template:
         raise SimPOError(
@@ -150,6 +162,7 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase, suffix: str, continued: str) -
     # Whitespace can be an added token too (Gemma's "\n"), but ends no turn.
     present = sorted((token for token in added if token.strip() and token in suffix), key=len, reverse=True)
     if not present:
+        _check_blank(tokenizer, suffix.strip())
         return TurnEnd(tokenizer.eos_token_id, "", "")
     matches = list(re.finditer("|".join(map(re.escape, present)), suffix))
     run = matches[:1]
@@ -159,6 +172,17 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase, suffix: str, continued: str) -
         run.append(match)
     end = next((match for match in reversed(run) if continued.startswith(suffix[: match.end()])), run[0])
     return TurnEnd(added[end.group()], end.group(), suffix[end.end() :])
+
+
+def _check_blank(tokenizer: PreTrainedTokenizerBase, end: str) -> None:
+    """Refuses a text behind answers that is no token: its letters would be trained as the end of every answer."""
+    if not end or tokenizer.convert_tokens_to_ids(end) not in (None, tokenizer.unk_token_id):
+        return
+    raise SimPOError(
+        f"The chat template ends a turn with {shorten(end)!r}, for which this tokenizer has no token; it would be trained "
+        "letter by letter. Set chat_template to one that ends turns with a token of this tokenizer, or add the token to "
+        "the tokenizer and the model."
+    )
 
 
 def _failure_message(error: Exception, opening: list[Message]) -> str:
@@ -200,7 +224,7 @@ def _good_for(template: _Template, opening: list[Message]) -> str:
     for kind, answer in _PROBE_ANSWERS.items():
         try:
             _probe(template, opening, answer)
-        except (RowDropped, *_TEMPLATE_FAILURES):
+        except (RowDropped, SimPOError, *_TEMPLATE_FAILURES):
             continue
         return kind
     return ""
@@ -215,7 +239,7 @@ def render_conversation(
     messages: tuple[list[Message], list[Message], list[Message]],
     template_kwargs: Mapping[str, Any],
     *,
-    with_bare: bool = False,
+    with_header: bool = False,
 ) -> PairTexts:
     """The texts of a conversational pair: prompt with generation header, and both answers up to their end token.
 
@@ -223,7 +247,7 @@ def render_conversation(
         turn_end: what `probe_template` found.
         messages: prompt, chosen and rejected.
         template_kwargs: further arguments of the template, `tools` among them.
-        with_bare: whether the prompt is also wanted without its generation header.
+        with_header: whether it is wanted where the prompt's last message ends.
 
     Raises:
         RowDropped: the template fails on this content, loses part of an answer, or neither rendering is sound.
@@ -235,10 +259,11 @@ def render_conversation(
         (chosen, why_chosen), (rejected, why_rejected) = (
             _answer_text(template, turn_end, prompt, answer[0]) for answer in answers
         )
-        bare = template.render(prompt_messages, False) if with_bare else None
+        header = _header(template, prompt) if with_header else ""
+        ignored = _ignored(template, prompt)
     except _TEMPLATE_FAILURES as error:
         raise RowDropped("template_error", shorten(str(error))) from error
-    return PairTexts(prompt.text, chosen, rejected, bare, why_chosen or why_rejected)
+    return PairTexts(prompt.text, chosen, rejected, header, why_chosen or why_rejected, ignored)
 
 
 def _answer_text(template: _Template, turn_end: TurnEnd, prompt: _Prompt, answer: Message) -> tuple[str, str]:
@@ -255,6 +280,14 @@ def _answer_text(template: _Template, turn_end: TurnEnd, prompt: _Prompt, answer
     if _thinking_pushed_out(text, content):
         why = f"it closes the thinking part of its header in front of the answer's own: {shorten(text)!r}"
         return _second_rendering(template, turn_end, prompt, answer, why), why
+    begins = _THINK_TAG.match(text.lstrip())
+    if begins and not begins[2] and _ends_thinking(_header(template, prompt)):
+        raise RowDropped(
+            "template_prefix", f"the header ends the thinking part with which the answer begins: {shorten(text)!r}"
+        )
+    for key in _SPOKEN:
+        if answer.get(key) and template.renders_as(full, [*prompt.messages, _without(answer, key)], False):
+            raise RowDropped("template_content", f"it does not write the answer's {key!r}")
     if not text.endswith(turn_end.token + turn_end.tail):
         raise RowDropped("template_end", f"it ends in {text[-40:]!r}")
     text = text[: len(text) - len(turn_end.tail)]
@@ -282,9 +315,43 @@ def _second_rendering(template: _Template, turn_end: TurnEnd, prompt: _Prompt, a
         raise RowDropped("template_prefix", f"only the template can write the answer's {further[0]!r}; {why}")
     if prompt.text == template.render(prompt.messages, False):
         raise RowDropped("template_prefix", f"the template writes no generation header; {why}")
-    # What stands behind the last message's text: a thinking tag inside a message is no header.
-    header = prompt.text.rpartition((prompt.messages[-1].get("content") or "").strip() or "\0")[2]
-    return _behind_header(header, answer["content"], why) + turn_end.token
+    return _behind_header(_header(template, prompt), answer["content"], why) + turn_end.token
+
+
+def _header(template: _Template, prompt: _Prompt) -> str:
+    """What a prompt holds behind its last message's text; a thinking tag inside a message is no header."""
+    try:
+        marked = template.render([*prompt.messages[:-1], {**prompt.messages[-1], "content": _ANSWER}], True)
+    except _TEMPLATE_FAILURES:  # it asks more of a content than to be text
+        marked = ""
+    _, found, header = marked.rpartition(_ANSWER)
+    if found and prompt.text.endswith(header):
+        return header
+    bare = template.render(prompt.messages, False)
+    return prompt.text[len(os.path.commonprefix([prompt.text, bare])) :]
+
+
+def _ignored(template: _Template, prompt: _Prompt) -> str:
+    """What the template leaves out of a prompt that has it: `tools`, the tool calls of its messages."""
+    ignored = []
+    if template.kwargs.get("tools"):
+        toolless = _Template(template.tokenizer, _without(template.kwargs, "tools"))
+        if toolless.renders_as(prompt.text, prompt.messages, True):
+            ignored.append("the tools")
+    if any(message.get("tool_calls") for message in prompt.messages):
+        if template.renders_as(prompt.text, [_without(message, "tool_calls") for message in prompt.messages], True):
+            ignored.append("the tool calls of the prompt")
+    return " and ".join(ignored)
+
+
+def _without(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in mapping.items() if name != key}
+
+
+def _ends_thinking(header: str) -> bool:
+    """Whether the last thinking tag of a generation header is a closing one."""
+    tags = list(_THINK_TAG.finditer(header))
+    return bool(tags) and tags[-1][2] == "/"
 
 
 def _behind_header(header: str, content: str, why: str) -> str:

@@ -44,7 +44,7 @@ def token_set(dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, args:
     if not len(dataset):
         raise SimPOError(f"The {name} set has no rows; it needs at least one preference pair.")
     if isinstance(dataset, list):
-        dataset = Dataset.from_list(dataset)
+        dataset = Dataset.from_list(dataset, on_mixed_types="use_json")  # a message keeps the keys it has
     if set(getattr(dataset, "column_names", None) or dataset[0]) >= set(TOKEN_COLUMNS):
         return TokenSet(dataset, check_token_rows(dataset, args.max_length, name))
     with args.main_process_first(desc=f"tokenizing the {name} set"):

@@ -7,8 +7,9 @@ never by the value of an id: a padding token may well be the end token too.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from datetime import date
 from textwrap import indent
 from typing import Any, Literal
 
@@ -19,16 +20,17 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import SimPOError
 from ..log import get_logger
 from .drops import DropReport, RowDropped
-from .messages import Message, row_template_kwargs
+from .messages import Message, explicit_prompt, row_template_kwargs, without_filled_keys
 from .pair_tokenizer import TOKEN_COLUMNS, PairTokenizer, caught, pair_length, prefix_ids
 from .preferences import check_columns, check_margins
+from .sources import readable_rows
 from .templates import TurnEnd, probe_template
 
 logger = get_logger(__name__)
 
 # Part of the cache's key: raise it with every change of this file, pair_tokenizer.py, messages.py or templates.py that
 # changes token ids.
-CODE_VERSION = 2
+CODE_VERSION = 3
 
 _INPUT_COLUMNS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "margin")
 # What the cached rows say beside their ids; read for the report, then removed.
@@ -39,11 +41,14 @@ _NOTES = Features(
         "detail": Value("string"),
         "cut": List(Value("bool")),  # of prompt, chosen and rejected
         "second": Value("string"),  # why an answer got the second rendering
+        "ignored": Value("string"),  # what of the prompt the chat template does not write
     }
 )
 _FEATURES = Features({"row": Value("int64"), **{name: List(Value("int32")) for name in TOKEN_COLUMNS}, **_NOTES})
 # Columns without a `prompt` beside them that suggest that the prompt is not implicit but called otherwise.
 _PROMPT_LIKE = {"question", "instruction", "query", "input"}
+# Rows of a set, from all parts of it, whose implicit prompts are looked at before the work starts.
+_SAMPLE = 1000
 
 
 def tokenize_preferences(
@@ -98,7 +103,9 @@ def tokenize_preferences(
         auto_insert_empty_system_msg=auto_insert_empty_system_msg,
         has_margin="margin" in dataset.column_names,
     )
-    _warn(dataset, work, name)
+    _warn(dataset.column_names, work, name)
+    sample = dataset.with_format(None).select(range(0, len(dataset), -(-len(dataset) // _SAMPLE)))
+    _check_implicit_prompts(sample, work, name)
     if os.environ.get("RANK", "0") != "0":
         datasets.disable_progress_bars()
     inputs = dataset.with_format(None).select_columns([c for c in _INPUT_COLUMNS if c in dataset.column_names])
@@ -122,6 +129,8 @@ def tokenize_preferences(
             f"behind the prompt of inference (first row {second[0]}: {tokenized[second[0]]['second']}). There the "
             "answer's own text, and the token that ends it, are trained behind the generation header instead."
         )
+    if report.ignored:
+        logger.warning(ignored_parts(name, report))
     if report.one_sided_ends:
         logger.warning(
             f"{name}: in {report.one_sided_ends} pairs only one answer was cut and lost its end token, so the two differ "
@@ -141,6 +150,17 @@ def second_rendering(where: str, row: int, notes: Mapping[str, Any]) -> str:
     )
 
 
+def ignored_parts(name: str, report: DropReport) -> str:
+    """What to say of pairs whose prompts the chat template does not write whole."""
+    parts = ", ".join(
+        f"{part} of {found.count} pairs (first row {found.first_row})" for part, found in report.ignored.items()
+    )
+    return (
+        f"{name}: the chat template does not write {parts}; these pairs are trained without. Set chat_template to one for "
+        "tools, and use it at inference too."
+    )
+
+
 def tokenize_stream(
     dataset: IterableDataset, tokenizer: PreTrainedTokenizerBase, *, name: str = "train", **settings: Any
 ) -> IterableDataset:
@@ -155,13 +175,15 @@ def tokenize_stream(
     Raises:
         SimPOError: columns are not usable, or the chat template is missing or broken.
     """
-    first = next(iter(dataset), None)
+    first = next(readable_rows(dataset, name), None)
     if first is None:
         raise SimPOError(f"{name}: the stream has no rows; it needs preference pairs.")
     if first.keys() >= set(TOKEN_COLUMNS):
         return dataset
     check_columns(list(first), name)
     work = _pair_tokenizer(dataset.take(1), tokenizer, **settings, has_margin="margin" in first)
+    _warn(list(first), work, name)
+    _check_implicit_prompts(dataset.take(100), work, name)
     inputs = dataset.select_columns([column for column in _INPUT_COLUMNS if column in first])
     return inputs.map(
         work,
@@ -238,6 +260,8 @@ def _fingerprint(dataset: Dataset, work: PairTokenizer) -> str:
         work.prefix_ids,
         [work.max_length, work.max_prompt_length, work.truncate, work.truncation_mode],
         [work.system_messages, work.opening],
+        # A template may write the date.
+        date.today().isoformat() if work.turn_end and "strftime_now" in str(tokenizer.chat_template) else None,
     ]
     return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
@@ -270,6 +294,7 @@ def _pair_tokenizer(
         truncation_mode=truncation_mode,
         system_messages=system_messages,
         opening=opening,
+        inputs=dataset.features,
         **lengths,
     )
 
@@ -282,22 +307,50 @@ def _find_turn_end(
         return None
     for row in dataset.with_format(None):
         if isinstance(row["chosen"], list):
-            template_kwargs = caught(row_template_kwargs, row)
+            template_kwargs = caught(row_template_kwargs, without_filled_keys(row, dataset.features))
             given = {} if isinstance(template_kwargs, RowDropped) else template_kwargs
             return probe_template(tokenizer, given, opening)
     return None
 
 
-def _warn(dataset: Dataset, work: PairTokenizer, name: str) -> None:
+def _warn(columns: list[str], work: PairTokenizer, name: str) -> None:
     """What the user should know before the work starts."""
     if (work.turn_end.token_id if work.turn_end else work.tokenizer.eos_token_id) is None:
         logger.warning(f"{name}: the tokenizer has no EOS token, so answers are trained without an end.")
-    if "prompt" not in dataset.column_names and work.turn_end is None:
-        if like := sorted(_PROMPT_LIKE & set(dataset.column_names)):
+    if work.turn_end is not None:
+        return
+    if "prompt" not in columns:
+        if like := sorted(_PROMPT_LIKE & set(columns)):
             logger.warning(
                 f"{name}: without a column 'prompt', what chosen and rejected have in common is taken for the prompt; "
                 f"if column {like[0]!r} holds it, rename that to 'prompt'."
             )
+    elif work.tokenizer.chat_template:
+        logger.info(
+            f"{name}: trained as text, without the chat template; `dataset_format: alpaca` makes conversations of them."
+        )
+
+
+def _check_implicit_prompts(rows: Iterable[dict[str, Any]], work: PairTokenizer, name: str) -> None:
+    """Refuses texts without a prompt that have no beginning in common: they would be trained on without a question.
+
+    Raises:
+        SimPOError: more than half of the rows have an empty prompt.
+    """
+    if work.turn_end is not None:
+        return
+    prompts = []
+    for row in readable_rows(rows, name):
+        if "prompt" in row:
+            return
+        found = caught(explicit_prompt, row)
+        prompts += [found[0]] if isinstance(found, tuple) else []
+    if 2 * prompts.count("") > len(prompts):
+        raise SimPOError(
+            f"{name}: there is no column 'prompt', and in {prompts.count('')} of {len(prompts)} rows looked at, chosen "
+            "and rejected have no beginning in common that could be the prompt. Name the column that holds it: in a "
+            "recipe by `columns: {prompt: its name}`, else by renaming it to 'prompt'."
+        )
 
 
 def _report(tokenized: Dataset, name: str) -> tuple[DropReport, list[int], list[int]]:

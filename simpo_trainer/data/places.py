@@ -1,0 +1,89 @@
+"""Where a field is found in rows: a column, or a path into one with dots, a number counting in a list."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Json, LargeList, List, Value
+
+from ..errors import SimPOError
+from .sources import Rows
+
+# Rows that show the types of data that states none.
+SAMPLE = 100
+# Objects, so that a message keeps exactly the keys it has; a struct would give every message the keys of all.
+MESSAGES = List(Json())
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a field is found: a column and the keys and numbers that lead from there; and the type of what is there."""
+
+    steps: tuple[str, ...]
+    feature: Any
+
+
+def find_place(rows: Rows, path: str, field: str, name: str) -> Place:
+    """The place that `path` names; a column whose name has dots comes before a path of that spelling."""
+    features, parts = rows.features, path.split(".")
+    for end in range(len(parts), 0, -1):
+        if (column := ".".join(parts[:end])) in features:
+            return _follow(rows, [column, *parts[end:]], field, name)
+    raise _no_place(name, field, path, "there is no column", parts[0], list(features))
+
+
+def _follow(rows: Rows, steps: list[str], field: str, name: str) -> Place:
+    feature = rows.features[steps[0]]
+    for depth, step in enumerate(steps[1:], start=1):
+        if isinstance(feature, Json):
+            return Place(tuple(steps), _sampled_feature(rows, steps, field, name))
+        inside = feature if isinstance(feature, dict) else {}
+        if step in inside:
+            feature = inside[step]
+        elif isinstance(feature, List | LargeList) and step.isdecimal():
+            feature = feature.feature
+        else:
+            keys = list(inside) or (["0", "1", "..."] if isinstance(feature, List | LargeList) else [])
+            where = ".".join(steps[:depth])
+            raise _no_place(name, field, ".".join(steps), f"{where!r} has no", step, keys)
+    return Place(tuple(steps), feature)
+
+
+def _sampled_feature(rows: Rows, steps: list[str], field: str, name: str) -> Any:
+    """The type of what stands at a place inside objects of any keys, from the first rows."""
+    sample = list(rows.with_format(None).take(SAMPLE))
+    values = [value for row in sample if (value := value_at(row, tuple(steps))) is not None]
+    if not values:
+        keys = sorted({key for row in sample for key in _keys_at(row, tuple(steps[:-1]))})
+        raise _no_place(name, field, ".".join(steps), f"the first {len(sample)} rows have no", steps[-1], keys)
+    for kind, feature in ((str, Value("string")), (int | float, Value("float64")), (list, MESSAGES)):
+        if all(isinstance(value, kind) for value in values):
+            return feature
+    return Json()
+
+
+def _keys_at(row: Any, steps: tuple[str, ...]) -> list[str]:
+    value = value_at(row, steps)
+    return list(value) if isinstance(value, dict) else []
+
+
+def value_at(value: Any, steps: tuple[str, ...]) -> Any:
+    """What stands at a place in a row; None where the row does not reach so far."""
+    for step in steps:
+        if isinstance(value, Mapping):
+            value = value.get(step)
+        elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
+            value = value[int(step)]
+        else:
+            return None
+    return value
+
+
+def _no_place(name: str, field: str, path: str, what: str, step: str, there: list[str]) -> SimPOError:
+    near = difflib.get_close_matches(step, there, n=1, cutoff=0.5)
+    hint = f" Is {near[0]!r} meant?" if near else ""
+    return SimPOError(
+        f"{name}: `columns` takes {field!r} from {path!r}, but {what} {step!r}; there is "
+        f"{', '.join(map(repr, there)) or 'nothing to name'}.{hint} Correct `columns`."
+    )
