@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install quickstart test test-fast check format clean
+.PHONY: help install quickstart test test-fast check format bench clean
 
 help:
 	@echo "make install      make .venv and install the package and its tools into it"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-fast    tests that take seconds"
 	@echo "make check        lint, formatting, types"
 	@echo "make format       apply formatting"
+	@echo "make bench        time training steps against trl and a floor; BENCH='--vocab 128256' adds options"
 	@echo "make clean        remove caches and builds; .venv and runs/ stay"
 
 install: $(INSTALLED)
@@ -46,6 +47,9 @@ check: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: install
+	$(BIN)/python scripts/benchmark.py $(BENCH)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,148 +1,64 @@
-"""Time the language-model head against its floor: the matrix products that no implementation can avoid.
+"""Measure training steps, or the language-model head alone, against trl and against what cannot be avoided.
 
-    python scripts/benchmark.py [--vocab 32000] [--hidden 256] [--positions 4096] [--repeats 5]
+    python scripts/benchmark.py [--profile ultrafeedback] [--vocab 32000] [--repeats 3]
+    python scripts/benchmark.py --data pairs.jsonl --tokenizer NAME
+    python scripts/benchmark.py --what head [--positions 4096]
 
-Every row computes the log-probability of a target token per position, and the gradients with respect to hidden states
-and head weight. The table gives the time, its ratio to one product of all hidden states with the head, the largest
-difference of log-probabilities from those of full logits in float64. All
-rows run in one process in turn, on the default device. The last line is the same as JSON.
+The last line of the output is the same as JSON. What the columns mean stands in bench_training.py and bench_head.py.
 """
 
 import argparse
-import json
-import platform
-import statistics
-import time
-from collections.abc import Callable
+import shlex
+import sys
+from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
-import transformers
-import trl
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
-
-from simpo_trainer import head as tiled
-
-Logps = Callable[[], Tensor]
+from bench_head import run_head
+from bench_rows import MODELS, PROFILES
+from bench_training import run_training
+from bench_worker import ROWS
 
 
-def main() -> None:
-    """Parse the sizes, time every way, print the table."""
+def main(arguments: Sequence[str]) -> None:
+    """Parse the arguments, run one of the two."""
+    options = parse(arguments)
+    if options.what == "head":
+        options.hidden = options.hidden or 256
+        run_head(options)
+    else:
+        run_training(options)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; `arguments` among them are the words as given, quoted for a shell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("vocab", 32000), ("hidden", 256), ("positions", 4096), ("repeats", 5)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    sizes = parser.parse_args()
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    torch.manual_seed(0)
-    head = nn.Linear(sizes.hidden, sizes.vocab, bias=False, device=device)
-    hidden = torch.randn(sizes.positions, sizes.hidden, device=device, requires_grad=True)
-    targets = torch.randint(sizes.vocab, (sizes.positions,), device=device)
-
-    seconds = _time_in_turn(_ways(head, hidden, targets), (hidden, head.weight), sizes.repeats)
-    errors = {name: _error(logps, head, hidden, targets) for name, logps in _ways(head, hidden, targets).items()}
-    floor = statistics.median(seconds["one product, forward only"])
-    rows = [
-        {
-            "way": name,
-            "seconds": statistics.median(times),
-            "products": statistics.median(times) / floor,
-            "error": errors[name],
-        }
-        for name, times in seconds.items()
-    ]
-    _print(rows, sizes, device)
-
-
-def _ways(head: nn.Linear, hidden: Tensor, targets: Tensor) -> dict[str, Logps]:
-    """Each way to the target log-probabilities, (positions,); the first one only multiplies."""
-    plain = tiled.LogitTransform()
-
-    def ours(keep: int) -> Logps:
-        def logps() -> Tensor:
-            tiled.KEEP_ELEMENTS = keep
-            return tiled.token_logps(hidden, head, targets, plain)[0]
-
-        return logps
-
-    def one_product() -> Tensor:
-        with torch.no_grad():
-            for rows in hidden.split(tiled.TILE_POSITIONS):
-                rows @ head.weight.t()
-        return torch.zeros(())
-
-    def full() -> Tensor:
-        return head(hidden).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-
-    ways: dict[str, Logps] = {
-        "one product, forward only": one_product,
-        "ours, exponentials kept": ours(keep=2**62),
-        "ours, recomputed": ours(keep=0),
-        "full logits": full,
-        "trl ChunkedLogProbFunction": lambda: tiled._kernel_logps(hidden, head.weight, None, targets, plain)[0],
-    }
-    if hasattr(F, "linear_cross_entropy"):
-        ways["torch linear_cross_entropy"] = lambda: (
-            -F.linear_cross_entropy(hidden, head.weight, targets, reduction="none")
-        )
-    return ways
-
-
-def _time_in_turn(ways: dict[str, Logps], inputs: tuple[Tensor, ...], repeats: int) -> dict[str, list[float]]:
-    """Seconds of forward and backward of every way, in turn, after one round of warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(repeats + 1):
-        for name, logps in ways.items():
-            _synchronise()
-            start = time.perf_counter()
-            result = logps()
-            if result.requires_grad:
-                torch.autograd.grad(result.sum(), inputs)
-            _synchronise()
-            if repeat:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def _error(logps: Logps, head: nn.Linear, hidden: Tensor, targets: Tensor) -> float | None:
-    with torch.no_grad():
-        found = logps()
-        if found.dim() == 0:
-            return None
-        worst = 0.0
-        for rows in torch.arange(len(targets), device=targets.device).split(256):
-            exact = (hidden[rows].double() @ head.weight.double().t()).log_softmax(-1)
-            exact = exact.gather(-1, targets[rows, None])[:, 0]
-            worst = max(worst, (found[rows] - exact).abs().max().item())
-    return worst
-
-
-def _synchronise() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
-
-
-def _print(rows: list[dict], sizes: argparse.Namespace, device: torch.device | None) -> None:
-    setting = {
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{device}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "trl": trl.__version__,
-        "python": platform.python_version(),
-        **vars(sizes),
-    }
-    console = Console(width=110)
-    console.print(", ".join(f"{key} {value}" for key, value in setting.items()), highlight=False)
-    table = Table("way", "seconds", "in products", "largest error, nats")
-    for row in rows:
-        error = "" if row["error"] is None else f"{row['error']:.1e}"
-        table.add_row(row["way"], f"{row['seconds']:.3f}", f"{row['products']:.2f}", error)
-    console.print(table)
-    print(json.dumps({"setting": setting, "rows": rows}))
+    parser.add_argument("--what", choices=["training", "head"], default="training")
+    parser.add_argument("--vocab", type=int, default=32000, help="32000, 128256 and 256000 are common")
+    parser.add_argument("--hidden", type=int, help="hidden size instead of the model's")
+    parser.add_argument("--repeats", type=int, default=3, help="after one that is warm-up")
+    parser.add_argument("--positions", type=int, default=4096, help="of the head benchmark")
+    training = parser.add_argument_group("training")
+    training.add_argument("--profile", choices=PROFILES, default="ultrafeedback", help="lengths of random pairs")
+    training.add_argument("--data", help="JSON or Parquet file of pairs instead, text or token ids")
+    training.add_argument("--tokenizer", help="of such text")
+    training.add_argument("--max-length", type=int, help="instead of the profile's")
+    training.add_argument("--model", choices=MODELS, default="small")
+    training.add_argument("--layers", type=int, help="instead of the model's")
+    training.add_argument("--pairs", type=int, default=8, help="in an optimiser step")
+    training.add_argument("--steps", type=int, default=4, help="in a pass, each over another batch")
+    training.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    training.add_argument("--gradient-checkpointing", action="store_true")
+    training.add_argument("--lora", action="store_true", help="rank 16 on all linear layers of the backbone")
+    training.add_argument("--rows", nargs="+", choices=ROWS, metavar="ROW", help=f"some of: {'; '.join(ROWS)}")
+    training.add_argument("--seed", type=int, default=42)
+    options = parser.parse_args(arguments)
+    for name in ("vocab", "repeats", "positions", "pairs", "steps"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    if options.vocab < 16:
+        parser.error("--vocab must be at least 16")
+    options.arguments = [shlex.quote(argument) for argument in arguments]
+    return options
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

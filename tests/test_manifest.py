@@ -43,7 +43,7 @@ def test_a_killed_run_leaves_a_manifest_and_a_finished_one_its_results(tmp_path)
     trainer.train()
     early = peek.found
     assert (early["status"], early["finished"], early["results"]) == ("running", None, {"steps": 0, "metrics": {}})
-    assert early["versions"]["torch"] == torch.__version__
+    assert early["versions"]["torch"] in (torch.__version__, torch.__version__.split("+")[0])
     assert early["versions"]["python"] == platform.python_version()
     assert early["hardware"]["processes"] == 1
     assert early["seeds"] == {"seed": 42, "data_seed": None, "full_determinism": False}

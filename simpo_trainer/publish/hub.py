@@ -99,14 +99,14 @@ def _check_token(token: str) -> None:
 class HubTrainer(Trainer):
     """A trainer whose pushes bring a card of their own and leave out what is private."""
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """As `Trainer.init_hf_repo`: make the repository if it is not there.
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """As `Trainer.init_hf_repo`, whose arguments depend on the version: make the repository if it is not there.
 
         Raises:
             SimPOError: the Hub refuses.
         """
         try:
-            super().init_hf_repo(token=token, private=private)
+            super().init_hf_repo(*args, **kwargs)
         except Exception as error:  # each way in which a network can fail has an error of its own
             name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
             raise SimPOError(
@@ -157,7 +157,9 @@ class HubTrainer(Trainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token or self.args.hub_token
         if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
+            if private is not None:  # not an argument of init_hf_repo in every version
+                self.args.hub_private_repo = private
+            self.init_hf_repo(token=token)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None

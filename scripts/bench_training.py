@@ -1,0 +1,209 @@
+"""Whole training steps: trl's CPO trainer in SimPO mode, this package in each layout, and the floor under both.
+
+Every row trains in a process of its own, one after the other, on the same token ids from the same weights: AdamW,
+float32 on a CPU, bfloat16 autocast on CUDA, the same pairs at every step, grouped by length (which trl's trainer
+would not do). A repeat is a pass over the same few batches, and the first pass is warm-up. Columns:
+
+    pairs/s     pairs over the median time of a pass
+    tokens/s    tokens of those pairs without padding, a prompt counted once for its two answers
+    peak        CPU: largest resident memory during the steps, less what was resident when the trainer was built;
+                CUDA: largest memory allocated during the steps, weights included
+    last loss   of the last step; the run fails where rows disagree
+    x trl       pairs/s over trl's
+    x floor     time over that of the matrix products that no implementation can avoid, at the rate of large square
+                products on this machine (see `needed_flops` for what is counted)
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import trl
+from bench_rows import (
+    PROFILES,
+    backbone_parameters,
+    choose_batches,
+    medians,
+    model_shape,
+    needed_flops,
+    random_pairs,
+    real_pairs,
+)
+from bench_worker import ROWS
+from rich.console import Console
+from rich.table import Table
+
+from simpo_trainer.data.pair_tokenizer import TOKEN_COLUMNS
+
+BASELINE = next(iter(ROWS))
+# Longest over shortest pass of a row, above which its figures are said to be disturbed.
+_STEADY = 1.25
+_WORKER = Path(__file__).with_name("bench_worker.py")
+
+
+def run_training(options: argparse.Namespace) -> None:
+    """Measure every row, print the table and the JSON line; exit with an error where losses disagree or a row failed."""
+    job = make_job(options)
+    rate = _measured("rate", {"cuda": job["cuda"]})
+    if "error" in rate:
+        raise SystemExit(f"The rate of matrix products could not be measured: {rate['error']}")
+    flops = needed_flops(job["rows"], job["shape"], backbone_parameters(job["shape"]), frozen=options.lora)
+    floor = flops / rate["flops_per_second"]
+    setting = _setting(options, job, rate, floor)
+    console = Console(width=110)
+    console.print(", ".join(f"{key} {value}" for key, value in setting.items()), highlight=False)
+
+    tokens = sum(len(pair[name]) for pair in job["rows"] for name in TOKEN_COLUMNS)
+    rows = []
+    for name in options.rows or ROWS:
+        rows.append({"row": name, **summary(_measured(name, job), len(job["rows"]), tokens, options.steps, floor)})
+    baseline = next((row["pairs_per_second"] for row in rows if row["row"] == BASELINE and "error" not in row), None)
+    for row in rows:
+        row["over_trl"] = row["pairs_per_second"] / baseline if baseline and "error" not in row else None
+    agree = losses_agree(rows, 3e-2 if job["cuda"] else 1e-3)
+    _print_table(console, rows)
+    _say_disturbances(console, rows)
+    console.print("losses agree" if agree else "LOSSES DISAGREE", highlight=False)
+    print(json.dumps({"setting": setting, "rows": rows, "losses_agree": agree}))
+    if not agree or any("error" in row for row in rows):
+        raise SystemExit(1)
+
+
+def make_job(options: argparse.Namespace) -> dict[str, Any]:
+    """What the worker of every row reads."""
+    profile = PROFILES[options.profile]
+    if options.max_length:
+        profile = replace(profile, max_length=options.max_length)
+    if options.data:
+        pool = real_pairs(options.data, options.tokenizer, profile.max_length)
+        largest = max(max(pair[name]) for pair in pool for name in TOKEN_COLUMNS)
+        if largest >= options.vocab:
+            raise SystemExit(f"{options.data} has the token id {largest}; set --vocab above it.")
+    else:
+        pool = random_pairs(profile, options.vocab, options.seed)
+    rows = choose_batches(pool, options.pairs, options.steps, options.seed)
+    cuda = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
+    return {
+        "rows": rows,
+        "pool_medians": medians(pool),
+        "pairs": options.pairs,
+        "epochs": options.repeats + 1,
+        "max_length": profile.max_length,
+        "shape": model_shape(options.model, options.vocab, profile.max_length, options.hidden, options.layers),
+        "seed": options.seed,
+        "cuda": cuda,
+        "lora": options.lora,
+        "gradient_checkpointing": options.gradient_checkpointing,
+    }
+
+
+def _measured(row: str, job: dict[str, Any]) -> dict[str, Any]:
+    """The result of a worker, or what stopped it: a row that runs out of memory must not end the others."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "job.json").write_text(json.dumps(job))
+        run = subprocess.run([sys.executable, str(_WORKER), folder, row], capture_output=True, text=True)
+        result = Path(folder) / "result.json"
+        if run.returncode == 0 and result.exists():
+            return json.loads(result.read_text())
+    if run.returncode < 0:
+        return {"error": f"killed by signal {-run.returncode}, as happens when memory runs out"}
+    return {"error": (run.stderr.strip().splitlines() or ["no message"])[-1]}
+
+
+def summary(result: dict[str, Any], pairs: int, tokens: int, steps: int, floor: float) -> dict[str, Any]:
+    """A worker's result as a row.
+
+    Args:
+        pairs, tokens: of one pass.
+        steps: of one pass; the first pass is left out.
+        floor: seconds of one pass.
+    """
+    if "error" in result:
+        return result
+    seconds = result["seconds"]
+    passes = [sum(seconds[start : start + steps]) for start in range(steps, len(seconds), steps)]
+    median = statistics.median(passes)
+    return {
+        "pairs_per_second": pairs / median,
+        "tokens_per_second": tokens / median,
+        "peak_bytes": result["peak_bytes"],
+        "last_loss": result["losses"][-1],
+        "over_floor": median / floor,
+        "pass_seconds": passes,
+        "losses": result["losses"],
+    }
+
+
+def losses_agree(rows: list[dict[str, Any]], tolerance: float) -> bool:
+    """Whether the losses of all steps are those of the first row that has any."""
+    runs = [row["losses"] for row in rows if "error" not in row]
+    return all(
+        len(run) == len(runs[0])
+        and all(abs(found - first) <= tolerance * abs(first) for found, first in zip(run, runs[0], strict=True))
+        for run in runs
+    )
+
+
+def _setting(options: argparse.Namespace, job: dict[str, Any], rate: dict[str, Any], floor: float) -> dict[str, Any]:
+    here, pool = ("/".join(map(str, found.values())) for found in (medians(job["rows"]), job["pool_medians"]))
+    return {
+        "device": rate["device"],
+        "threads": rate["threads"],
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "trl": trl.__version__,
+        "python": platform.python_version(),
+        "command": " ".join(["python scripts/benchmark.py", *options.arguments]),
+        "profile": options.data or options.profile,
+        "median prompt/chosen/rejected": f"{here} (of the pairs that the batches are taken from: {pool})",
+        "max_length": job["max_length"],
+        "model": f"{options.model} ({job['shape']['hidden_size']} x {job['shape']['num_hidden_layers']})",
+        "vocab": options.vocab,
+        "pairs a step": options.pairs,
+        "steps a pass": options.steps,
+        "passes": f"1 + {options.repeats}",
+        "seed": options.seed,
+        "matrix rate": f"{rate['flops_per_second'] / 1e9:.0f} Gflop/s",
+        "floor": f"{floor:.3g} s a pass",
+    }
+
+
+def _print_table(console: Console, rows: list[dict[str, Any]]) -> None:
+    table = Table("row", *(["pairs/s", "tokens/s", "peak, MiB", "last loss", "x trl", "x floor"]))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        if "error" in row:
+            table.add_row(row["row"], "failed")
+            continue
+        table.add_row(
+            row["row"],
+            f"{row['pairs_per_second']:.2f}",
+            f"{row['tokens_per_second']:.0f}",
+            "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}",
+            f"{row['last_loss']:.5f}",
+            "" if row["over_trl"] is None else f"{row['over_trl']:.2f}",
+            f"{row['over_floor']:.2f}",
+        )
+    console.print(table)
+    for row in rows:
+        if "error" in row:
+            console.print(f"{row['row']}: {row['error']}", highlight=False, markup=False)
+
+
+def _say_disturbances(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Passes repeat the same work, so where their times differ, something else used the machine."""
+    for row in rows:
+        passes = row.get("pass_seconds") or [1.0]
+        if max(passes) > _STEADY * min(passes):
+            shown = ", ".join(f"{seconds:.1f}" for seconds in passes)
+            console.print(f"{row['row']}: passes took {shown} s; the machine was not quiet", highlight=False)

@@ -1,0 +1,219 @@
+"""One row of the training benchmark in a process of its own: `python bench_worker.py FOLDER ROW`.
+
+Reads FOLDER/job.json, writes FOLDER/result.json. The row "rate" measures matrix products instead of training.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import torch
+from bench_rows import epochs_in_order
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    set_seed,
+)
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+from simpo_trainer import SimPOConfig, SimPOTrainer
+
+BETA, RATIO = 2.0, 0.5
+# Name to layout; None is trl.
+ROWS: dict[str, Any] = {
+    "trl CPO": None,
+    "ours, padded": "padded",
+    "ours, shared_prefix": "shared_prefix",
+    "ours, packed": "packed",
+}
+_MEMORY = Path("/proc/self")
+
+
+class TokenRowsCPOTrainer(CPOTrainer):
+    """trl's trainer on rows that hold token ids already, which its own `tokenize_row` would make of text."""
+
+    def tokenize_row(self, feature: dict[str, Any], model: nn.Module | None = None) -> dict[str, list[int]]:
+        """The columns that trl's collator wants."""
+        prompt = feature["prompt_ids"]
+        row = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+        for side in ("chosen", "rejected"):
+            answer = feature[f"{side}_ids"]
+            row[f"{side}_input_ids"] = prompt + answer
+            row[f"{side}_attention_mask"] = [1] * len(prompt + answer)
+            row[f"{side}_labels"] = [-100] * len(prompt) + answer
+        return row
+
+
+class StepClock(TrainerCallback):
+    """When each optimiser step was done, and the memory from the first on."""
+
+    def __init__(self, cuda: bool):
+        self.cuda = cuda
+        self.ends: list[float] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Forget what was the peak before the first step, such as that of checks at the start."""
+        if not self.ends:
+            _reset_peak(self.cuda)
+            self.ends.append(self._now())
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note the time."""
+        self.ends.append(self._now())
+
+    def _now(self) -> float:
+        if self.cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def seconds(self) -> list[float]:
+        """Seconds of every step, with what lies between it and the one before."""
+        return [end - start for start, end in zip(self.ends, self.ends[1:], strict=False)]
+
+
+def main(folder: Path, row: str) -> None:
+    """Measure, write the result."""
+    job = json.loads((folder / "job.json").read_text())
+    result = _matrix_rate(job["cuda"]) if row == "rate" else _train(job, row, str(folder / "output"))
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def _matrix_rate(cuda: bool) -> dict[str, Any]:
+    """Operations per second of a product of square matrices, the best of several, in the dtype of the training."""
+    size, dtype, device = (8192, torch.bfloat16, "cuda") if cuda else (2048, torch.float32, "cpu")
+    left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    out = torch.empty_like(left)
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        torch.matmul(left, right, out=out)
+        if cuda:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return {
+        "flops_per_second": 2 * size**3 / best,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+    }
+
+
+def _train(job: dict[str, Any], row: str, output: str) -> dict[str, Any]:
+    set_seed(job["seed"])
+    clock = StepClock(job["cuda"])
+    trainer = _trainer(job, row, output, _model(job), clock)
+    before = _resident(job["cuda"])
+    trainer.train()
+    peak = _peak(job["cuda"])
+    return {
+        "seconds": clock.seconds(),
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "peak_bytes": None if peak is None or before is None else peak - before,
+    }
+
+
+def _model(job: dict[str, Any]) -> PreTrainedModel | PeftModel:
+    # Under an adapter the frozen weights lie in the dtype of the products, as one would load them.
+    dtype = torch.bfloat16 if job["cuda"] and job["lora"] else torch.float32
+    with torch.device("cuda" if job["cuda"] else "cpu"):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**job["shape"]), dtype=dtype)
+    if not job["lora"]:
+        return model
+    config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, config)
+
+
+def _trainer(job: dict[str, Any], row: str, output: str, model: Any, clock: StepClock) -> Trainer:
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": job["pairs"],
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": job["gradient_checkpointing"],
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "max_length": job["max_length"],
+        "beta": BETA,
+        "bf16": job["cuda"],
+        "use_cpu": not job["cuda"],
+        "seed": job["seed"],
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    # A name for the padding is all that either trainer needs of a tokenizer here.
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="<pad>")),
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+    )
+    shared: dict[str, Any] = {"processing_class": tokenizer, "callbacks": [clock]}
+    if layout := ROWS[row]:
+        args = SimPOConfig(
+            output,
+            num_train_epochs=job["epochs"],
+            gamma_beta_ratio=RATIO,
+            max_prompt_length=job["max_length"] - 1,
+            batch_layout=layout,
+            **settings,
+        )
+        return SimPOTrainer(model, args, train_dataset=Dataset.from_list(job["rows"]), **shared)
+    trl_args = CPOConfig(
+        output,
+        num_train_epochs=1,
+        loss_type="simpo",
+        cpo_alpha=0.0,
+        simpo_gamma=BETA * RATIO,
+        train_sampling_strategy="sequential",
+        **settings,
+    )
+    rows = epochs_in_order(job["rows"], job["pairs"], job["epochs"], job["seed"])
+    return TokenRowsCPOTrainer(model, trl_args, train_dataset=Dataset.from_list(rows), **shared)
+
+
+def _status(name: str) -> int | None:
+    """Bytes of a line of /proc/self/status; None where there is none."""
+    try:
+        lines = (_MEMORY / "status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
+
+
+def _resident(cuda: bool) -> int | None:
+    return 0 if cuda else _status("VmRSS")
+
+
+def _peak(cuda: bool) -> int | None:
+    return torch.cuda.max_memory_allocated() if cuda else _status("VmHWM")
+
+
+def _reset_peak(cuda: bool) -> None:
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        (_MEMORY / "clear_refs").write_text("5")
+    except OSError:
+        return  # then the peak is that of the process, which the training nearly always is
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
