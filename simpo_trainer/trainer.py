@@ -6,7 +6,7 @@ over all processes, `compute_loss` divides by that count.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -27,7 +27,7 @@ from .batching import Batch, PairCollator, count_tokens
 from .checkpoints import check_resumable
 from .config import SimPOConfig
 from .data.drops import DropReport
-from .data.token_sets import token_set
+from .data.token_sets import spread_rows, token_set
 from .errors import SimPOError
 from .finite import check_finite
 from .interrupt import StopCallback, StopRequest
@@ -384,15 +384,21 @@ class SimPOTrainer(HubTrainer):
         return None, None, None
 
     def measure_start(self, num_pairs: int = 64) -> dict[str, float]:
-        """Metrics of the untrained model on the first pairs of the first epoch; every process must call it."""
-        loader = self.get_train_dataloader()
-        micro_steps = max(1, num_pairs // self._train_pairs.pairs_per_step)
+        """Metrics of the untrained model on pairs from all over the training set, or on the first ones of a stream.
+
+        Every process must call it.
+        """
+        loader: Iterable = self.get_train_dataloader()
+        if isinstance(self._train_pairs, StreamedPairs):
+            loader = islice(loader, max(1, num_pairs // self._train_pairs.pairs_per_step))
+        else:  # the first micro-batches would be pairs of one length
+            loader = self.get_eval_dataloader(spread_rows(self.train_dataset, num_pairs))
         self._eval_sums = MetricSums()
         model = self.model_wrapped
         was_training = model.training
         model.eval()
         with torch.no_grad():
-            for inputs in islice(loader, micro_steps):
+            for inputs in loader:
                 self.compute_loss(model, self._prepare_inputs(inputs))
         model.train(was_training)
         return self._eval_sums.reduce(self.accelerator)

@@ -57,6 +57,13 @@ def token_set(dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, args:
     return TokenSet(rows, report.longest, report)
 
 
+def spread_rows(dataset: Any, count: int) -> Any:
+    """At most `count` rows of a set, at even distances."""
+    count = min(count, len(dataset))
+    places = [place * len(dataset) // count for place in range(count)]
+    return dataset.select(places) if isinstance(dataset, Dataset) else [dataset[place] for place in places]
+
+
 def token_lengths(dataset: Any) -> np.ndarray:
     """Tokens of prompt, chosen and rejected answer of each row, (rows, 3)."""
     if not isinstance(dataset, Dataset):
