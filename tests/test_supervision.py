@@ -70,7 +70,7 @@ def in_training(folder: Path, log: Path, launcher: str, count: int):
     process = start(folder, log, *words)
     started = []
     try:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 400
         while "step 10/" not in log.read_text():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < end
