@@ -58,7 +58,7 @@ def start(folder: Path, log: Path, *words: str) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen, log: Path) -> tuple[int, str]:
     try:
-        return process.wait(timeout=120), log.read_text()
+        return process.wait(timeout=400), log.read_text()
     finally:
         process.kill()
 
