@@ -53,7 +53,14 @@ def start(folder: Path, log: Path, *words: str) -> subprocess.Popen:
             stdout=stream,
             stderr=stream,
             start_new_session=True,
+            preexec_fn=_heed_signals,
         )
+
+
+def _heed_signals() -> None:
+    # A test run in the background of a shell ignores them, and what it starts would inherit that.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen, log: Path) -> tuple[int, str]:
