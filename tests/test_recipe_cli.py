@@ -41,6 +41,17 @@ def test_what_is_shown_is_a_recipe(call, tmp_path):
     assert again.training.gradient_accumulation_steps == 64
 
 
+def test_a_template_is_shown_on_one_line(call, tmp_path):
+    template = "{{ 'a\n' }}: \"b\" é\n"
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"extends": "quickstart", "chat_template": template}))
+    shown = call("recipe", "show", str(path), "--origins").out
+    assert [
+        line for line in shown.splitlines() if line.startswith("chat_template: ") and line.endswith("# mine.yaml:1")
+    ]
+    assert yaml.safe_load(shown)["chat_template"] == template
+
+
 def test_origins(call, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("extends: paper/mistral-7b-base\nwarmup_ratio: 0.2\nlr_scheduler_kwargs: {min_lr: 1e-8}\n")

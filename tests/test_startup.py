@@ -43,3 +43,9 @@ def test_the_start_of_training_states_size_and_margins(tmp_path, caplog):
     assert "Global batch: 8 pairs (2 per device x 1 process x 4 accumulation). Optimiser steps: 3." in caplog.text
     assert "Target margin: 0.3 nats per token (beta 2, gamma 0.6)." in caplog.text
     assert f"Starting margin: {start['logps/margins']:+.3f} (chosen {start['logps/chosen']:.3f}" in caplog.text
+
+
+@pytest.mark.parametrize(("accumulation", "said"), [(2, False), (1, True)])
+def test_another_batch_than_the_recipes_is_said(tmp_path, caplog, accumulation, said):
+    make_trainer(tmp_path, ROWS, global_batch_size=16, gradient_accumulation_steps=accumulation, max_steps=1).train()
+    assert ("The global batch is 8 pairs, the recipe's is 16: its other numbers were chosen" in caplog.text) == said

@@ -1,5 +1,6 @@
 """`simpo recipe`: the recipes that come with the package, and what a recipe resolves to."""
 
+import json
 from typing import Annotated, Any
 
 import typer
@@ -84,6 +85,8 @@ def _sections(names: list[str]) -> list[tuple[str, list[str]]]:
 
 def _line(name: str, value: Any) -> str:
     """`name: value` on one line."""
+    if isinstance(value, str) and "\n" in value:  # a template; JSON's text is YAML's, with escapes in place of lines
+        return f"{name}: {json.dumps(value, ensure_ascii=False)}"
     text = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=float("inf"))
     return f"{name}: {text.strip()[1:-1]}"
 
