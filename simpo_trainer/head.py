@@ -13,12 +13,12 @@ from transformers import PretrainedConfig
 from transformers.utils import is_triton_available
 from trl.kernels import ChunkedLogProbFunction
 
-# Positions per tile off-GPU. Matrix products stop gaining above 512 rows; the second number bounds a tile's elements.
-TILE_POSITIONS = 512
+# Positions per tile off-GPU. Matrix products gain little above 256 rows; the second number bounds a tile's elements.
+TILE_POSITIONS = 256
 TILE_ELEMENTS = 2**26
-# Off-GPU, exponentials of all scored logits are kept for the backward pass up to this size (float32: 256 MiB), which
-# saves one of four matrix products.
-KEEP_ELEMENTS = 2**26
+# Off-GPU, exponentials of scored logits are kept for the backward pass, as many tiles of them as this size holds
+# (float32: 512 MiB), which saves one of their four matrix products.
+KEEP_ELEMENTS = 2**27
 # Vocabulary columns per tile of the Triton kernel.
 KERNEL_CHUNK_SIZE = 32768
 
@@ -132,29 +132,26 @@ class _TiledLogProb(torch.autograd.Function):
     """Token log-probabilities of a linear head, near the fewest matrix products that the gradient allows.
 
     Per tile: one product without gradient; two where the head is frozen (the gradient with respect to the hidden state
-    is finished in the forward pass, up to a factor per position); three where the exponentials are small enough to
-    keep; four (the floor without keeping them) otherwise.
+    is finished in the forward pass, up to a factor per position); three where the exponentials are kept; four (the floor
+    without keeping them) otherwise.
     """
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, transform: LogitTransform, grad_enabled: bool):
         ctx.set_materialize_grads(False)
         needs_hidden, needs_weight, needs_bias = (grad_enabled and needed for needed in ctx.needs_input_grad[:3])
-        ctx.plan = "none"
-        if needs_weight or needs_bias:
-            small = len(targets) * len(weight) <= KEEP_ELEMENTS
-            ctx.plan = "keep" if small and transform.softcap is None else "recompute"
-        elif needs_hidden:
-            ctx.plan = "finish"
-
+        ctx.finished = needs_hidden and not (needs_weight or needs_bias)
         tiles = _Tiles(hidden, weight, bias, transform)
+        # Behind a soft cap the slope needs the logits themselves.
+        keeps = (needs_weight or needs_bias) and transform.softcap is None
+        kept_tiles = KEEP_ELEMENTS // (tiles.size * len(weight)) if keeps else 0
         logps = torch.empty(len(targets), dtype=tiles.dtype, device=hidden.device)
         log_z = torch.empty_like(logps)
         mean_logits = torch.empty_like(logps)
-        unit_grad = torch.empty_like(hidden, dtype=tiles.dtype) if ctx.plan == "finish" else None
+        unit_grad = torch.empty_like(hidden, dtype=tiles.dtype) if ctx.finished else None
         kept = []
-        for rows in tiles.slices:
-            logits = tiles.logits(rows, reuse=ctx.plan != "keep")
+        for number, rows in enumerate(tiles.slices):
+            logits = tiles.logits(rows, reuse=number >= kept_tiles)
             mean_logits[rows] = logits.mean(-1)
             target_logits = logits.gather(-1, targets[rows, None])[:, 0]
             if unit_grad is not None:
@@ -163,10 +160,11 @@ class _TiledLogProb(torch.autograd.Function):
                 unit_grad[rows] = tiles.logit_grad_(logits, log_z[rows], targets[rows], ones) @ tiles.weight
             else:
                 log_z[rows] = _exp_and_log_sum_(logits)
-            if ctx.plan == "keep":
+            if number < kept_tiles:
                 kept.append(logits)
             logps[rows] = target_logits - log_z[rows]
 
+        ctx.kept_tiles = len(kept)
         ctx.transform = transform
         ctx.compute_dtype = tiles.compute_dtype
         ctx.save_for_backward(hidden, weight, bias, targets, log_z, unit_grad, *kept)
@@ -179,7 +177,7 @@ class _TiledLogProb(torch.autograd.Function):
         hidden, weight, bias, targets, log_z, unit_grad, *kept = ctx.saved_tensors
         if grad is None:
             return None, None, None, None, None, None
-        if ctx.plan == "finish":
+        if ctx.finished:
             return (unit_grad * grad[:, None]).to(hidden.dtype), None, None, None, None, None
 
         tiles = _Tiles(hidden, weight, bias, ctx.transform, ctx.compute_dtype)
@@ -188,7 +186,7 @@ class _TiledLogProb(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=tiles.dtype) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=tiles.dtype) if needs_bias else None
         for number, rows in enumerate(tiles.slices):
-            if ctx.plan == "keep":
+            if number < len(kept):
                 logit_grad = tiles.kept_logit_grad_(kept[number], targets[rows], grad[rows])
             else:
                 logit_grad = tiles.logit_grad_(tiles.logits(rows), log_z[rows], targets[rows], grad[rows])
@@ -219,8 +217,8 @@ class _Tiles:
         self.hidden, self.bias, self.transform = hidden, bias, transform
         self.head_weight = weight.to(self.compute_dtype)
         self.weight = weight.to(self.dtype)
-        size = min(TILE_POSITIONS, max(1, TILE_ELEMENTS // len(weight)))
-        self.slices = [slice(start, start + size) for start in range(0, len(hidden), size)]
+        self.size = min(TILE_POSITIONS, max(1, TILE_ELEMENTS // len(weight)), max(1, len(hidden)))
+        self.slices = [slice(start, start + self.size) for start in range(0, len(hidden), self.size)]
         self._buffer: Tensor | None = None
 
     def logits(self, rows: slice, reuse: bool = True) -> Tensor:
