@@ -1,14 +1,15 @@
-"""What a training benchmark runs on: shapes of models, pairs of token ids, and the matrix products they cannot avoid."""
+"""What a training benchmark runs on: shapes of models, rows of token ids, and the matrix products they cannot avoid."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import torch
 from datasets import load_dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from simpo_trainer.data.pair_tokenizer import TOKEN_COLUMNS
+from simpo_trainer.data.token_rows import TOKEN_COLUMNS, row_answers, row_pairs
 from simpo_trainer.data.tokenization import tokenize_preferences
 from simpo_trainer.sampler import PairBatchSampler
 
@@ -45,7 +46,8 @@ PROFILES = {
 # Share of an answer's spread that the other answer to its prompt has too.
 _COMMON = 0.5
 
-Pair = dict[str, list[int]]
+# A token row: a pair, or a prompt with ranked answers.
+Row = dict[str, Any]
 
 
 def model_shape(name: str, vocab: int, max_length: int, hidden: int | None, layers: int | None) -> dict[str, Any]:
@@ -73,8 +75,35 @@ def backbone_parameters(shape: dict[str, Any]) -> int:
     return sum(p.numel() for p in model.parameters()) - sum(p.numel() for m in outside for p in m.parameters())
 
 
-def random_pairs(profile: Profile, vocab: int, seed: int, count: int = _POOL) -> list[Pair]:
+def random_pairs(profile: Profile, vocab: int, seed: int, count: int = _POOL) -> list[Row]:
     """Pairs of random token ids with the lengths of a profile; a function of the arguments alone."""
+    rows = _random_rows(profile, profile.medians[1:], vocab, seed, count)
+    return [dict(zip(TOKEN_COLUMNS, (prompt, *answers), strict=True)) for prompt, answers in rows]
+
+
+def random_ranked(profile: Profile, vocab: int, seed: int, answers: int, count: int = _POOL) -> list[Row]:
+    """Prompts with so many answers, chosen and rejected ones of the profile in turn, and every two of them as a pair."""
+    medians = [profile.medians[1 + place % 2] for place in range(answers)]
+    chosen, rejected = map(list, zip(*combinations(range(answers), 2), strict=True))
+    return [
+        {"prompt_ids": prompt, "response_ids": responses, "chosen": chosen, "rejected": rejected}
+        for prompt, responses in _random_rows(profile, medians, vocab, seed, count)
+    ]
+
+
+def two_by_two(rows: Sequence[Row]) -> list[Row]:
+    """The pairs of rows as rows of their own; those of a row one after the other."""
+    return [
+        dict(zip(TOKEN_COLUMNS, (row["prompt_ids"], row_answers(row)[chosen], row_answers(row)[rejected]), strict=True))
+        for row in rows
+        for chosen, rejected in row_pairs(row)
+    ]
+
+
+def _random_rows(
+    profile: Profile, medians: Sequence[int], vocab: int, seed: int, count: int
+) -> list[tuple[list[int], list[list[int]]]]:
+    """Prompts and answers of these median lengths."""
     generator = torch.Generator().manual_seed(seed)
 
     def factors(spread: float, common: torch.Tensor) -> torch.Tensor:
@@ -84,22 +113,21 @@ def random_pairs(profile: Profile, vocab: int, seed: int, count: int = _POOL) ->
     prompt_spread, answer_spread = profile.spreads
     prompts = profile.medians[0] * factors(prompt_spread, torch.randn(count, generator=generator))
     common = torch.randn(count, generator=generator)
-    answers = [median * factors(answer_spread, common) for median in profile.medians[1:]]
+    answers = [median * factors(answer_spread, common) for median in medians]
 
     def words(length: int) -> list[int]:
         return torch.randint(_FIRST_WORD, vocab, (length,), generator=generator).tolist()
 
-    pairs = []
-    for prompt, *both in zip(prompts.tolist(), *(lengths.tolist() for lengths in answers), strict=True):
+    rows = []
+    for prompt, *own in zip(prompts.tolist(), *(lengths.tolist() for lengths in answers), strict=True):
         # Every row is at least one token long, and a prompt leaves room for an answer.
         prompt_length = max(1, min(round(prompt), profile.max_length * 7 // 8))
-        chosen, rejected = (max(1, min(round(length), profile.max_length - prompt_length)) for length in both)
-        lengths = (prompt_length, chosen, rejected)
-        pairs.append({name: words(length) for name, length in zip(TOKEN_COLUMNS, lengths, strict=True)})
-    return pairs
+        lengths = [max(1, min(round(length), profile.max_length - prompt_length)) for length in own]
+        rows.append((words(prompt_length), [words(length) for length in lengths]))
+    return rows
 
 
-def real_pairs(path: str, tokenizer: str | None, max_length: int) -> list[Pair]:
+def real_pairs(path: str, tokenizer: str | None, max_length: int) -> list[Row]:
     """Pairs of a JSON or Parquet file: rows of token ids, or `{prompt, chosen, rejected}` and a tokenizer's name."""
     kind = "parquet" if path.endswith(".parquet") else "json"
     data = load_dataset(kind, data_files=path, split="train")
@@ -114,43 +142,52 @@ def real_pairs(path: str, tokenizer: str | None, max_length: int) -> list[Pair]:
             max_prompt_length=max_length * 7 // 8,
             overlong="truncate",
         )
+    if not set(data.column_names) >= set(TOKEN_COLUMNS):
+        raise SystemExit(
+            f"{path} holds ranked answers; this benchmark reads pairs. Leave out --data and use --ranked K."
+        )
     return [{name: list(row[name]) for name in TOKEN_COLUMNS} for row in data]
 
 
-def choose_batches(pairs: Sequence[Pair], size: int, steps: int, seed: int) -> list[Pair]:
-    """The pairs of `steps` batches, evenly from the shortest to the longest that the trainer makes of all pairs."""
-    sampler = PairBatchSampler(len(pairs), batch_size=size, seed=seed, lengths=_lengths(pairs), drop_last=True)
-    batches = [[pairs[draw.pair] for draw in batch] for batch in sampler]
+def choose_batches(rows: Sequence[Row], size: int, steps: int, seed: int) -> list[Row]:
+    """The rows of `steps` batches, evenly from the shortest to the longest that the trainer makes of all rows."""
+    sampler = PairBatchSampler(len(rows), batch_size=size, seed=seed, lengths=_lengths(rows), drop_last=True)
+    batches = [[rows[draw.row] for draw in batch] for batch in sampler]
     if len(batches) < steps:
-        raise SystemExit(f"{len(pairs)} pairs make {len(batches)} batches of {size}; {steps} steps need more.")
+        raise SystemExit(f"{len(rows)} rows make {len(batches)} batches of {size}; {steps} steps need more.")
     batches.sort(key=lambda batch: sum(_lengths(batch)))
-    return [pair for step in range(steps) for pair in batches[(2 * step + 1) * len(batches) // (2 * steps)]]
+    return [row for step in range(steps) for row in batches[(2 * step + 1) * len(batches) // (2 * steps)]]
 
 
-def epochs_in_order(pairs: Sequence[Pair], size: int, epochs: int, seed: int) -> list[Pair]:
-    """The pairs in the order in which `SimPOTrainer` takes them, all epochs behind each other."""
-    sampler = PairBatchSampler(len(pairs), batch_size=size, seed=seed, lengths=_lengths(pairs))
+def epochs_in_order(rows: Sequence[Row], size: int, epochs: int, seed: int) -> list[Row]:
+    """The rows in the order in which `SimPOTrainer` takes them, all epochs behind each other."""
+    sampler = PairBatchSampler(len(rows), batch_size=size, seed=seed, lengths=_lengths(rows))
     ordered = []
     for epoch in range(epochs):
         sampler.set_epoch(epoch)
-        ordered += [pairs[draw.pair] for batch in sampler for draw in batch]
+        ordered += [rows[draw.row] for batch in sampler for draw in batch]
     return ordered
 
 
-def _lengths(pairs: Sequence[Pair]) -> list[int]:
-    return [sum(len(pair[name]) for name in TOKEN_COLUMNS) for pair in pairs]
+def unique_tokens(rows: Sequence[Row]) -> int:
+    """Tokens of all prompts and answers, a prompt counted once."""
+    return sum(_lengths(rows))
 
 
-def medians(pairs: Sequence[Pair]) -> dict[str, int]:
-    """Median length of prompts, chosen and rejected answers."""
-    return {
-        name.removesuffix("_ids"): int(torch.tensor([len(pair[name]) for pair in pairs]).median())
-        for name in TOKEN_COLUMNS
-    }
+def _lengths(rows: Sequence[Row]) -> list[int]:
+    return [len(row["prompt_ids"]) + sum(map(len, row_answers(row))) for row in rows]
 
 
-def needed_flops(pairs: Sequence[Pair], shape: dict[str, Any], backbone: int, frozen: bool = False) -> float:
-    """Floating-point operations of the matrix products that one forward and backward over these pairs needs.
+def medians(rows: Sequence[Row]) -> dict[str, int]:
+    """Median length of prompts, chosen and rejected answers; of ranked answers, of those at even and odd places."""
+    lengths = {"prompt": [len(row["prompt_ids"]) for row in rows]}
+    for place, name in enumerate(("chosen", "rejected")):
+        lengths[name] = [len(ids) for row in rows for ids in row_answers(row)[place::2]]
+    return {name: int(torch.tensor(found).median()) for name, found in lengths.items()}
+
+
+def needed_flops(rows: Sequence[Row], shape: dict[str, Any], backbone: int, frozen: bool = False) -> float:
+    """Floating-point operations of the matrix products that one forward and backward over these rows needs.
 
     Each prompt goes through the backbone once, each answer once without its last token, which predicts nothing; each
     answer token is scored once. A token costs two operations per weight forward, two for the gradient of the input and
@@ -164,8 +201,8 @@ def needed_flops(pairs: Sequence[Pair], shape: dict[str, Any], backbone: int, fr
     """
     per_weight = 4 if frozen else 6
     total = 0.0
-    for pair in pairs:
-        prompt, *answers = (len(pair[name]) for name in TOKEN_COLUMNS)
+    for row in rows:
+        prompt, answers = len(row["prompt_ids"]), [len(ids) for ids in row_answers(row)]
         tokens = prompt + sum(length - 1 for length in answers)
         seen = prompt * (prompt + 1) // 2
         seen += sum((length - 1) * prompt + (length - 1) * length // 2 for length in answers)

@@ -5,13 +5,16 @@ float32 on a CPU, bfloat16 autocast on CUDA, the same pairs at every step, group
 would not do). A repeat is a pass over the same few batches, and the first pass is warm-up. Columns:
 
     pairs/s     pairs over the median time of a pass
-    tokens/s    tokens of those pairs without padding, a prompt counted once for its two answers
+    tokens/s    tokens of those pairs without padding, a prompt counted once for its answers
     peak        CPU: largest resident memory during the steps, less what was resident when the trainer was built;
                 CUDA: largest memory allocated during the steps, weights included
     last loss   of the last step; the run fails where rows disagree
     x trl       pairs/s over trl's
     x floor     time over that of the matrix products that no implementation can avoid, at the rate of large square
                 products on this machine (see `needed_flops` for what is counted)
+
+With `--ranked K`, prompts have K answers, and every two of them make a pair. The row "ours, ranked" trains on prompts with
+their answers, all others on the same pairs two by two, those of a prompt one after the other in the same optimiser step.
 """
 
 import argparse
@@ -36,15 +39,20 @@ from bench_rows import (
     model_shape,
     needed_flops,
     random_pairs,
+    random_ranked,
     real_pairs,
+    two_by_two,
+    unique_tokens,
 )
-from bench_worker import ROWS
+from bench_worker import RANKED, ROWS
 from rich.console import Console
 from rich.table import Table
 
-from simpo_trainer.data.pair_tokenizer import TOKEN_COLUMNS
+from simpo_trainer.data.token_rows import row_answers
 
 BASELINE = next(iter(ROWS))
+# What ranked answers are compared with, beside the baseline.
+TWO_BY_TWO = "ours, shared_prefix"
 # Longest over shortest pass of a row, above which its figures are said to be disturbed.
 _STEADY = 1.25
 _WORKER = Path(__file__).with_name("bench_worker.py")
@@ -62,15 +70,18 @@ def run_training(options: argparse.Namespace) -> None:
     console = Console(width=110)
     console.print(", ".join(f"{key} {value}" for key, value in setting.items()), highlight=False)
 
-    tokens = sum(len(pair[name]) for pair in job["rows"] for name in TOKEN_COLUMNS)
-    rows = []
-    for name in options.rows or ROWS:
-        rows.append({"row": name, **summary(_measured(name, job), len(job["rows"]), tokens, options.steps, floor)})
-    baseline = next((row["pairs_per_second"] for row in rows if row["row"] == BASELINE and "error" not in row), None)
-    for row in rows:
-        row["over_trl"] = row["pairs_per_second"] / baseline if baseline and "error" not in row else None
+    pairs, tokens = len(two_by_two(job["rows"])), unique_tokens(job["rows"])
+    names = options.rows or [name for name in ROWS if options.ranked or name != RANKED]
+    rows = [
+        {"row": _label(name, options.ranked), **summary(_measured(name, job), pairs, tokens, options.steps, floor)}
+        for name in names
+    ]
+    _compare(rows, BASELINE, "over_trl")
+    if options.ranked:
+        _compare(rows, TWO_BY_TWO, "over_two_by_two")
     agree = losses_agree(rows, 3e-2 if job["cuda"] else 1e-3)
     _print_table(console, rows)
+    _say_ranked(console, rows, options.ranked)
     _say_disturbances(console, rows)
     console.print("losses agree" if agree else "LOSSES DISAGREE", highlight=False)
     print(json.dumps({"setting": setting, "rows": rows, "losses_agree": agree}))
@@ -85,9 +96,11 @@ def make_job(options: argparse.Namespace) -> dict[str, Any]:
         profile = replace(profile, max_length=options.max_length)
     if options.data:
         pool = real_pairs(options.data, options.tokenizer, profile.max_length)
-        largest = max(max(pair[name]) for pair in pool for name in TOKEN_COLUMNS)
+        largest = max(max(ids) for row in pool for ids in (row["prompt_ids"], *row_answers(row)))
         if largest >= options.vocab:
             raise SystemExit(f"{options.data} has the token id {largest}; set --vocab above it.")
+    elif options.ranked:
+        pool = random_ranked(profile, options.vocab, options.seed, options.ranked)
     else:
         pool = random_pairs(profile, options.vocab, options.seed)
     rows = choose_batches(pool, options.pairs, options.steps, options.seed)
@@ -117,6 +130,13 @@ def _measured(row: str, job: dict[str, Any]) -> dict[str, Any]:
     if run.returncode < 0:
         return {"error": f"killed by signal {-run.returncode}, as happens when memory runs out"}
     return {"error": (run.stderr.strip().splitlines() or ["no message"])[-1]}
+
+
+def _compare(rows: list[dict[str, Any]], name: str, key: str) -> None:
+    """Set each row's pairs/s over those of the row of this name; None where one of them is not there."""
+    base = next((row["pairs_per_second"] for row in rows if row["row"] == name and "error" not in row), None)
+    for row in rows:
+        row[key] = row["pairs_per_second"] / base if base and "error" not in row else None
 
 
 def summary(result: dict[str, Any], pairs: int, tokens: int, steps: int, floor: float) -> dict[str, Any]:
@@ -168,7 +188,8 @@ def _setting(options: argparse.Namespace, job: dict[str, Any], rate: dict[str, A
         "max_length": job["max_length"],
         "model": f"{options.model} ({job['shape']['hidden_size']} x {job['shape']['num_hidden_layers']})",
         "vocab": options.vocab,
-        "pairs a step": options.pairs,
+        **({"answers to a prompt": options.ranked, "prompts a step": options.pairs} if options.ranked else {}),
+        "pairs a step": len(two_by_two(job["rows"])) // options.steps,
         "steps a pass": options.steps,
         "passes": f"1 + {options.repeats}",
         "seed": options.seed,
@@ -198,6 +219,19 @@ def _print_table(console: Console, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if "error" in row:
             console.print(f"{row['row']}: {row['error']}", highlight=False, markup=False)
+
+
+def _label(name: str, answers: int | None) -> str:
+    """What a row is called in the table."""
+    return f"{name} K={answers}" if name == RANKED else name
+
+
+def _say_ranked(console: Console, rows: list[dict[str, Any]], answers: int | None) -> None:
+    """How much faster ranked answers are than the same pairs two by two."""
+    for row in rows:
+        if row["row"] == _label(RANKED, answers) and row.get("over_two_by_two"):
+            times = f"{row['over_two_by_two']:.2f} times the pairs/s of {TWO_BY_TWO} on the same pairs two by two"
+            console.print(f"{row['row']}: {times}", highlight=False)
 
 
 def _say_disturbances(console: Console, rows: list[dict[str, Any]]) -> None:

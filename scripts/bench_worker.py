@@ -14,7 +14,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import torch
-from bench_rows import epochs_in_order
+from bench_rows import epochs_in_order, two_by_two
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer
@@ -34,12 +34,15 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 from simpo_trainer import SimPOConfig, SimPOTrainer
 
 BETA, RATIO = 2.0, 0.5
+# The row that trains on prompts with ranked answers; all others train on their pairs two by two.
+RANKED = "ours, ranked"
 # Name to layout; None is trl.
 ROWS: dict[str, Any] = {
     "trl CPO": None,
     "ours, padded": "padded",
     "ours, shared_prefix": "shared_prefix",
     "ours, packed": "packed",
+    RANKED: "shared_prefix",
 }
 _MEMORY = Path("/proc/self")
 
@@ -138,8 +141,9 @@ def _model(job: dict[str, Any]) -> PreTrainedModel | PeftModel:
 
 
 def _trainer(job: dict[str, Any], row: str, output: str, model: Any, clock: StepClock) -> Trainer:
+    pairs_of_a_row = len(two_by_two(job["rows"][:1]))
     settings: dict[str, Any] = {
-        "per_device_train_batch_size": job["pairs"],
+        "per_device_train_batch_size": job["pairs"] * (1 if row == RANKED else pairs_of_a_row),
         "gradient_accumulation_steps": 1,
         "gradient_checkpointing": job["gradient_checkpointing"],
         "learning_rate": 1e-4,
@@ -169,12 +173,16 @@ def _trainer(job: dict[str, Any], row: str, output: str, model: Any, clock: Step
         args = SimPOConfig(
             output,
             num_train_epochs=job["epochs"],
+            max_steps=job["epochs"] * len(job["rows"]) // job["pairs"],
             gamma_beta_ratio=RATIO,
             max_prompt_length=job["max_length"] - 1,
             batch_layout=layout,
             **settings,
         )
-        return SimPOTrainer(model, args, train_dataset=Dataset.from_list(job["rows"]), **shared)
+        if row == RANKED or pairs_of_a_row == 1:
+            return SimPOTrainer(model, args, train_dataset=Dataset.from_list(job["rows"]), **shared)
+        # A stream keeps its order, and with it the pairs of a prompt in one step.
+        return SimPOTrainer(model, args, train_dataset=_in_order(job).to_iterable_dataset(), **shared)
     trl_args = CPOConfig(
         output,
         num_train_epochs=1,
@@ -184,8 +192,12 @@ def _trainer(job: dict[str, Any], row: str, output: str, model: Any, clock: Step
         train_sampling_strategy="sequential",
         **settings,
     )
-    rows = epochs_in_order(job["rows"], job["pairs"], job["epochs"], job["seed"])
-    return TokenRowsCPOTrainer(model, trl_args, train_dataset=Dataset.from_list(rows), **shared)
+    return TokenRowsCPOTrainer(model, trl_args, train_dataset=_in_order(job), **shared)
+
+
+def _in_order(job: dict[str, Any]) -> Dataset:
+    """The pairs of all passes, in the order in which the trainer takes the rows that they are made of."""
+    return Dataset.from_list(two_by_two(epochs_in_order(job["rows"], job["pairs"], job["epochs"], job["seed"])))
 
 
 def _status(name: str) -> int | None:

@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py [--profile ultrafeedback] [--vocab 32000] [--repeats 3]
     python scripts/benchmark.py --data pairs.jsonl --tokenizer NAME
+    python scripts/benchmark.py --ranked 4 --pairs 2
     python scripts/benchmark.py --what head [--positions 4096]
 
 The last line of the output is the same as JSON. What the columns mean stands in bench_training.py and bench_head.py.
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from bench_head import run_head
 from bench_rows import MODELS, PROFILES
 from bench_training import run_training
-from bench_worker import ROWS
+from bench_worker import RANKED, ROWS
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -43,7 +44,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     training.add_argument("--max-length", type=int, help="instead of the profile's")
     training.add_argument("--model", choices=MODELS, default="small")
     training.add_argument("--layers", type=int, help="instead of the model's")
-    training.add_argument("--pairs", type=int, default=8, help="in an optimiser step")
+    training.add_argument("--pairs", type=int, default=8, help="in an optimiser step; with --ranked, prompts")
+    training.add_argument("--ranked", type=int, metavar="K", help="random prompts with K answers, all pairs of them")
     training.add_argument("--steps", type=int, default=4, help="in a pass, each over another batch")
     training.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     training.add_argument("--gradient-checkpointing", action="store_true")
@@ -54,6 +56,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     for name in ("vocab", "repeats", "positions", "pairs", "steps"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1")
+    if options.ranked is not None and (options.ranked < 2 or options.data):
+        parser.error("--ranked makes random prompts with at least 2 answers; give a number from 2 on, and no --data")
+    if RANKED in (options.rows or ()) and not options.ranked:
+        parser.error(f"the row {RANKED!r} needs --ranked K")
     if options.vocab < 16:
         parser.error("--vocab must be at least 16")
     options.arguments = [shlex.quote(argument) for argument in arguments]

@@ -3,14 +3,26 @@
 Shapes: R rows of T tokens.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import PretrainedConfig
 
 # Kinds of layers whose attention a mask can say; others (chunked, linear, convolutions, state spaces) it cannot.
 _MASKABLE = {"full_attention", "sliding_attention"}
+# Queries and keys in a block of flex attention, which runs or skips blocks as a whole.
+_BLOCK = 128
+# Elements of a mask that are looked at together to find such blocks: all of them at once would be a dense mask.
+_AT_ONCE = 2**24
+
+Mask = TypeVar("Mask", Tensor, BlockMask)
+# Whether a query (third) may see a key (fourth) in a row (first) under a head (second).
+_Rule: TypeAlias = Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -45,31 +57,103 @@ class MaskPlan:
         self, prompt_index: Tensor, branch: Tensor, position_ids: Tensor, dtype: torch.dtype
     ) -> Tensor | dict[str, Tensor]:
         """Additive masks (R, 1, T, T) in `dtype`: one, or one for each kind of layer."""
-        seen = _seen(prompt_index, branch)
-        masks = {kind: _additive(_within(seen, position_ids, window), dtype) for kind, window in self.windows.items()}
-        return masks[""] if "" in masks else masks
+        columns = torch.arange(branch.shape[1], device=branch.device)
+
+        def mask(window: int | None) -> Tensor:
+            rule = _rule(prompt_index, branch, position_ids, window)
+            return _additive(_table(rule, len(branch), columns, columns), dtype)
+
+        longest = int(position_ids.max())
+        # A window that no row outgrows hides nothing.
+        hiding = {kind: window if window and window <= longest else None for kind, window in self.windows.items()}
+        return by_kind(hiding, mask)
+
+    def block_masks(
+        self, prompt_index: Tensor, branch: Tensor, position_ids: Tensor
+    ) -> BlockMask | dict[str, BlockMask]:
+        """Masks for flex attention: one, or one for each kind of layer. T must be a whole number of blocks of 128."""
+
+        def mask(window: int | None) -> BlockMask:
+            rows, width = branch.shape
+            return _block_mask(_rule(prompt_index, branch, position_ids, window), rows, width, branch.device)
+
+        return by_kind(self.windows, mask)
 
 
-def _seen(prompt_index: Tensor, branch: Tensor) -> Tensor:
-    """Which column (last) each column (last but one) may see, (R, T, T): earlier ones of its prompt and of its answer."""
-    columns = torch.arange(branch.shape[1], device=branch.device)
-    earlier = columns[:, None] >= columns[None, :]
-    same_prompt = prompt_index[:, :, None] == prompt_index[:, None, :]
-    shared_or_own = (branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :])
-    # A row of a softmax must not be empty, so padding sees itself.
-    return earlier & same_prompt & shared_or_own & (prompt_index >= 0)[:, :, None] | torch.eye(
-        branch.shape[1], dtype=torch.bool, device=branch.device
-    )
+def able_to_run(attention: str, device: torch.device) -> AbstractContextManager:
+    """What attention must run in: flex attention on a CPU uncompiled, because torch's kernels for it break on new shapes.
+
+    There it is for evaluation only and takes the memory of eager attention.
+    """
+    uncompiled = attention == "flex_attention" and device.type == "cpu"
+    return torch.compiler.set_stance("force_eager") if uncompiled else nullcontext()
 
 
-def _within(seen: Tensor, position_ids: Tensor, window: int | None) -> Tensor:
-    """What is left of `seen` under a sliding window, which counts positions, not columns."""
-    if window is None or position_ids.max() < window:
-        return seen
-    return seen & (position_ids[:, :, None] - position_ids[:, None, :] < window)
+def flex_width(width: int) -> int:
+    """The width to which rows for flex attention are padded.
+
+    Its kernels are compiled anew for shapes that they have not met, and after a few of those no more, which would leave
+    dense attention. A block that is not full costs as much as a full one, so widths are multiples of 128; above 1024 they
+    are eighths of a power of two, which adds less than an eighth: 8 widths for all up to 1024, and 8 for each doubling.
+    """
+    step = max(_BLOCK, 2 ** (width - 1).bit_length() // 16)
+    return -(-width // step) * step
+
+
+def by_kind(windows: dict[str, int | None], make: Callable[[int | None], Mask]) -> Mask | dict[str, Mask]:
+    """The mask of each kind of layer, made once for each window; the mask itself where all layers take one."""
+    masks = {window: make(window) for window in set(windows.values())}
+    return masks[windows[""]] if "" in windows else {kind: masks[window] for kind, window in windows.items()}
+
+
+def _rule(prompt_index: Tensor, branch: Tensor, position_ids: Tensor, window: int | None) -> _Rule:
+    """Whether a column may see another: earlier ones of its prompt and of its answer, within a window of positions."""
+
+    def sees(row: Tensor, head: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
+        prompt, answer = prompt_index[row, query], branch[row, key]
+        seen = (query >= key) & (prompt == prompt_index[row, key]) & (prompt >= 0)
+        seen = seen & ((answer == 0) | (answer == branch[row, query]))
+        if window is not None:  # it counts positions, not columns
+            seen = seen & (position_ids[row, query] - position_ids[row, key] < window)
+        return seen | (query == key)  # a row of a softmax must not be empty, so padding sees itself
+
+    return sees
+
+
+def _table(rule: _Rule, rows: int, queries: Tensor, keys: Tensor) -> Tensor:
+    """What a rule says of every row, query and key, (rows, queries, keys)."""
+    row = torch.arange(rows, device=keys.device)
+    return rule(row[:, None, None], None, queries[None, :, None], keys[None, None, :])
 
 
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     # A bool mask would be right under SDPA and silently wrong under eager attention.
     mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
     return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def _block_mask(rule: _Rule, rows: int, width: int, device: torch.device) -> BlockMask:
+    """The blocks that a rule fills in part or in full, found without a dense mask.
+
+    torch's `create_block_mask` makes a dense one unless it is compiled, and compiles again for new shapes.
+    """
+    columns = torch.arange(width, device=device)
+    seen = torch.cat(
+        [
+            _table(rule, rows, queries, columns)
+            .reshape(rows, len(queries) // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK)
+            .sum((2, 4))
+            for queries in columns.split(_BLOCK * max(1, _AT_ONCE // (rows * _BLOCK * width)))
+        ],
+        dim=1,
+    )[:, None]
+    full = seen == _BLOCK * _BLOCK
+    return BlockMask.from_kv_blocks(
+        *_listed((seen > 0) & ~full), *_listed(full), BLOCK_SIZE=_BLOCK, mask_mod=cast(Any, rule)
+    )
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many key blocks each query block has, and which: those come first, in order."""
+    chosen = blocks.int()
+    return chosen.sum(-1, dtype=torch.int32), chosen.argsort(dim=-1, descending=True, stable=True).int()

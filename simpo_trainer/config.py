@@ -5,12 +5,13 @@ import os
 import sys
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
+from .data.ranking import PairChoice
 from .errors import SimPOError
 from .log import get_logger
 from .losses import LOSSES
@@ -30,7 +31,7 @@ def _knob(default: Any, text: str) -> Any:
 class SimPOConfig(TrainingArguments):
     """Arguments of :class:`SimPOTrainer`: those of `transformers.TrainingArguments` and the ones below.
 
-    Batch sizes count pairs. Defaults that differ from the parent's are the SimPO paper's: learning rate 5e-7, cosine
+    Batch sizes count rows: pairs, or prompts with their ranked answers. Defaults that differ from the parent's are the SimPO paper's: learning rate 5e-7, cosine
     schedule with 10 % warm-up, one epoch. Three more follow the machine: `bf16` is on where an accelerator supports it,
     `use_cpu` is set where there is no accelerator, the progress bar is off where nobody sees it. Every value is checked
     on construction; all problems are reported at once as a :class:`~simpo_trainer.errors.SimPOError`.
@@ -61,6 +62,17 @@ class SimPOConfig(TrainingArguments):
         "Mean of the SFT term: 'sequence' over pairs of the per-token average of each chosen answer, 'token' over all "
         "chosen tokens of the global batch (the official code's, there per micro-batch).",
     )
+    pairs: PairChoice = _knob(
+        "all",
+        "Which pairs of a prompt's ranked answers are trained: 'all' is every two of different rank, 'best_worst' the best "
+        "against the worst, 'adjacent' each against the next lower rank; of answers that share a rank, each. Equal ranks "
+        "make no pair, and answers in no pair are not run.",
+    )
+    margin_scale: float = _knob(
+        0.0,
+        "What a point of score (or a rank) between two ranked answers adds to the target margin of their pair, >= 0: nats "
+        "per token, or nats without average_log_prob.",
+    )
     max_length: int = _knob(2048, "Longest prompt + answer, in tokens.")
     max_prompt_length: int = _knob(
         1800, "Length, in tokens, to which the prompt of an overlong row is cut. Below max_length."
@@ -72,9 +84,9 @@ class SimPOConfig(TrainingArguments):
     )
     overlong: Literal["truncate", "drop", "error"] = _knob(
         "truncate",
-        "What to do where prompt + longer answer exceed max_length: 'truncate' cuts the prompt to max_prompt_length "
-        "and then, if still needed, both answers to max_length - max_prompt_length (the official rule); 'drop' leaves the "
-        "pair out; 'error' stops.",
+        "What to do where prompt + longest answer exceed max_length: 'truncate' cuts the prompt to max_prompt_length "
+        "and then, if still needed, all answers to max_length - max_prompt_length (the official rule); 'drop' leaves the "
+        "row out; 'error' stops.",
     )
     system_messages: Literal["keep", "merge", "drop"] = _knob(
         "keep",
@@ -104,8 +116,8 @@ class SimPOConfig(TrainingArguments):
 
     global_batch_size: int | None = _knob(
         None,
-        "Pairs of one optimiser step over all processes (the paper's is 128); gradient_accumulation_steps follows from it, "
-        "the pairs per device and the number of processes. Where both are given, the accumulation counts and a "
+        "Pairs (or prompts with ranked answers) of one optimiser step over all processes (the paper's is 128 pairs); "
+        "gradient_accumulation_steps follows from it, the batch per device and the number of processes. Where both are given, the accumulation counts and a "
         "difference is said at the start.",
     )
 
@@ -184,6 +196,12 @@ def _loss_problems(config: SimPOConfig) -> list[str]:
         )
     if not 0 <= config.sft_weight < math.inf:
         problems.append(f"sft_weight is {config.sft_weight}; it must be 0 or above. Set sft_weight: 0.0.")
+    if not 0 <= config.margin_scale < math.inf:
+        problems.append(
+            f"margin_scale is {config.margin_scale}; it must be a number, 0 or above. Set margin_scale: 0.0."
+        )
+    if config.pairs not in get_args(PairChoice):
+        problems.append(f"pairs is {config.pairs!r}; it must be 'all', 'best_worst' or 'adjacent'.")
     if config.sft_reduction not in ("sequence", "token"):
         problems.append(f"sft_reduction is {config.sft_reduction!r}; it must be 'sequence' or 'token'.")
     return problems

@@ -11,7 +11,8 @@ from transformers import TrainingArguments
 
 from .batching import Batch
 from .config import SimPOConfig
-from .data.token_sets import token_lengths
+from .data.token_rows import is_ranked
+from .data.token_sets import columns_of, pair_counts, token_lengths
 from .errors import SimPOError
 from .log import get_logger
 from .sampler import DrawnPairs, PairBatchSampler
@@ -25,7 +26,7 @@ Collator: TypeAlias = Callable[[list[dict[str, Any]]], Batch]
 def training_pairs(
     dataset: Any, args: SimPOConfig, batch_size: int, accelerator: Accelerator
 ) -> PairBatchSampler | StreamedPairs:
-    """Which pairs of a training set, or a stream, this process takes at each micro-step of `batch_size` pairs."""
+    """Which rows of a training set, or a stream, this process takes at each micro-step of `batch_size` rows."""
     shared: dict[str, Any] = {
         "batch_size": batch_size,
         "num_processes": accelerator.num_processes,
@@ -33,22 +34,34 @@ def training_pairs(
         "accumulation": args.gradient_accumulation_steps,
     }
     if isinstance(dataset, IterableDataset):
-        return StreamedPairs(dataset, **shared, max_length=args.max_length, overlong=args.overlong)
+        ranked = is_ranked(columns_of(dataset))
+        return StreamedPairs(dataset, **shared, max_length=args.max_length, overlong=args.overlong, ranked=ranked)
     seed = args.seed if args.data_seed is None else args.data_seed
-    lengths = token_lengths(dataset).sum(1).tolist()
-    return PairBatchSampler(len(lengths), **shared, seed=seed, drop_last=args.dataloader_drop_last, lengths=lengths)
+    return PairBatchSampler(
+        len(dataset),
+        **shared,
+        seed=seed,
+        drop_last=args.dataloader_drop_last,
+        lengths=_lengths(dataset),
+        pair_counts=pair_counts(dataset),
+    )
 
 
 def evaluation_pairs(dataset: Any, args: SimPOConfig, accelerator: Accelerator) -> PairBatchSampler:
-    """Which pairs of an evaluation set this process takes at each micro-step."""
-    lengths = token_lengths(dataset).sum(1).tolist()
+    """Which rows of an evaluation set this process takes at each micro-step."""
     return PairBatchSampler(
-        len(lengths),
+        len(dataset),
         batch_size=args.eval_batch_size,
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,
-        lengths=lengths,
+        lengths=_lengths(dataset),
     )
+
+
+def _lengths(dataset: Any) -> list[int]:
+    """Tokens of each row, its prompt counted once."""
+    prompt, answers, _ = token_lengths(dataset).T
+    return (prompt + answers).tolist()
 
 
 def pair_loader(
@@ -76,8 +89,8 @@ def pair_loader(
         loader = DataLoader(DrawnPairs(dataset), batch_sampler=pairs, **settings)
     else:
         raise SimPOError(
-            f"dataloader_drop_last leaves nothing to train on: the set has {len(dataset)} pairs, and an optimiser step "
-            f"takes {pairs.pairs_per_step * pairs.accumulation}. Leave dataloader_drop_last out."
+            f"dataloader_drop_last leaves nothing to train on: the set has {len(dataset)} rows, and an optimiser step "
+            f"takes {pairs.rows_per_step * pairs.accumulation}. Leave dataloader_drop_last out."
         )
     # The process is known to sampler and stream already: prepared as if for one, batches are not dealt out again.
     return prepare_data_loader(loader, num_processes=1, process_index=0)

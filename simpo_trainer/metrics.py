@@ -47,13 +47,15 @@ class PairRecords:
     def gather(self, accelerator: Accelerator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Log-probabilities (pairs, 2), lengths (pairs, 2) and tokens (pairs,) of all processes, without filler.
 
+        The pairs of one row stay in their order.
+
         Every process must call it.
         """
         # Processes hold different numbers of pairs; rows of padding have weight 0, as filler has.
         rows = accelerator.pad_across_processes(torch.cat(self._rows), dim=0, pad_index=0)
         rows = accelerator.gather(rows).cpu().numpy()
         rows = rows[rows[:, 0] > 0]
-        rows = rows[np.argsort(rows[:, 1])]
+        rows = rows[np.argsort(rows[:, 1], kind="stable")]
         return rows[:, 3:5], rows[:, 5:7].astype(int), rows[:, 2].astype(int)
 
 

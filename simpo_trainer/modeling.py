@@ -99,14 +99,8 @@ def prepare_model(
     """Put an adapter on the model where asked, and switch dropout off.
 
     Raises:
-        SimPOError: an adapter is asked for on a model that has one, an adapted model has nothing to train, or the model
-            asks for a balance term that the loss has not.
+        SimPOError: an adapter is asked for on a model that has one, or an adapted model has nothing to train.
     """
-    if getattr(model.config.get_text_config(), "output_router_logits", False):
-        raise SimPOError(
-            "The model's configuration has output_router_logits: true, which adds a balance term over experts to the "
-            "loss of its own forward; SimPO's loss has no such term yet. Set model.config.output_router_logits = False."
-        )
     if peft_config is not None:
         if isinstance(model, PeftModel):
             raise SimPOError(

@@ -7,17 +7,19 @@ import inspect
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
 
-from .attention import MaskPlan
+from .attention import MaskPlan, able_to_run, flex_width
 from .batching import NOT_SCORED, Batch
 from .errors import SimPOError
+from .experts import BalanceTerm, asks_for_balance, check_balance, router_logits_by_row
 from .head import LogitTransform, token_logps
 
 
@@ -28,10 +30,13 @@ class ScoringOutput(ModelOutput):
     Args:
         logps: log-probability of the token each scored position must predict, nats, (S,).
         mean_logits: mean of the logits over the vocabulary, without gradient, (S,).
+        router_logits: logits of each layer's router over E experts, (R, T, E) each; only where the model's configuration
+            asks for a balance term.
     """
 
     logps: Tensor | None = None
     mean_logits: Tensor | None = None
+    router_logits: tuple[Tensor, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,11 @@ def score_answers(model: nn.Module, batch: Batch) -> AnswerScores:
     Returns:
         Scores of all answers of the batch, indexed as `batch["chosen"]` and `batch["rejected"]` are.
     """
+    return score_batch(model, batch)[0]
+
+
+def score_batch(model: nn.Module, batch: Batch) -> tuple[AnswerScores, tuple[Tensor, ...] | None]:
+    """As :func:`score_answers`, with the router logits of a model whose configuration asks for a balance term."""
     sharing = {name: batch[name] for name in ("prompt_index", "branch") if name in batch}
     output = model(
         input_ids=batch["input_ids"],
@@ -79,7 +89,8 @@ def score_answers(model: nn.Module, batch: Batch) -> AnswerScores:
     total = logps.new_zeros(count).index_add(0, answer, logps)
     length = logps.new_zeros(count).index_add(0, answer, torch.ones_like(logps))
     logits_sum = logps.new_zeros(count).index_add(0, answer, output.mean_logits.to(logps.dtype))
-    return AnswerScores(sum=total, average=total / length, length=length, logits_sum=logits_sum)
+    scores = AnswerScores(sum=total, average=total / length, length=length, logits_sum=logits_sum)
+    return scores, output.router_logits
 
 
 def add_scoring_forward(model: PreTrainedModel) -> None:
@@ -87,9 +98,10 @@ def add_scoring_forward(model: PreTrainedModel) -> None:
 
     `labels` (R, T) holds the token that each position must predict and -100 elsewhere; only those positions go through
     the head. Rows that hold several answers come with `prompt_index` and `branch` (see `Batch`), of which the masks are
-    made here, where the dtype of the attention is known. Without `scored_labels` the forward is the model's own, so generation and saving are unchanged. The
-    scoring sits inside the forward, and the backbone and head are looked up on each call, because wrappers (DDP, FSDP,
-    DeepSpeed, PEFT, autocast) act on the outermost forward and may replace the inner modules afterwards.
+    made here, where the attention and its dtype are known. Without `scored_labels` the forward is the model's own, so
+    generation and saving are unchanged. The scoring sits inside the forward, and the backbone and head are looked up on
+    each call, because wrappers (DDP, FSDP, DeepSpeed, PEFT, autocast) act on the outermost forward and may replace the
+    inner modules afterwards.
 
     Raises:
         SimPOError: the model is not a decoder-only language model with a head.
@@ -104,23 +116,32 @@ def add_scoring_forward(model: PreTrainedModel) -> None:
     transform = LogitTransform.from_config(model.config)
     original_forward = _unbound(model.forward)
     accepted = inspect.signature(model.base_model.forward).parameters
-    takes_positions = "position_ids" in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    takes_positions, takes_routers = (
+        takes_any or name in accepted for name in ("position_ids", "output_router_logits")
+    )
 
     def forward(self, *args, scored_labels: Tensor | None = None, branch: Tensor | None = None, **kwargs):
         if scored_labels is None:
             return original_forward(self, *args, **kwargs)
+        rows, width = scored_labels.shape
         if branch is not None:
-            prompt_index = kwargs.pop("prompt_index")
-            plan = self.mask_plan
-            kwargs["attention_mask"] = plan.masks(prompt_index, branch, kwargs["position_ids"], _attention_dtype(self))
+            kwargs = _with_masks(self, branch=branch, **kwargs)
         if not takes_positions:
             kwargs.pop("position_ids", None)
-        hidden = self.base_model(*args, **kwargs, use_cache=False).last_hidden_state
-        # Prompt-learning adapters put virtual tokens before the first one.
-        hidden = hidden[:, hidden.shape[1] - scored_labels.shape[1] :]
+        balanced = asks_for_balance(self.config)
+        if balanced and takes_routers:
+            kwargs["output_router_logits"] = True
+        with able_to_run(_attention(self), scored_labels.device):
+            output = self.base_model(*args, **kwargs, use_cache=False)
+        # Prompt-learning adapters put virtual tokens before the first one, rows with masks are padded behind the last.
+        first = 0 if branch is not None else output.last_hidden_state.shape[1] - width
+        own = slice(first, first + width)
+        router_logits = router_logits_by_row(output, rows, own) if balanced else None
+        hidden = output.last_hidden_state[:, own]
         scored = scored_labels != NOT_SCORED
         logps, mean_logits = token_logps(hidden[scored], self.get_output_embeddings(), scored_labels[scored], transform)
-        return ScoringOutput(logps=logps, mean_logits=mean_logits)
+        return ScoringOutput(logps=logps, mean_logits=mean_logits, router_logits=router_logits)
 
     # `generate` and the Trainer read the signature of `forward`. Not by functools.wraps: accelerate, unwrapping a model,
     # follows `__wrapped__` and would take this forward off.
@@ -128,6 +149,30 @@ def add_scoring_forward(model: PreTrainedModel) -> None:
     forward.scores_answers = True  # type: ignore[attr-defined]
     model.forward = types.MethodType(forward, model)
     model.mask_plan = MaskPlan.from_config(model.config)  # type: ignore[assignment]
+
+
+def _with_masks(
+    model: PreTrainedModel,
+    *,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    prompt_index: Tensor,
+    branch: Tensor,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """The inputs of a backbone for rows that hold several answers; for flex attention, wider than they came."""
+    plan = cast(MaskPlan, model.mask_plan)
+    if _attention(model) == "flex_attention":
+        padding = (0, flex_width(branch.shape[1]) - branch.shape[1])
+        input_ids, position_ids, branch = (F.pad(ids, padding) for ids in (input_ids, position_ids, branch))
+        mask: Any = plan.block_masks(F.pad(prompt_index, padding, value=-1), branch, position_ids)
+    else:
+        mask = plan.masks(prompt_index, branch, position_ids, _attention_dtype(model))
+    return kwargs | {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": mask}
+
+
+def _attention(model: PreTrainedModel) -> str:
+    return model.config.get_text_config()._attn_implementation
 
 
 def _attention_dtype(model: PreTrainedModel) -> torch.dtype:
@@ -147,7 +192,7 @@ def _unbound(forward: Callable) -> Callable:
 
 @torch.no_grad()
 def check_scoring(model: PreTrainedModel) -> None:
-    """Compare scoring with the log-softmax of the model's own logits on a few tokens.
+    """Compare scoring with the log-softmax of the model's own logits, and balance terms, on a few tokens.
 
     Scale and soft-capping of logits are read from the configuration by name; a model that does something else between
     head and softmax is found here rather than trained on another objective. Skipped where the weights are not all on
@@ -163,9 +208,12 @@ def check_scoring(model: PreTrainedModel) -> None:
     tokens = torch.linspace(0, vocab_size - 1, 8, device=device).long()[None]
     was_training = model.training
     model.eval()
-    expected = model(input_ids=tokens[:, :-1]).logits.float().log_softmax(-1).gather(-1, tokens[:, 1:, None])[0, :, 0]
-    scored = model(input_ids=tokens[:, :-1], scored_labels=tokens[:, 1:]).logps.float()
+    with able_to_run(_attention(model), device):
+        plain = model(input_ids=tokens[:, :-1])
+    output = model(input_ids=tokens[:, :-1], scored_labels=tokens[:, 1:])
     model.train(was_training)
+    expected = plain.logits.float().log_softmax(-1).gather(-1, tokens[:, 1:, None])[0, :, 0]
+    scored = output.logps.float()
     exact = all(parameter.dtype in (torch.float32, torch.float64) for parameter in model.parameters())
     exact = exact and not torch.is_autocast_enabled(device.type)
     tolerance = 1e-3 if exact else 0.1
@@ -175,3 +223,5 @@ def check_scoring(model: PreTrainedModel) -> None:
             f"log-probabilities of a test row are {expected.tolist()} by its own forward and {scored.tolist()} by "
             "scoring. Training would follow another objective, so it is refused. Please report the model."
         )
+    if term := BalanceTerm.from_config(model.config):
+        check_balance(type(model).__name__, getattr(plain, "aux_loss", None), output.router_logits, term, tolerance)

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .data.token_rows import is_ranked
+from .data.token_sets import columns_of, pair_counts
 from .log import get_logger
 from .modeling import describe
 
@@ -27,15 +29,16 @@ class StartReport(TrainerCallback):
         # Not the argument: `auto_find_batch_size` may have made it smaller.
         micro, accumulation = trainer._train_batch_size, args.gradient_accumulation_steps
         trainer.reset_window()
+        unit, pairs = _rows_of(trainer.train_dataset, micro * processes * accumulation)
         logger.info(
             f"Model: {describe(trainer.model_wrapped)}.\n"
-            f"Global batch: {micro * processes * accumulation} pairs ({micro} per device x {processes} process"
-            f"{'es' if processes > 1 else ''} x {accumulation} accumulation). Optimiser steps: {state.max_steps}."
+            f"Global batch: {micro * processes * accumulation} {unit} ({micro} per device x {processes} process"
+            f"{'es' if processes > 1 else ''} x {accumulation} accumulation){pairs}. Optimiser steps: {state.max_steps}."
         )
         wanted = trainer.args.global_batch_size
         if wanted and wanted != micro * processes * accumulation:
             logger.warning(
-                f"The global batch is {micro * processes * accumulation} pairs, the recipe's is {wanted}: its other "
+                f"The global batch is {micro * processes * accumulation} {unit}, the recipe's is {wanted}: its other "
                 "numbers were chosen for that. Leave gradient_accumulation_steps out to have it derived."
             )
         if state.global_step:
@@ -49,3 +52,11 @@ class StartReport(TrainerCallback):
             f"(chosen {start['logps/chosen']:.3f}, rejected {start['logps/rejected']:.3f}, accuracy "
             f"{start['rewards/accuracies']:.2f})."
         )
+
+
+def _rows_of(dataset: Any, batch: int) -> tuple[str, str]:
+    """What the rows of a training set are called, and of ranked answers how many pairs a global batch has."""
+    if not is_ranked(columns_of(dataset)):
+        return "pairs", ""
+    counts = pair_counts(dataset) if hasattr(dataset, "__len__") else None
+    return "prompts", f", with {batch * sum(counts) / len(counts):.0f} pairs on average" if counts else ""

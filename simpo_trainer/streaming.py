@@ -10,10 +10,10 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from .data.drops import DropReport
-from .data.pair_tokenizer import TOKEN_COLUMNS, pair_length
 from .data.preferences import check_margin
 from .data.sources import readable_rows
-from .data.tokenization import check_token_rows, ignored_parts, second_rendering
+from .data.token_rows import check_token_rows, is_ranked, row_answers, row_length, row_pairs
+from .data.tokenization import ignored_parts, second_rendering
 from .errors import SimPOError
 from .log import get_logger
 
@@ -26,17 +26,19 @@ _TRIAL = 1000
 class StreamedPairs(IterableDataset):
     """Micro-batches of one process from a stream of token rows, without an end.
 
-    Micro-step k of all processes together takes the next `batch_size * num_processes` pairs. An optimiser step that the
+    Micro-step k of all processes together takes the next `batch_size * num_processes` rows: pairs, or prompts with their
+    ranked answers. An optimiser step that the
     stream cannot fill at its end is left out, which is said, and the stream begins anew.
 
     Args:
         rows: what `tokenization.tokenize_stream` returned; a row with a `reason` is dropped.
-        batch_size: pairs per micro-batch and process.
+        batch_size: rows per micro-batch and process.
         num_processes: number of processes.
         process_index: which of them this is.
         accumulation: micro-steps of an optimiser step.
         max_length: longest prompt + answer, in tokens.
         overlong: "error" to stop at a longer one.
+        ranked: whether rows are prompts with ranked answers.
         name: what messages call the stream.
     """
 
@@ -50,6 +52,7 @@ class StreamedPairs(IterableDataset):
         accumulation: int = 1,
         max_length: int,
         overlong: str = "truncate",
+        ranked: bool = False,
         name: str = "train",
     ):
         self.rows = rows
@@ -59,16 +62,17 @@ class StreamedPairs(IterableDataset):
         self.accumulation = accumulation
         self.max_length = max_length
         self.overlong = overlong
+        self.ranked = ranked
         self.name = name
 
     @property
-    def pairs_per_step(self) -> int:
-        """Pairs that all processes together take in one micro-step."""
+    def rows_per_step(self) -> int:
+        """Rows that all processes together take in one micro-step."""
         return self.batch_size * self.num_processes
 
-    def pairs_after(self, steps: int) -> int:
-        """Pairs trained on in the first `steps` optimiser steps."""
-        return steps * self.pairs_per_step * self.accumulation
+    def pairs_after(self, steps: int) -> int | None:
+        """Pairs trained on in the first `steps` optimiser steps; None where rows have several, which nobody counted."""
+        return None if self.ranked else steps * self.rows_per_step * self.accumulation
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         start = self.process_index * self.batch_size
@@ -87,21 +91,21 @@ class StreamedPairs(IterableDataset):
             yield from self._one_pass()
 
     def _one_pass(self) -> Iterator[list[dict[str, Any]]]:
-        report = DropReport(self.name)
+        report = DropReport(self.name, ranked=self.ranked)
         kept = self._kept(report)
-        size, steps = self.pairs_per_step, 0
+        size, steps = self.rows_per_step, 0
         while len(block := list(islice(kept, size * self.accumulation))) == size * self.accumulation:
             steps += 1
             for start in range(0, len(block), size):
                 yield block[start : start + size]
         if not steps:
             raise SimPOError(
-                f"{self.name}: the stream has {report.rows_kept} pairs that can be trained on, and an optimiser step takes "
+                f"{self.name}: the stream has {report.rows_kept} {report.unit} that can be trained on, and an optimiser step takes "
                 f"{size * self.accumulation}. Lower the global batch, or use more data."
             )
         logger.info(
             f"{report.summary()}\n  The end of the stream, which is read again from its beginning. Its last {len(block)} "
-            f"pairs do not fill an optimiser step of {size * self.accumulation} and are left out."
+            f"{report.unit} do not fill an optimiser step of {size * self.accumulation} and are left out."
         )
 
     def _kept(self, report: DropReport) -> Iterator[dict[str, Any]]:
@@ -111,16 +115,15 @@ class StreamedPairs(IterableDataset):
             row = {"row": number, **row}
             if "reason" not in row:  # it came as token ids
                 check_token_rows([row], self.max_length, f"{self.name}, row {number} of the stream")
-                notes = {"reason": None, "cut": (False,) * 3, "length": pair_length(*(row[k] for k in TOKEN_COLUMNS))}
-                row |= notes
-            if "margin" in row:
+                row |= _notes(row)
+            if "margin" in row and not is_ranked(row):
                 check_margin(row["margin"], number, self.name)
             said_ignored = bool(report.ignored)
             if report.count(number, row):
                 if report.ignored and not said_ignored:
                     logger.warning(ignored_parts(self.name, report))
                 if row.get("second") and not said_second:
-                    logger.warning(second_rendering(f"{self.name}: in some pairs", number, row))
+                    logger.warning(second_rendering(f"{self.name}: in some {report.unit}", number, row))
                     said_second = True
                 yield row
             if self.overlong == "error":
@@ -128,3 +131,10 @@ class StreamedPairs(IterableDataset):
             if report.rows_read == _TRIAL:
                 report.check_enough_kept()
         report.check_enough_kept()
+
+
+def _notes(row: dict[str, Any]) -> dict[str, Any]:
+    """What tokenization notes of a row, for one that came as token ids."""
+    answers = row_answers(row)
+    length = row_length(row["prompt_ids"], answers)
+    return {"reason": None, "cut": (False,) * (1 + len(answers)), "length": length, "pairs": len(row_pairs(row))}

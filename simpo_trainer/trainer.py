@@ -29,9 +29,10 @@ from .config import SimPOConfig
 from .data.drops import DropReport
 from .data.token_sets import spread_rows, token_set
 from .errors import SimPOError
+from .experts import BalanceTerm
 from .finite import check_finite
 from .interrupt import StopCallback, StopRequest
-from .layouts import choose_layout, saved_tokens
+from .layouts import check_attention_trains, choose_layout, saved_tokens
 from .loaders import Collator, evaluation_pairs, pair_loader, training_pairs
 from .log import get_logger
 from .losses import LOSSES
@@ -42,7 +43,7 @@ from .progress import show_lines
 from .publish.hub import HubTrainer
 from .publish.manifest import ManifestCallback
 from .sampler import PairBatchSampler
-from .scoring import AnswerScores, add_scoring_forward, check_scoring, score_answers
+from .scoring import AnswerScores, add_scoring_forward, check_scoring, score_batch
 from .startup import StartReport
 from .streaming import StreamedPairs
 
@@ -72,11 +73,14 @@ class SimPOTrainer(HubTrainer):
         args: settings; the paper's defaults if not given.
         data_collator: makes a :class:`~simpo_trainer.batching.Batch` of tokenized pairs; the padded layout by default.
         train_dataset: rows `{prompt, chosen, rejected}` of strings or messages, with explicit or implicit prompt; or
-            rows that already hold `prompt_ids`, `chosen_ids`, `rejected_ids`. A stream needs `max_steps`.
+            rows that already hold `prompt_ids`, `chosen_ids`, `rejected_ids`. Or prompts with ranked answers: `{prompt,
+            responses, scores}` (or `ranks`), or `prompt_ids`, `response_ids`, `chosen`, `rejected`. A stream needs
+            `max_steps`.
         eval_dataset: the same but for a stream, or a mapping from names to such sets, evaluated one by one.
         processing_class: the tokenizer; loaded from the model's name by default.
         compute_metrics: gets an `EvalPrediction` whose predictions are log-probabilities (chosen, rejected) in the unit
-            of `logps/*` and whose label ids are answer lengths, both (pairs, 2) in the order of the set.
+            of `logps/*` and whose label ids are answer lengths, both (pairs, 2) in the order of the set, the pairs of a
+            prompt's ranked answers one after the other.
         callbacks: added to the default ones.
         optimizers: optimiser and scheduler to use instead of the arguments' own.
         peft_config: puts a new adapter on the model.
@@ -109,6 +113,7 @@ class SimPOTrainer(HubTrainer):
         elif args.model_init_kwargs:
             raise SimPOError("model_init_kwargs is set, but the model is an object already; it would do nothing there.")
         model = prepare_model(model, args, peft_config)
+        self._balance = BalanceTerm.of_run(model.config, args)
         base_model = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
         add_scoring_forward(base_model)
         processing_class = processing_class or load_tokenizer(name, args)
@@ -191,7 +196,7 @@ class SimPOTrainer(HubTrainer):
             num_items_in_batch: pairs of the optimiser step over all processes; without it the micro-batch is averaged.
         """
         batch = cast(Batch, inputs)
-        answers = score_answers(model, batch)
+        answers, router_logits = score_batch(model, batch)
         chosen, rejected = answers.select(batch["chosen"]), answers.select(batch["rejected"])
         weight = batch["pair_weight"].to(answers.sum.dtype)
         margin = self.args.gamma_beta_ratio + batch.get("margin", torch.zeros_like(weight))
@@ -211,8 +216,13 @@ class SimPOTrainer(HubTrainer):
             else:
                 sft = -(chosen.sum * weight).sum() * scale / chosen_tokens
             loss = loss + self.args.sft_weight * sft
-
         sums = self._train_sums if model.training else self._eval_sums
+        if self._balance and router_logits:
+            # A mean of micro-batches, each as heavy as its pairs: filler alone adds nothing.
+            balance = self._balance.loss(router_logits, batch) * weight.sum()
+            loss = loss + self._balance.coefficient * balance * scale / pairs
+            sums.add({"aux_loss": torch.stack([balance, weight.sum()])})
+
         sums.add(
             pair_metrics(
                 chosen,
@@ -245,7 +255,9 @@ class SimPOTrainer(HubTrainer):
                     "Leave one of them out."
                 )
             return
-        layout, reason = choose_layout(cast(Any, self._model_to_train), self.args.batch_layout)
+        layout, reason = choose_layout(
+            cast(Any, self._model_to_train), self.args.batch_layout, compiled=self.args.torch_compile
+        )
         self.data_collator = cast(Any, PairCollator(_pad_token_id(self._tokenizer), layout))
         logger.info(f"Batch layout: {layout} ({reason}{saved_tokens(self.train_dataset, layout)}).")
 
@@ -304,6 +316,7 @@ class SimPOTrainer(HubTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; Ctrl-C ends the step, saves a checkpoint and sets `interrupted`."""
+        check_attention_trains(cast(Any, self._model_to_train))
         self.interrupted = False
         checkpoint = kwargs.get("resume_from_checkpoint", args[0] if args else None)
         if checkpoint and checkpoint is not True:
@@ -326,7 +339,8 @@ class SimPOTrainer(HubTrainer):
         """Add the means of the logging window to a training log, then log."""
         if "loss" in logs:
             logs |= self._train_sums.reduce(self.accelerator)
-            logs["num_pairs_seen"] = self._train_pairs.pairs_after(self.state.global_step)
+            if (pairs := self._train_pairs.pairs_after(self.state.global_step)) is not None:
+                logs["num_pairs_seen"] = pairs
             logs["num_tokens_seen"] = self.state.num_input_tokens_seen
         super().log(logs, start_time)
 
@@ -360,6 +374,8 @@ class SimPOTrainer(HubTrainer):
 
         metrics = self._eval_sums.reduce(self.accelerator)
         metrics["loss"] = metrics["preference_loss"] + self.args.sft_weight * metrics["sft_loss"]
+        if self._balance:
+            metrics["loss"] += self._balance.coefficient * metrics["aux_loss"]
         logps, lengths, tokens = self._eval_records.gather(self.accelerator)
         metrics |= {"num_pairs": len(logps), "num_tokens": int(tokens.sum())}
         if self.compute_metrics is not None:
@@ -383,16 +399,16 @@ class SimPOTrainer(HubTrainer):
         self._eval_records.add(cast(Batch, inputs), outputs["logps"], outputs["lengths"])
         return None, None, None
 
-    def measure_start(self, num_pairs: int = 64) -> dict[str, float]:
-        """Metrics of the untrained model on pairs from all over the training set, or on the first ones of a stream.
+    def measure_start(self, num_rows: int = 64) -> dict[str, float]:
+        """Metrics of the untrained model on rows from all over the training set, or on the first ones of a stream.
 
         Every process must call it.
         """
         loader: Iterable = self.get_train_dataloader()
         if isinstance(self._train_pairs, StreamedPairs):
-            loader = islice(loader, max(1, num_pairs // self._train_pairs.pairs_per_step))
-        else:  # the first micro-batches would be pairs of one length
-            loader = self.get_eval_dataloader(spread_rows(self.train_dataset, num_pairs))
+            loader = islice(loader, max(1, num_rows // self._train_pairs.rows_per_step))
+        else:  # the first micro-batches would be rows of one length
+            loader = self.get_eval_dataloader(spread_rows(self.train_dataset, num_rows))
         self._eval_sums = MetricSums()
         model = self.model_wrapped
         was_training = model.training

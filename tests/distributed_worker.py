@@ -1,6 +1,6 @@
 """Trains a tiny model as one process of several and writes what it saw; started by `test_distributed.py`.
 
-Arguments: number of processes that must be there, folder to write to, settings as JSON, number of pairs.
+Arguments: number of processes that must be there, folder to write to, settings as JSON, number of rows.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from datasets import Dataset
 from peft import LoraConfig
 
-from models import random_pairs, tiny_model, word_tokenizer
+from models import ARCHITECTURES, random_pairs, random_ranked, tiny_model, word_tokenizer
 from simpo_trainer import SimPOConfig, SimPOTrainer
 
 
@@ -18,14 +18,19 @@ def main(world_size: str, folder: str, settings: str, num_pairs: str) -> None:
     options = json.loads(settings)
     peft_config = LoraConfig(r=4, target_modules="all-linear") if options.pop("lora", False) else None
     streams = options.pop("stream", False)
+    config = None
+    if options.pop("experts", False):
+        config = ARCHITECTURES["mixtral"]()
+        config.output_router_logits, config.router_aux_loss_coef = True, 0.5
+    make_rows = random_ranked if options.pop("ranked", False) else random_pairs
     args = SimPOConfig(
         output_dir=folder, num_train_epochs=2, logging_steps=1, eval_strategy="epoch", save_strategy="no", **options
     )
     assert args.world_size == int(world_size), f"{args.world_size} processes, not {world_size}"
-    pairs = Dataset.from_list(random_pairs(int(num_pairs)))
+    pairs = Dataset.from_list(make_rows(int(num_pairs)))
     train = pairs.to_iterable_dataset() if streams else pairs
     trainer = SimPOTrainer(
-        tiny_model(),
+        tiny_model(config),
         args,
         train_dataset=train,
         eval_dataset=pairs,

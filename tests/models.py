@@ -1,6 +1,7 @@
 """Tiny models and token rows for tests, made in code with random weights."""
 
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -142,6 +143,38 @@ def random_pairs(count: int, seed: int = 0, *, vocab_size: int = VOCAB_SIZE) -> 
     return [
         {"prompt_ids": [BOS, *ids(8)], "chosen_ids": [*ids(7), EOS], "rejected_ids": [*ids(7), EOS]}
         for _ in range(count)
+    ]
+
+
+def random_ranked(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Token rows of prompts with two to five ranked answers, the best first, and every two of them as a pair."""
+    pairs = random_pairs(5 * count, seed)
+    rows = []
+    for number in range(count):
+        own = pairs[5 * number : 5 * number + 2 + number % 4]
+        both = list(combinations(range(len(own)), 2))
+        rows.append(
+            {
+                "prompt_ids": own[0]["prompt_ids"],
+                "response_ids": [pair["chosen_ids"] for pair in own],
+                "chosen": [chosen for chosen, _ in both],
+                "rejected": [rejected for _, rejected in both],
+            }
+        )
+    return rows
+
+
+def two_by_two(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pairs of ranked token rows as rows of their own."""
+    return [
+        {
+            "prompt_ids": row["prompt_ids"],
+            "chosen_ids": row["response_ids"][chosen],
+            "rejected_ids": row["response_ids"][rejected],
+            **({"margin": row["margin"][number]} if "margin" in row else {}),
+        }
+        for row in rows
+        for number, (chosen, rejected) in enumerate(zip(row["chosen"], row["rejected"], strict=True))
     ]
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from models import tiny_model, word_tokenizer
 from simpo_trainer import SimPOConfig, SimPOTrainer
-from simpo_trainer.data.pair_tokenizer import TOKEN_COLUMNS
+from simpo_trainer.data.token_rows import TOKEN_COLUMNS
 from simpo_trainer.sampler import PairBatchSampler
 
 # Plain gradient descent: AdamW divides by the size of the gradient, so where that is almost nothing, rounding alone
@@ -74,7 +74,7 @@ def epoch_rows(
     lengths = [sum(len(row[name]) for name in TOKEN_COLUMNS) for row in rows]
     sampler = PairBatchSampler(len(rows), batch_size=global_batch, seed=seed, lengths=lengths)
     sampler.set_epoch(epoch)
-    return [rows[draw.pair] for batch in sampler for draw in batch]
+    return [rows[draw.row] for batch in sampler for draw in batch]
 
 
 def assert_same_run(found: SimPOTrainer, expected: SimPOTrainer, *, tolerance: float) -> None:

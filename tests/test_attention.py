@@ -1,11 +1,16 @@
 """Masks of rows that hold several answers, against a rule that is written out token by token."""
 
+import shutil
+
 import pytest
 import torch
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import Gemma2Config, Lfm2Config, LlamaConfig, MistralConfig, Qwen2Config
 
 from models import random_pairs
-from simpo_trainer.attention import MaskPlan
+from simpo_trainer import attention
+from simpo_trainer.attention import MaskPlan, flex_width
 from simpo_trainer.batching import PairCollator
 
 PAIRS = random_pairs(5)
@@ -59,3 +64,75 @@ def test_layers_that_no_mask_describes():
 def test_one_mask_for_all_layers_where_they_are_alike():
     assert MaskPlan({"full_attention": None}).for_all_layers() == MaskPlan({"": None})
     assert MaskPlan({"full_attention": None, "sliding_attention": 7}).for_all_layers() is None
+
+
+def test_layers_whose_window_no_row_outgrows_have_one_mask():
+    batch = PairCollator(layout="packed")(PAIRS)
+    plan = MaskPlan({"full_attention": None, "sliding_attention": 1000})
+    masks = plan.masks(batch["prompt_index"], batch["branch"], batch["position_ids"], torch.float32)
+    assert masks["full_attention"] is masks["sliding_attention"]
+
+
+# ---- Flex attention ----
+
+
+def long_rows(layout):
+    """Fields of rows several blocks long, with prompts and answers that fill blocks and padding that fills one."""
+    pairs = [
+        {"prompt_ids": [1] * 300, "chosen_ids": [5] * 290, "rejected_ids": [6] * 40},
+        {"prompt_ids": [1] * 5, "chosen_ids": [5] * 200, "rejected_ids": [6] * 150},
+    ]
+    batch = PairCollator(layout=layout)(pairs)
+    width = flex_width(batch["input_ids"].shape[1]) + 128
+    padding = {"prompt_index": -1, "branch": 0, "position_ids": 0}
+    return tuple(F.pad(batch[name], (0, width - batch[name].shape[1]), value=value) for name, value in padding.items())
+
+
+@pytest.mark.parametrize("at_once", [1, 2**24])
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("layout", ["shared_prefix", "packed"])
+def test_blocks_are_those_of_the_mask(layout, window, at_once, monkeypatch):
+    """Found in parts or at once, they are what torch reads off the dense mask."""
+    monkeypatch.setattr(attention, "_AT_ONCE", at_once)
+    fields = long_rows(layout)
+    seen = MaskPlan({"": window}).masks(*fields, torch.float32)[:, 0] == 0
+    expected = create_block_mask(
+        lambda b, h, q, k: seen[b, q, k], len(seen), None, seen.shape[1], seen.shape[2], device="cpu"
+    )
+    found = MaskPlan({"": window}).block_masks(*fields)
+    assert found.shape == expected.shape and found.BLOCK_SIZE == expected.BLOCK_SIZE
+    assert bool((expected.full_kv_num_blocks > 0).any()) == (window is None)
+    for field in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "q_indices"):
+        assert torch.equal(getattr(found, field), getattr(expected, field)), field
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with g++")
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("layout", ["shared_prefix", "packed"])
+def test_compiled_flex_attention_equals_the_dense_mask(layout, window):
+    """The kernels skip what the block mask leaves out; uncompiled, all of it is run."""
+    fields = long_rows(layout)
+    rows, width = fields[0].shape
+    query, key, value = torch.randn(3, rows, 2, width, 16, generator=torch.Generator().manual_seed(0))
+    expected = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=MaskPlan({"": window}).masks(*fields, torch.float32)
+    )
+    torch._dynamo.reset()
+    compiled = torch.compile(flex_attention, dynamic=False)
+    found = compiled(query, key, value, block_mask=MaskPlan({"": window}).block_masks(*fields))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_flex_attention_gets_masks_by_kind_of_layer():
+    masks = MaskPlan({"full_attention": None, "sliding_attention": 100}).block_masks(*long_rows("packed"))
+    assert masks["full_attention"].sparsity() < masks["sliding_attention"].sparsity()
+
+
+def test_rows_for_flex_attention_come_in_few_widths():
+    widths = range(1, 2**15)
+    found = [flex_width(width) for width in widths]
+    assert all(new >= old and new % 128 == 0 for new, old in zip(found, widths, strict=True))
+    assert all(new < 1.125 * old + 128 for new, old in zip(found, widths, strict=True))
+    assert len(set(found)) == 8 * 6
+    assert flex_width(2049) == 2304

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from simpo_trainer.data.pair_tokenizer import TOKEN_COLUMNS
+from simpo_trainer.data.token_rows import TOKEN_COLUMNS
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 # The parts of the script import each other by name, as they do when it runs.
@@ -19,7 +19,7 @@ sys.path.append(str(SCRIPTS))
 import bench_rows  # noqa: E402
 import benchmark  # noqa: E402
 from bench_training import losses_agree, summary  # noqa: E402
-from bench_worker import ROWS  # noqa: E402
+from bench_worker import RANKED, ROWS  # noqa: E402
 
 TINY = ["--hidden", "32", "--layers", "2", "--vocab", "500", "--max-length", "64", "--steps", "2", "--repeats", "1"]
 
@@ -43,7 +43,7 @@ def pair(*lengths: int) -> dict[str, list[int]]:
 @pytest.mark.slow
 def test_every_row_takes_the_same_steps():
     lines, result = run_benchmark(*TINY, "--device", "cpu", "--pairs", "4")
-    assert [row["row"] for row in result["rows"]] == list(ROWS)
+    assert [row["row"] for row in result["rows"]] == [name for name in ROWS if name != RANKED]
     assert result["losses_agree"] and "losses agree" in lines
     first = result["rows"][0]["losses"]
     assert len(set(first)) == 4  # two steps of warm-up, two that count
@@ -64,6 +64,25 @@ def test_real_pairs_adapters_and_some_rows(tmp_path):
     _, result = run_benchmark(*TINY, "--device", "cpu", "--pairs", "4", "--data", str(file), *rows)
     assert [row["row"] for row in result["rows"]] == ["trl CPO", "ours, packed"]
     assert result["losses_agree"]
+
+
+@pytest.mark.slow
+def test_ranked_answers_take_the_steps_of_their_pairs():
+    lines, result = run_benchmark(*TINY, "--device", "cpu", "--ranked", "4", "--pairs", "3")
+    name = f"{RANKED} K=4"
+    assert [row["row"] for row in result["rows"]] == [*list(ROWS)[:-1], name]
+    assert result["losses_agree"]
+    assert (result["setting"]["prompts a step"], result["setting"]["pairs a step"]) == (3, 18)
+    first, rows = result["rows"][0]["losses"], {row["row"]: row for row in result["rows"]}
+    assert len(set(first)) == 4
+    for row in result["rows"]:
+        assert row["losses"] == pytest.approx(first, rel=1e-4)
+        assert row["pairs_per_second"] == pytest.approx(36 / row["pass_seconds"][0])
+    over = rows[name]["pairs_per_second"] / rows["ours, shared_prefix"]["pairs_per_second"]
+    assert rows[name]["over_two_by_two"] == pytest.approx(over)
+    assert (
+        f"ours, ranked K=4: {over:.2f} times the pairs/s of ours, shared_prefix on the same pairs two by two" in lines
+    )
 
 
 @pytest.mark.slow
@@ -98,6 +117,29 @@ def test_counted_products_are_those_that_torch_counts():
     norms = 6 * 32 * 5 * length  # weights that multiply no matrix
     # torch also counts the outer product of positions and frequencies, forward alone.
     assert both - per_answer + unseen - norms == pytest.approx(counter.get_total_flops(), rel=1e-3)
+
+
+def test_ranked_rows_are_their_pairs_with_each_answer_once():
+    """Answers are chosen and rejected ones in turn; what is counted is that of one prompt and its answers."""
+    profile = bench_rows.PROFILES["hh"]
+    rows = bench_rows.random_ranked(profile, vocab=1000, seed=3, answers=4)
+    pairs = bench_rows.two_by_two(rows)
+    assert len(pairs) == 6 * len(rows)
+    assert pairs[5] == dict(
+        zip(TOKEN_COLUMNS, (rows[0]["prompt_ids"], rows[0]["response_ids"][2], rows[0]["response_ids"][3]), strict=True)
+    )
+    for found, wanted in zip(bench_rows.medians(rows).values(), profile.medians, strict=True):
+        assert abs(math.log(found / wanted)) < 0.15
+    assert bench_rows.two_by_two(pairs[:7]) == pairs[:7]
+    two = bench_rows.random_pairs(profile, vocab=1000, seed=3)
+    assert bench_rows.two_by_two(bench_rows.random_ranked(profile, vocab=1000, seed=3, answers=2)) == two
+    fields, row = (
+        shape(layers=1),
+        {"prompt_ids": [3] * 3, "response_ids": [[3] * 2, [3] * 4, [3]], "chosen": [], "rejected": []},
+    )
+    products = bench_rows.needed_flops([row], fields, backbone=1000)
+    assert products == 6 * (1000 * 7 + 32 * 500 * 7) + 12 * 32 * (6 + 4 + 15)
+    assert bench_rows.unique_tokens([row]) == 10
 
 
 def test_counted_products_of_two_answers():
@@ -138,7 +180,7 @@ def test_batches_are_alike_in_length_within_and_evenly_chosen():
 
 
 def test_too_few_pairs_are_said():
-    with pytest.raises(SystemExit, match="5 pairs make 2 batches of 2; 3 steps need more"):
+    with pytest.raises(SystemExit, match="5 rows make 2 batches of 2; 3 steps need more"):
         bench_rows.choose_batches([pair(3, 2, 2)] * 5, size=2, steps=3, seed=0)
 
 
@@ -161,4 +203,12 @@ def test_arguments_that_cannot_be_are_refused(capsys):
     with pytest.raises(SystemExit):
         benchmark.parse(["--steps", "0"])
     assert "--steps must be at least 1" in capsys.readouterr().err
+    for words, message in (
+        (["--ranked", "1"], "--ranked makes random prompts with at least 2 answers"),
+        (["--ranked", "4", "--data", "x.jsonl"], "no --data"),
+        (["--rows", "ours, ranked"], "the row 'ours, ranked' needs --ranked K"),
+    ):
+        with pytest.raises(SystemExit):
+            benchmark.parse(words)
+        assert message in capsys.readouterr().err
     assert benchmark.parse(["--data", "my pairs.jsonl"]).arguments == ["--data", "'my pairs.jsonl'"]

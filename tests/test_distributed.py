@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from models import as_text, random_pairs, tiny_model, word_tokenizer
+from models import as_text, random_pairs, random_ranked, tiny_model, word_tokenizer
 from simpo_trainer.recipe.load import load_recipe
 from simpo_trainer.run import run
 
@@ -67,7 +67,10 @@ def _assert_same(one: dict[str, Any], two: dict[str, Any]) -> None:
         pytest.param(
             21, (4, 2), (2, 2), {"stream": True, "max_steps": 4, "max_length": 64, "max_prompt_length": 32}, id="stream"
         ),
+        pytest.param(21, (4, 2), (2, 2), {"ranked": True, "sft_weight": 0.2}, id="ranked"),
         pytest.param(13, (4, 1), (2, 1), {"lora": True, "gradient_checkpointing": True}, id="lora-checkpointing"),
+        # The balance of experts depends on what a micro-batch holds: here one pair in either case.
+        pytest.param(13, (1, 4), (1, 2), {"experts": True}, id="experts"),
     ],
 )
 def test_two_processes_equal_one(tmp_path, num_pairs, one, two, settings):
@@ -75,14 +78,15 @@ def test_two_processes_equal_one(tmp_path, num_pairs, one, two, settings):
         batch_size, accumulation = split
         return settings | {
             "per_device_train_batch_size": batch_size,
-            "per_device_eval_batch_size": 3,
+            "per_device_eval_batch_size": min(3, batch_size),
             "gradient_accumulation_steps": accumulation,
             "learning_rate": 1e-3,
         }
 
     first = _train(tmp_path / "one", 1, num_pairs, options(one))
     second = _train(tmp_path / "two", 2, num_pairs, options(two))
-    assert len(first["history"][-2]["eval_predictions"]) == num_pairs
+    counted = sum(len(row["chosen"]) for row in random_ranked(num_pairs)) if "ranked" in settings else num_pairs
+    assert len(first["history"][-2]["eval_predictions"]) == counted
     _assert_same(first, second)
 
 

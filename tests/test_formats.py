@@ -280,8 +280,11 @@ EXAMPLE_SETTINGS = {
 def test_rows_of_the_documentation_are_read():
     text = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
     examples = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
-    assert len(examples) == 7
-    for row in examples:
+    assert len(examples) == 8
+    ranked = [row for row in examples if "responses" in row]
+    [found], dropped = tokens(to_pairs(Dataset.from_list(ranked), None, None, "set"))
+    assert [toy_tokenizer().decode(ids[:-1]) for ids in found["response_ids"]] == ["5", "6"]
+    for row in [row for row in examples if row not in ranked]:
         kind = "hh_rlhf" if "Human:" in row["chosen"] else "question" if "question" in row else None
         settings = EXAMPLE_SETTINGS.get(str(kind), {"row_format": None, "columns": None})
         [found], dropped = tokens(to_pairs(Dataset.from_list([row]), name="set", **settings))

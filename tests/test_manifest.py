@@ -53,11 +53,13 @@ def test_a_killed_run_leaves_a_manifest_and_a_finished_one_its_results(tmp_path)
         "per_device": 8,
         "processes": 1,
         "accumulation": 1,
+        "layout": "packed",
         "optimiser_steps": 3,
         "epochs": 2,
     }
     assert early["model"]["parameters"] == early["model"]["trained_parameters"] == trainer.model.num_parameters()
     assert (early["model"]["class"], early["model"]["trained_dtype"]) == ("LlamaForCausalLM", "float32")
+    assert early["model"]["attention"] == "sdpa"
     assert early["recipe"] is None and early["data"]["sources"] == []
     assert early["data"]["sets"]["train"]["rows"] == 10 and early["data"]["sets"]["eval"]["rows"] == 4
 

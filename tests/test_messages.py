@@ -8,7 +8,8 @@ from datasets import Json, List, Value
 
 from simpo_trainer.data.drops import REASONS, RowDropped
 from simpo_trainer.data.messages import (
-    check_messages,
+    check_answer,
+    check_prompt,
     explicit_prompt,
     row_template_kwargs,
     settle_system_messages,
@@ -115,15 +116,15 @@ def test_common_text_loses_nothing_and_divides_no_word():
     ],
 )
 def test_messages_that_make_no_pair(prompt, chosen, reason):
-    dropped(reason, check_messages, prompt, chosen, NO)
-    if prompt == TURN:
-        dropped(reason, check_messages, prompt, NO, chosen)
+    dropped(reason, *((check_answer, chosen) if chosen != YES else (check_prompt, prompt)))
 
 
 def test_messages_that_make_a_pair():
-    check_messages(TURN, YES, NO)
+    check_prompt(TURN)
+    check_answer(YES)
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]}
-    check_messages([*TURN, call, {"role": "tool", "content": "3"}], YES, [call])
+    check_prompt([*TURN, call, {"role": "tool", "content": "3"}])
+    check_answer([call])
 
 
 def test_template_arguments_of_a_row():
@@ -187,6 +188,11 @@ def test_keys_of_other_rows_are_left_out():
         "tools": [{"name": "add", "parameters": {"a": {"enum": ["x", None]}}}],
         "margin": None,
     }
+    several = without_filled_keys(
+        {"responses": [row["chosen"], row["chosen"][0]]}, {"responses": List(types["chosen"])}
+    )
+    kept = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    assert several == {"responses": [[kept, None], {**kept, "name": None}]}  # where the type is no struct, all is kept
     unknown = without_filled_keys(row, None)["chosen"][0]
     assert unknown["tool_calls"] == [{"name": "add", "arguments": {"a": 1}}]
     assert (

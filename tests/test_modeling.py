@@ -134,15 +134,6 @@ def test_a_second_adapter_is_refused(args):
         prepare_model(get_peft_model(tiny_model(), lora()), args(), lora())
 
 
-def test_a_balance_term_that_would_be_left_out_is_refused(args):
-    model = tiny_model()
-    model.config.output_router_logits = True
-    with pytest.raises(
-        SimPOError, match="output_router_logits: true, .* Set model.config.output_router_logits = False"
-    ):
-        prepare_model(model, args(), None)
-
-
 def test_a_frozen_adapter_is_refused(adapter_folder, args):
     model = PeftModel.from_pretrained(tiny_model(), adapter_folder)
     with pytest.raises(SimPOError, match=r"no trainable parameter.*is_trainable=True"):

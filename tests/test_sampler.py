@@ -34,13 +34,13 @@ def epoch_of(num_pairs: int, batch_size: int, num_processes: int, **options) -> 
 
 
 def order_of(sampler: PairBatchSampler) -> list[int]:
-    return [draw.pair for batch in sampler for draw in batch]
+    return [draw.row for batch in sampler for draw in batch]
 
 
 @SIZES
 def test_every_pair_counts_exactly_once_in_an_epoch(num_pairs, batch_size, num_processes):
     draws = [draw for mine in epoch_of(num_pairs, batch_size, num_processes) for batch in mine for draw in batch]
-    assert sorted(draw.pair for draw in draws if draw.weight) == list(range(num_pairs))
+    assert sorted(draw.row for draw in draws if draw.weight) == list(range(num_pairs))
     assert {draw.weight for draw in draws} <= {0.0, 1.0}
 
 
@@ -78,7 +78,7 @@ def test_drop_last_leaves_out_the_incomplete_step_and_nothing_else(num_pairs, ba
     steps = num_pairs // (batch_size * num_processes)
     assert kept == [mine[:steps] for mine in every]
     sampler = PairBatchSampler(num_pairs, batch_size=batch_size, num_processes=num_processes, drop_last=True)
-    assert sampler.pairs_per_epoch == steps * batch_size * num_processes
+    assert sampler.rows_per_epoch == steps * batch_size * num_processes
 
 
 def test_order_is_a_function_of_seed_and_epoch_alone():
@@ -171,7 +171,7 @@ def test_loader_does_not_deal_the_batches_out_a_second_time(args):
         sampler = PairBatchSampler(10, batch_size=2, num_processes=2, process_index=index)
         loader = pair_loader(dataset, sampler, PairCollator(), args)
         assert len(loader) == len(sampler)
-        assert rows_of(loader) == [[draw.pair for draw in batch] for batch in sampler]
+        assert rows_of(loader) == [[draw.row for draw in batch] for batch in sampler]
 
 
 def test_worker_processes_load_the_same_batches(tmp_path):
@@ -199,7 +199,7 @@ LENGTHS = torch.randint(5, 500, (2000,), generator=torch.Generator().manual_seed
 def grouped(num_pairs=2000, epoch=0, **options):
     sampler = PairBatchSampler(num_pairs, lengths=LENGTHS[:num_pairs], seed=3, **options)
     sampler.set_epoch(epoch)
-    return [[draw.pair for draw in batch if draw.weight] for batch in sampler]
+    return [[draw.row for draw in batch if draw.weight] for batch in sampler]
 
 
 def padding(batches):
@@ -215,7 +215,7 @@ def test_an_epoch_visits_every_pair_once():
 
 
 def test_batches_are_of_like_length_and_alternate():
-    plain = [[draw.pair for draw in batch] for batch in PairBatchSampler(2000, batch_size=8, seed=3)]
+    plain = [[draw.row for draw in batch] for batch in PairBatchSampler(2000, batch_size=8, seed=3)]
     assert padding(plain) > 0.4
     batches = grouped(batch_size=8)
     assert padding(batches) < 0.02
@@ -261,6 +261,6 @@ def test_processes_get_like_lengths():
 
 
 def test_an_evaluation_begins_with_its_longest_pairs():
-    batches = [[draw.pair for draw in batch] for batch in PairBatchSampler(50, batch_size=4, lengths=LENGTHS[:50])]
+    batches = [[draw.row for draw in batch] for batch in PairBatchSampler(50, batch_size=4, lengths=LENGTHS[:50])]
     lengths = [LENGTHS[pair] for batch in batches for pair in batch]
     assert lengths == sorted(LENGTHS[:50], reverse=True)

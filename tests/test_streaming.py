@@ -12,7 +12,8 @@ from models import EOS, as_text, random_pairs, tiny_model, word_tokenizer
 from runs import PLAIN_STEPS, assert_same_run, assert_same_weights, epoch_rows, make_trainer, train_log, weights_of
 from simpo_trainer import SimPOConfig, SimPOTrainer, streaming
 from simpo_trainer.data.preferences import DataConfig, load_preferences
-from simpo_trainer.data.tokenization import TOKEN_COLUMNS, tokenize_preferences, tokenize_stream
+from simpo_trainer.data.token_rows import TOKEN_COLUMNS
+from simpo_trainer.data.tokenization import tokenize_preferences, tokenize_stream
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.loaders import pair_loader
 from simpo_trainer.recipe.load import load_recipe

@@ -37,6 +37,15 @@ def dropped(reason: str, function, *args) -> str:
     return caught.value.detail
 
 
+def rendered(*args):
+    """The texts of a row, all of whose answers can be used."""
+    texts = render_conversation(*args)
+    for answer in texts.answers:
+        if isinstance(answer, RowDropped):
+            raise answer
+    return texts
+
+
 # --- How a turn ends --------------------------------------------------------------------------------------------------
 
 
@@ -150,8 +159,8 @@ def test_template_that_keeps_the_prompt_only_before_thinking_is_left_to_the_rows
     turn_end = probe_template(tokenizer, {})
     prompt, good, bad = [user("Why?")], [assistant(THINKING)], [assistant("Yes.")]
     texts = render_conversation(tokenizer, turn_end, (prompt, good, good), {})
-    assert texts.chosen == "why\n</think>\n\nYes.<|im_end|>"
-    detail = dropped("template_prefix", render_conversation, tokenizer, turn_end, (prompt, good, bad), {})
+    assert texts.answers[0] == "why\n</think>\n\nYes.<|im_end|>"
+    detail = dropped("template_prefix", rendered, tokenizer, turn_end, (prompt, good, bad), {})
     assert "the header begins a thinking part that the answer lacks" in detail
     assert "<think>\\n'" in detail and "<think></think>Yes." in detail
 
@@ -193,20 +202,20 @@ def test_texts_are_the_parts_of_the_rendered_conversation():
     prompt = [{"role": "system", "content": "Be brief."}, user("Hi"), assistant("Hello"), user("How?")]
     texts = render(tokenizer, prompt, "So.", "No.")
     assert texts.prompt == tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-    for text, content in ((texts.chosen, "So."), (texts.rejected, "No.")):
+    for text, content in ((texts.answers[0], "So."), (texts.answers[1], "No.")):
         assert text == f"{content}<|im_end|>"
         assert tokenizer.apply_chat_template([*prompt, assistant(content)], tokenize=False) == f"{texts.prompt}{text}\n"
 
 
 def test_end_token_that_must_be_appended_is_not_in_the_text():
     texts = render(toy_tokenizer(template("A:{{ m.content }}\n", header="A:")), [user("Hi")], "So.")
-    assert (texts.prompt, texts.chosen) == ("U:HiA:", "So.\n")
+    assert (texts.prompt, texts.answers[0]) == ("U:HiA:", "So.\n")
 
 
 def test_thinking_that_begins_in_the_header_is_not_lost():
     tokenizer = toy_tokenizer(shipped("qwen3_5_think"))
     texts = render(tokenizer, [user("Hi")], THINKING)
-    assert texts.prompt.endswith("<think>\n") and texts.chosen == "why\n</think>\n\nYes.<|im_end|>"
+    assert texts.prompt.endswith("<think>\n") and texts.answers[0] == "why\n</think>\n\nYes.<|im_end|>"
 
 
 # The prompt has another header than the conversation: only the answer's own text can be put behind it.
@@ -237,7 +246,7 @@ def test_second_rendering_puts_the_answer_behind_the_header(header, content, tex
     prompt = [user("What is <think> and </think> and [THINK]?")]
     texts = render_conversation(tokenizer, turn_end, (prompt, [assistant(content)], [assistant(content + "!")]), {})
     assert texts.prompt == tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-    assert (texts.chosen, texts.rejected) == (f"{text}<|im_end|>", f"{text}!<|im_end|>")
+    assert (texts.answers[0], texts.answers[1]) == (f"{text}<|im_end|>", f"{text}!<|im_end|>")
     assert "with an answer" in texts.second
 
 
@@ -265,7 +274,7 @@ def test_answers_that_do_not_fit_behind_the_header(header, answer, why):
     tokenizer = toy_tokenizer(template(OTHER, header=header))
     turn_end = TurnEnd(tokenizer.eos_token_id, "<|im_end|>", "")
     messages = ([user("Hi")], [answer], [assistant("No.")])
-    assert why in dropped("template_prefix", render_conversation, tokenizer, turn_end, messages, {})
+    assert why in dropped("template_prefix", rendered, tokenizer, turn_end, messages, {})
 
 
 @pytest.mark.parametrize("header", ["A:", "A:<think>\n"])
@@ -288,8 +297,8 @@ def test_each_answer_gets_the_rendering_that_it_needs():
     tokenizer = toy_tokenizer(shipped("qwen3_8"))
     texts = render(tokenizer, [user("Hi")], THINKING, "Yes.")
     assert texts.prompt.endswith("assistant\n<think>\n")
-    assert texts.chosen == "why\n</think>\n\nYes.<|im_end|>"
-    assert texts.rejected == "\n</think>\n\nYes.<|im_end|>"
+    assert texts.answers[0] == "why\n</think>\n\nYes.<|im_end|>"
+    assert texts.answers[1] == "\n</think>\n\nYes.<|im_end|>"
     assert "it closes the thinking part" in texts.second
     assert render(tokenizer, [user("Hi")], "Yes.", THINKING).second == texts.second
     assert render(tokenizer, [user("Hi")], "Yes.").second == ""
@@ -336,11 +345,11 @@ def test_thinking_behind_a_header_that_ends_it_is_dropped():
     tokenizer = toy_tokenizer(shipped("qwen3_8"))
     turn_end, off = probe_template(tokenizer, {}), {"enable_thinking": False}
     messages = [user("What is <think>?")], [assistant("Yes.")], [assistant(THINKING)]
-    detail = dropped("template_prefix", render_conversation, tokenizer, turn_end, messages, off)
+    detail = dropped("template_prefix", rendered, tokenizer, turn_end, messages, off)
     assert "the header ends the thinking part with which the answer begins: '<think>\\nwhy" in detail
     assert render_conversation(tokenizer, turn_end, messages, {})
     plain = [user("What is <think>?")], [assistant("Yes.")], [assistant("No <think> no.")]
-    assert render_conversation(tokenizer, turn_end, plain, off).chosen == "Yes.<|im_end|>"
+    assert render_conversation(tokenizer, turn_end, plain, off).answers[0] == "Yes.<|im_end|>"
 
 
 def test_template_arguments_reach_the_template():
@@ -354,18 +363,18 @@ def test_rows_that_the_template_cannot_take():
     turn_end = probe_template(tokenizer, {})
     answers = [assistant("So.")], [assistant("No.")]
     prompt = [{"role": "system", "content": "Be brief."}, user("Hi")]
-    assert "System role" in dropped("template_error", render_conversation, tokenizer, turn_end, (prompt, *answers), {})
+    assert "System role" in dropped("template_error", rendered, tokenizer, turn_end, (prompt, *answers), {})
 
 
 def test_answer_that_is_cut_by_the_template():
     tokenizer = toy_tokenizer(template("A:{{ m.content.split('</think>')[-1] }}<|im_end|>"))
     turn_end = probe_template(tokenizer, {})
     messages = ([user("Hi")], [assistant("So.")], [assistant("So</think>No.")])
-    assert "'No.<|im_end|>'" in dropped("template_content", render_conversation, tokenizer, turn_end, messages, {})
+    assert "'No.<|im_end|>'" in dropped("template_content", rendered, tokenizer, turn_end, messages, {})
 
 
 def test_answer_that_the_template_ends_otherwise():
     tokenizer = toy_tokenizer(template("A:{{ m.content }}{{ '?' if 'odd' in m.content else '<|im_end|>' }}"))
     turn_end = probe_template(tokenizer, {})
     messages = ([user("Hi")], [assistant("So.")], [assistant("odd")])
-    assert "'odd?'" in dropped("template_end", render_conversation, tokenizer, turn_end, messages, {})
+    assert "'odd?'" in dropped("template_end", rendered, tokenizer, turn_end, messages, {})

@@ -3,11 +3,17 @@
 from datasets import Dataset
 
 from models import random_pairs
-from simpo_trainer.data.pair_tokenizer import TOKEN_COLUMNS
+from simpo_trainer.data.token_rows import TOKEN_COLUMNS
 from simpo_trainer.data.token_sets import token_lengths
 
+
+def lengths_of(row):
+    prompt, *answers = (len(row[name]) for name in TOKEN_COLUMNS)
+    return [prompt, sum(answers), len(answers)]
+
+
 ROWS = random_pairs(30)
-EXPECTED = [[len(row[name]) for name in TOKEN_COLUMNS] for row in ROWS]
+EXPECTED = [lengths_of(row) for row in ROWS]
 
 
 def test_lengths_of_every_kind_of_set():
@@ -19,7 +25,7 @@ def test_lengths_of_every_kind_of_set():
     order = [7, 3, 29, 0]
     assert token_lengths(dataset.select(order)).tolist() == [EXPECTED[place] for place in order]
     shuffled = dataset.shuffle(seed=1)
-    assert token_lengths(shuffled).tolist() == [[len(row[name]) for name in TOKEN_COLUMNS] for row in shuffled]
+    assert token_lengths(shuffled).tolist() == [lengths_of(row) for row in shuffled]
 
 
 def test_lengths_of_a_large_set_are_counted_in_pieces():

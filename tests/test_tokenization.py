@@ -15,8 +15,9 @@ from models import tiny_model
 from simpo_trainer import SimPOConfig, SimPOTrainer
 from simpo_trainer.data import tokenization
 from simpo_trainer.data.pair_tokenizer import PairTokenizer, fit_to_length
+from simpo_trainer.data.token_rows import render_row
 from simpo_trainer.data.token_sets import token_set
-from simpo_trainer.data.tokenization import render_pair, tokenize_preferences, tokenize_stream
+from simpo_trainer.data.tokenization import tokenize_preferences, tokenize_stream
 from simpo_trainer.errors import SimPOError
 from toy import (
     CHATML,
@@ -238,12 +239,12 @@ def test_padding_token_plays_no_part():
     ],
 )
 def test_fit_to_length(prompt, chosen, rejected, limits, fitted):
-    assert fit_to_length(prompt, chosen, rejected, *limits, 0) == fitted
+    assert fit_to_length(prompt, [chosen, rejected], *limits, 0) == (fitted[0], [*fitted[1:]])
 
 
 @pytest.mark.parametrize("kept_start, cut", [(0, [4, 5, 6]), (1, [1, 5, 6]), (2, [1, 2, 6]), (3, [1, 2, 3])])
 def test_fit_to_length_keeps_both_ends(kept_start, cut):
-    assert fit_to_length([1, 2, 3, 4, 5, 6], [7, 7, 7], [8], 6, 3, kept_start) == (cut, [7, 7, 7], [8])
+    assert fit_to_length([1, 2, 3, 4, 5, 6], [[7, 7, 7], [8]], 6, 3, kept_start) == (cut, [[7, 7, 7], [8]])
 
 
 def test_fit_to_length_follows_the_official_rule():
@@ -253,13 +254,13 @@ def test_fit_to_length_follows_the_official_rule():
             for max_length in range(2, 9):
                 for max_prompt_length in range(1, max_length):
                     prompt, chosen = list(range(prompt_length)), list(range(longer))
-                    got = fit_to_length(prompt, chosen, [9], max_length, max_prompt_length, 0)
+                    got = fit_to_length(prompt, [chosen, [9]], max_length, max_prompt_length, 0)
                     if len(prompt) + len(chosen) > max_length:
                         prompt = prompt[-max_prompt_length:]
                     if len(prompt) + len(chosen) > max_length:
                         chosen = chosen[: max_length - max_prompt_length]
-                    assert got == (prompt, chosen, [9])
-                    assert len(got[0]) + len(got[1]) <= max_length
+                    assert got == (prompt, [chosen, [9]])
+                    assert len(got[0]) + len(got[1][0]) <= max_length
 
 
 def test_overlong_pairs_are_cut_and_counted(caplog):
@@ -641,7 +642,7 @@ def test_report_is_plain_values():
 def test_rendered_pair_shows_what_is_scored():
     tokenizer = toy_tokenizer()
     tokenized, _ = tokenize([*toy_pairs(1, conversational=True)], tokenizer)
-    assert render_pair(tokenized[0], tokenizer).split("\n") == [
+    assert render_row(tokenized[0], tokenizer).split("\n") == [
         f"row 0: prompt, {len(tokenized[0]['prompt_ids'])} tokens",
         "    <|im_start|>user",
         "    What is 0 and 0?<|im_end|>",
@@ -653,8 +654,8 @@ def test_rendered_pair_shows_what_is_scored():
         "    ⟦I guess 1<|im_end|>⟧",
     ]
     long = {**tokenized[0], "chosen_ids": [tokenizer.bos_token_id] * 1000}
-    assert "[... 880 tokens ...]" in render_pair(long, tokenizer)
-    assert render_pair(long, tokenizer).count("<s>") == 120
+    assert "[... 880 tokens ...]" in render_row(long, tokenizer)
+    assert render_row(long, tokenizer).count("<s>") == 120
 
 
 @pytest.mark.parametrize("rank, hidden", [("0", 0), ("1", 1)])

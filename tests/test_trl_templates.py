@@ -45,6 +45,9 @@ def outcome(tokenizer, answer):
     try:
         turn_end = probe_template(tokenizer, {})
         texts = render_conversation(tokenizer, turn_end, (PROMPT, [assistant(answer)], [assistant(answer + "!")]), {})
+        for text in texts.answers:
+            if isinstance(text, RowDropped):
+                raise text
     except (RowDropped, SimPOError) as error:
         return next((said for message, said in REFUSALS.items() if message in str(error)), f"refused: {error}")
     return "second" if texts.second else "prefix"

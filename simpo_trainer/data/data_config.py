@@ -16,7 +16,7 @@ def _key(default: Any, text: str) -> Any:
 
 @dataclass
 class DataConfig:
-    """Where the preference pairs are read from (the data section of a recipe)."""
+    """Where the preference pairs, or ranked answers, are read from (the data section of a recipe)."""
 
     dataset_name: str | None = _key(
         None,
@@ -66,11 +66,11 @@ class DataConfig:
     columns: dict[str, str] | None = _key(
         None,
         f"Where a field ({', '.join(NAMED_FIELDS)}) is found in the rows of every source: a column, or with dots a "
-        "place inside one (answers.0.text). Fields that are not named keep the columns of their names.",
+        "place inside one (answers.0.text; completions.response is that of each completion). Fields that are not named keep the columns of their names.",
     )
     dataset_format: Format | None = _key(
         None,
-        "How rows are written: pairs (prompt, chosen, rejected), sharegpt, alpaca, or hh_rlhf (texts with Human: and "
+        "How rows are written: pairs (prompt, chosen, rejected; or prompt, responses, scores or ranks), sharegpt, alpaca, or hh_rlhf (texts with Human: and "
         "Assistant: turns). Unset means what the columns look like; hh_rlhf must be asked for.",
     )
     chat_template: str | None = _key(

@@ -8,10 +8,23 @@ from ..errors import SimPOError
 
 # Why a row can teach nothing: the short name that is counted, what is wrong, and what the user can change.
 REASONS: dict[str, tuple[str, str]] = {
-    "missing_field": ("prompt, chosen or rejected is missing (null)", "Fill the field in or remove these rows."),
+    "missing_field": ("a field is missing (null)", "Fill the field in or remove these rows."),
     "wrong_type": (
         "a field is neither text nor a list of messages, or one row mixes the two",
-        "Make all three fields strings, or all three lists of {'role': ..., 'content': ...}.",
+        "Make prompt and answers strings, or all of them lists of {'role': ..., 'content': ...}; scores and ranks are "
+        "lists of numbers.",
+    ),
+    "score_count": (
+        "there are not as many scores (or ranks) as responses",
+        "Write one for each response, in their order, null for an answer without one.",
+    ),
+    "bad_score": (
+        "an answer's score (or rank) is missing or no finite number",
+        "Fill it in, or remove the answer.",
+    ),
+    "no_pair": (
+        "no two answers that can be used differ in rank and text",
+        "Remove these rows, or look at why their answers cannot be used.",
     ),
     "bad_message": ("a message lacks a role or a content that is text", "Give each message both, as strings."),
     "no_prompt": (
@@ -71,9 +84,17 @@ class RowDropped(Exception):
         self.detail = detail
 
 
+def caught(function: Any, *args: Any) -> Any:
+    """The function's result, or the `RowDropped` that it raised."""
+    try:
+        return function(*args)
+    except RowDropped as dropped:
+        return dropped
+
+
 @dataclass
 class Dropped:
-    """Rows left out for one reason: how many, the index of the first, and what was seen there."""
+    """Rows or answers left out for one reason: how many, the index of the first row, and what was seen there."""
 
     count: int
     first_row: int
@@ -82,7 +103,7 @@ class Dropped:
 
 @dataclass
 class DropReport:
-    """What tokenization did to a set of pairs. Lengths in tokens; cuts are counted over the rows kept."""
+    """What tokenization did to a set of pairs, or of ranked answers. Lengths in tokens; cuts are those of rows kept."""
 
     name: str
     rows_read: int = 0
@@ -90,40 +111,57 @@ class DropReport:
     dropped: dict[str, Dropped] = field(default_factory=dict)
     truncated_prompts: int = 0
     truncated_answers: int = 0
-    one_sided_ends: int = 0  # pairs of which only one answer lost its end token
-    longest: int = 0  # prompt + longer answer
-    ignored: dict[str, Dropped] = field(default_factory=dict)  # pairs kept without a part of the prompt, by the part
+    one_sided_ends: int = 0  # rows of which some answers lost their end token, and others did not
+    longest: int = 0  # prompt + longest answer
+    ignored: dict[str, Dropped] = field(default_factory=dict)  # rows kept without a part of the prompt, by the part
+    left_out: dict[str, Dropped] = field(default_factory=dict)  # answers that ranked rows were kept without
+    ranked: bool = False
+    pairs_kept: int = 0
+
+    @property
+    def unit(self) -> str:
+        """What a row of the set is called."""
+        return "prompts" if self.ranked else "pairs"
 
     def count(self, row: int, notes: Mapping[str, Any]) -> bool:
         """Count a tokenized row by what was noted of it; whether it is kept.
 
         Args:
             row: its index in the set.
-            notes: `reason` and `detail` of a dropped row; `cut` (of prompt, chosen, rejected), `length` and
-                `ignored` (a part of the prompt that the chat template does not write) of a kept one.
+            notes: `reason` and `detail` of a dropped row; `pairs` (their number), `cut` (of prompt and answers), `length`,
+                `ignored` (a part of the prompt that the chat template does not write) and `left_out` (why, of each answer
+                that was) of a kept one.
         """
         self.rows_read += 1
         if notes["reason"] is not None:
             self.dropped.setdefault(notes["reason"], Dropped(0, row, notes["detail"])).count += 1
             return False
-        prompt, chosen, rejected = notes["cut"]
+        prompt, *answers = notes["cut"]
         self.rows_kept += 1
+        self.pairs_kept += notes["pairs"]
         self.truncated_prompts += prompt
-        self.truncated_answers += chosen + rejected
-        self.one_sided_ends += chosen != rejected
+        self.truncated_answers += sum(answers)
+        self.one_sided_ends += any(answers) and not all(answers)
         self.longest = max(self.longest, notes["length"])
         if part := notes.get("ignored"):
             self.ignored.setdefault(part, Dropped(0, row, "")).count += 1
+        for reason in notes.get("left_out") or ():
+            self.left_out.setdefault(reason, Dropped(0, row, "")).count += 1
         return True
 
     def lines(self) -> list[str]:
         """The report for a reader, a headline first."""
+        pairs = f", {self.pairs_kept} pairs of their answers" if self.ranked else ""
         lines = [
-            f"{self.name}: {self.rows_kept} of {self.rows_read} pairs; the longest has {self.longest} tokens; cut to "
-            f"length: {self.truncated_prompts} prompts, {self.truncated_answers} answers"
+            f"{self.name}: {self.rows_kept} of {self.rows_read} {self.unit}{pairs}; the longest has {self.longest} tokens; "
+            f"cut to length: {self.truncated_prompts} prompts, {self.truncated_answers} answers"
         ]
         for reason, dropped in self.dropped.items():
             lines.append(f"  dropped {dropped.count} ({reason}, first row {dropped.first_row}): {REASONS[reason][0]}")
+        for reason, answers in self.left_out.items():
+            lines.append(
+                f"  left out {answers.count} answers ({reason}, first row {answers.first_row}): {REASONS[reason][0]}"
+            )
         for part, ignored in self.ignored.items():
             lines.append(f"  kept {ignored.count} (first row {ignored.first_row}) without {part}")
         return lines
@@ -133,14 +171,14 @@ class DropReport:
         return "\n".join(self.lines())
 
     def check_none_overlong(self, max_length: int) -> None:
-        """Refuse a set with pairs that are too long.
+        """Refuse a set with rows that are too long.
 
         Raises:
             SimPOError: how many there are, and the first.
         """
         if dropped := self.dropped.get("overlong"):
             raise SimPOError(
-                f"{self.name}: {dropped.count} of {self.rows_read} pairs exceed max_length={max_length} (first: row "
+                f"{self.name}: {dropped.count} of {self.rows_read} {self.unit} exceed max_length={max_length} (first: row "
                 f"{dropped.first_row}, {dropped.detail}). Raise max_length, or set overlong: truncate or overlong: drop."
             )
 
@@ -153,8 +191,8 @@ class DropReport:
         if 2 * self.rows_kept >= self.rows_read:
             return
         lines = [
-            f"{self.name}: {self.rows_read - self.rows_kept} of {self.rows_read} pairs cannot be trained on; at most half "
-            "may be left out."
+            f"{self.name}: {self.rows_read - self.rows_kept} of {self.rows_read} {self.unit} cannot be trained on; at most "
+            "half may be left out."
         ]
         for reason, dropped in self.dropped.items():
             wrong, change = REASONS[reason]

@@ -1,4 +1,4 @@
-"""Foreign row shapes to the fields of a preference pair: renamed and nested columns, ShareGPT, Alpaca, HH-RLHF texts.
+"""Foreign row shapes to the fields of a pair or of ranked answers: nested columns, ShareGPT, Alpaca, HH-RLHF texts.
 
 A row that cannot be converted still gives a row, made such that tokenization drops it and counts it by its reason.
 """
@@ -7,32 +7,34 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from datasets import Dataset, Features, IterableDataset, Json, LargeList, List, Value
+from datasets import Dataset, Features, IterableDataset, Json, List, Value
 
 from ..errors import SimPOError
 from ..log import get_logger
 from .drops import RowDropped
 from .messages import Message, split_common_messages
 from .places import MESSAGES, SAMPLE, Place, find_place, value_at
+from .ranking import PAIR_FIELDS, RANKED_FIELDS, RANKINGS, as_number, has_ranked_answers, read_fields
+from .recognition import Format, is_text, is_two_outputs, listed, may_be_numbers, recognise_format, refuse_hidden_prompt
 from .sources import Rows, readable_rows
 
 logger = get_logger(__name__)
 
 # What is read of a row; every other column is left out, so that sources with different ones can be mixed.
-FIELDS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "margin")
-Format = Literal["pairs", "sharegpt", "alpaca", "hh_rlhf"]
+FIELDS = tuple(dict.fromkeys((*PAIR_FIELDS, *RANKED_FIELDS)))
 # What `columns` may name: `system` besides, which ShareGPT and Alpaca rows have.
 NAMED_FIELDS = (*FIELDS, "system")
 PAIR_OF_MESSAGES = {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES}
 
+_NUMBERS = List(Value("float64"))
 # Part of the cache's key: raise it with every change of this file that changes converted rows.
-_CODE_VERSION = 2
+_CODE_VERSION = 3
 
 
 def to_pairs(rows: Rows, columns: Mapping[str, str] | None, row_format: Format | None, name: str) -> Rows:
-    """The rows with the fields of a preference pair and no other columns.
+    """The rows with the fields of a preference pair, or of ranked answers, and no other columns.
 
     Args:
         columns: field to its place in the rows: a column, or a path into one with dots ("answers.0.text").
@@ -40,12 +42,15 @@ def to_pairs(rows: Rows, columns: Mapping[str, str] | None, row_format: Format |
         name: what messages call the set.
 
     Raises:
-        SimPOError: a place in `columns` does not exist, or the rows lack a column that `row_format` needs.
+        SimPOError: a place in `columns` does not exist, the rows lack a column that `row_format` needs, or have columns
+            that exclude each other.
     """
     rows = typed(rows, name)
     places = {field: find_place(rows, path, field, name) for field, path in (columns or {}).items()}
+    rows = _without_rivals(rows, places)
     features = dict(rows.features) | {field: place.feature for field, place in places.items()}
-    found = row_format or _recognise(rows, features)
+    fields = read_fields(features, name)
+    found = row_format or recognise_format(rows, features)
     if row_format is None and found != "pairs":
         logger.info(f"{name}: read as {found} rows. If they are not, set dataset_format: pairs.")
     if found in _QUESTIONS:
@@ -62,18 +67,32 @@ def to_pairs(rows: Rows, columns: Mapping[str, str] | None, row_format: Format |
             f"{', '.join(map(repr, features))}. Set dataset_format to what they are, or name the place by `columns`."
         )
     if row_format is None and found == "pairs":
-        _refuse_hidden_prompt(features, name)
+        refuse_hidden_prompt(features, name)
     made = shape.features(features)
-    if _is_text(features.get("margin")):  # of a CSV file, where all columns are text
+    if is_text(features.get("margin")):  # of a CSV file, where all columns are text
         made["margin"] = Value("float64")
+    made |= {ranking: _NUMBERS for ranking in RANKINGS if ranking in fields and may_be_numbers(features[ranking])}
     if found == "pairs" and not places and not made:
-        return rows.select_columns([field for field in FIELDS if field in features])
-    wanted = {field: features[field] for field in FIELDS if field in features} | made
+        return rows.select_columns(list(fields))
+    wanted = {field: features[field] for field in fields} | made
     work = _Conversion(tuple((field, place.steps) for field, place in places.items()), found, tuple(wanted), name)
     before = rows.column_names
     if isinstance(rows, IterableDataset):
         return rows.map(work, batched=True, remove_columns=before, features=Features(wanted))
     return rows.map(work, batched=True, remove_columns=before, features=Features(wanted), desc=f"Reading {name}")
+
+
+def _without_rivals(rows: Rows, places: Mapping[str, Place]) -> Rows:
+    """The rows without columns that cannot stand beside one that `columns` names."""
+    rivals = {
+        column
+        for ours, theirs in (({"responses"}, {"chosen", "rejected"}), ({"scores"}, {"ranks"}))
+        for named, others in ((ours, theirs), (theirs, ours))
+        if named & places.keys()
+        for column in others - places.keys()
+    }
+    used = {place.steps[0] for place in places.values()}
+    return rows.remove_columns(sorted((rivals & set(rows.features)) - used))
 
 
 def typed(rows: Rows, name: str) -> Rows:
@@ -114,6 +133,9 @@ class _Conversion:
             converted = convert(row)
             if "margin" in self.wanted and isinstance(row["margin"], str):
                 converted["margin"] = _number(row["margin"], self.name)
+            for ranking in RANKINGS:
+                if ranking in self.wanted and isinstance(row[ranking], list):
+                    converted[ranking] = [as_number(value) for value in row[ranking]]
             for field, column in columns.items():
                 column.append(converted.get(field))
         return columns
@@ -140,8 +162,6 @@ def _number(text: str, name: str) -> float:
 
 # The column of the question in rows that `columns` may name by `prompt`.
 _QUESTIONS: dict[str, str] = {"sharegpt": "conversations", "alpaca": "instruction"}
-# Columns beside two texts without `prompt` that are likely to hold it.
-_HIDDEN_PROMPTS = ("question", "instruction", "query", "input", "messages", "conversations", "history", "context")
 
 
 def _name_question(places: dict[str, Place], features: dict[str, Any], question: str) -> dict[str, Any]:
@@ -157,58 +177,6 @@ def _name_question(places: dict[str, Place], features: dict[str, Any], question:
     return {question: places[question].feature}
 
 
-def _refuse_hidden_prompt(features: Mapping[str, Any], name: str) -> None:
-    """Refuses texts whose prompt seems to be in a column of another name: they would be trained on without it."""
-    likely = [column for column in _HIDDEN_PROMPTS if column in features]
-    if "prompt" in features or not likely or not _is_text(features.get("chosen")):
-        return
-    column = likely[0]
-    if _is_text(features[column]):
-        change = f"Set `columns: {{prompt: {column}}}`, and dataset_format: alpaca to make conversations of them"
-        if "system" in features:
-            change += ", with the column 'system' as their system message; text pairs leave that out"
-    else:
-        place = "" if column == "conversations" else f", and `columns: {{prompt: {column}}}`,"
-        change = f"Set dataset_format: sharegpt{place} to make conversations of them"
-    raise SimPOError(
-        f"{name}: chosen and rejected are texts without a column 'prompt', and a column {column!r} is there, which "
-        f"seems to hold it. {change}. If the answers hold the prompt themselves, set dataset_format: pairs."
-    )
-
-
-def _recognise(rows: Rows, features: Mapping[str, Any]) -> Format:
-    """How rows are written, from their columns. HH-RLHF's texts look like any other: they are read on request only."""
-    if "prompt" in features:
-        return "pairs"
-    if "conversations" in features and _is_one_turn(rows, features.get("chosen")):
-        return "sharegpt"
-    if "instruction" in features and (_is_text(features.get("chosen")) or _is_two_outputs(features)):
-        return "alpaca"
-    return "pairs"
-
-
-def _is_one_turn(rows: Rows, feature: Any) -> bool:
-    """Whether answers are written as ShareGPT's turns, or each as one message; not as a whole conversation."""
-    inside = feature.feature if isinstance(feature, List | LargeList) else feature
-    if isinstance(inside, dict):
-        return "from" in inside or ("role" in inside and inside is feature)
-    if not isinstance(inside, Json):
-        return False
-    values = [row["chosen"] for row in rows.with_format(None).take(SAMPLE) if row.get("chosen")]
-    turns = [turn for value in values for turn in _listed(value) if isinstance(turn, dict)]
-    return any("from" in turn for turn in turns) or (bool(turns) and all(isinstance(value, dict) for value in values))
-
-
-def _is_text(feature: Any) -> bool:
-    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
-
-
-def _is_two_outputs(features: Mapping[str, Any]) -> bool:
-    """LLaMA-Factory's older ranking rows: `output` is [chosen, rejected]."""
-    output = features.get("output")
-    return "chosen" not in features and isinstance(output, List | LargeList) and _is_text(output.feature)
-
-
 def _pair_features(features: Mapping[str, Any]) -> dict[str, Any]:
     """Types of the fields that are converted: a single message becomes a list."""
     made = {field: MESSAGES for field in PAIR_OF_MESSAGES if isinstance(features.get(field), dict)}
@@ -220,7 +188,25 @@ def _from_pair(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _chat_features(features: Mapping[str, Any]) -> dict[str, Any]:
-    return PAIR_OF_MESSAGES | ({"tools": Value("string")} if "tools" in features else {})
+    ranked = {"prompt": MESSAGES, "responses": List(MESSAGES)}
+    answers = ranked if has_ranked_answers(features) else PAIR_OF_MESSAGES
+    return answers | ({"tools": Value("string")} if "tools" in features else {})
+
+
+def _answer_columns(features: Mapping[str, Any]) -> list[str]:
+    return ["responses"] if has_ranked_answers(features) else ["chosen", "rejected"]
+
+
+def _converted_answers(row: Mapping[str, Any], messages: Callable[[Any], list[Message]]) -> dict[str, Any]:
+    """The answers of a row as message lists; None for one that is missing."""
+
+    def converted(answer: Any) -> list[Message] | None:
+        return None if answer is None else messages(answer)
+
+    if has_ranked_answers(row):
+        given = row["responses"]
+        return {"responses": [converted(answer) for answer in given] if isinstance(given, list) else None}
+    return {side: converted(row.get(side)) for side in ("chosen", "rejected")}
 
 
 # ShareGPT: LLaMA-Factory's `from` and `value`, and what a chat template calls these roles.
@@ -239,21 +225,14 @@ _ROLES = {
 def _from_sharegpt(row: dict[str, Any]) -> dict[str, Any]:
     turns = row["conversations"]
     if turns is None:
-        return row | {"prompt": None, "chosen": None, "rejected": None}
-    answers = {
-        side: None if row[side] is None else [_message(turn) for turn in _answer(row[side])]
-        for side in ("chosen", "rejected")
-    }
-    prompt = _with_system(row, [_message(turn) for turn in _listed(turns)])
+        return row | dict.fromkeys(("prompt", "chosen", "rejected", "responses"))
+    answers = _converted_answers(row, lambda answer: [_message(turn) for turn in _answer(answer)])
+    prompt = _with_system(row, [_message(turn) for turn in listed(turns)])
     return row | answers | {"prompt": prompt, "tools": _tools_text(row)}
 
 
-def _listed(value: Any) -> list:
-    return value if isinstance(value, list) else [value]
-
-
 def _answer(value: Any) -> list:
-    return [{"from": "gpt", "value": value}] if isinstance(value, str) else _listed(value)
+    return [{"from": "gpt", "value": value}] if isinstance(value, str) else listed(value)
 
 
 def _message(turn: Any) -> Message:
@@ -267,10 +246,10 @@ def _message(turn: Any) -> Message:
     calls = _parsed(value)
     functions = [
         {"name": call["name"], "arguments": _parsed(call.get("arguments", {}))}
-        for call in _listed(calls)
+        for call in listed(calls)
         if isinstance(call, dict) and isinstance(call.get("name"), str)
     ]
-    if not functions or len(functions) < len(_listed(calls)):
+    if not functions or len(functions) < len(listed(calls)):
         return message | {"content": None}
     tool_calls = [{"type": "function", "function": function} for function in functions]
     return message | {"content": "", "tool_calls": tool_calls}
@@ -303,7 +282,7 @@ def _tools_text(row: Mapping[str, Any]) -> str | None:
     tools = _parsed(given)
     if tools is None:
         return None
-    tools = _listed(tools)
+    tools = listed(tools)
     if not all(isinstance(tool, dict) for tool in tools):
         return f"not a list of tools: {given}"
     wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
@@ -311,9 +290,8 @@ def _tools_text(row: Mapping[str, Any]) -> str | None:
 
 
 def _from_alpaca(row: dict[str, Any]) -> dict[str, Any]:
-    chosen, rejected = row.get("chosen"), row.get("rejected")
     if "chosen" not in row and isinstance(row.get("output"), list) and len(row["output"]) == 2:
-        chosen, rejected = row["output"]
+        row |= dict(zip(("chosen", "rejected"), row["output"], strict=True))
     prompt: list[Message] = []
     for turn in _parsed(row.get("history") or None) or []:
         user, assistant = turn if isinstance(turn, list) and len(turn) == 2 else (None, None)
@@ -321,12 +299,8 @@ def _from_alpaca(row: dict[str, Any]) -> dict[str, Any]:
     texts = (row["instruction"], row.get("input"))
     query = [text for text in texts if isinstance(text, str) and text]
     messages = _with_system(row, [*prompt, {"role": "user", "content": "\n".join(query)}])
-    return row | {
-        "prompt": messages if query else None,
-        "chosen": None if chosen is None else [{"role": "assistant", "content": chosen}],
-        "rejected": None if rejected is None else [{"role": "assistant", "content": rejected}],
-        "tools": _tools_text(row),
-    }
+    answers = _converted_answers(row, lambda answer: [{"role": "assistant", "content": answer}])
+    return row | answers | {"prompt": messages if query else None, "tools": _tools_text(row)}
 
 
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
@@ -353,14 +327,14 @@ def _dialogue(text: str) -> list[Message]:
 _SHAPES: dict[str, _Shape] = {
     "pairs": _Shape(lambda features: [], _pair_features, _from_pair),
     "sharegpt": _Shape(
-        lambda features: ["conversations", "chosen", "rejected"],
+        lambda features: ["conversations", *_answer_columns(features)],
         _chat_features,
         _from_sharegpt,
     ),
     "alpaca": _Shape(
         lambda features: [
             "instruction",
-            *([] if _is_two_outputs(features) else ["chosen", "rejected"]),
+            *([] if is_two_outputs(features) else _answer_columns(features)),
         ],
         _chat_features,
         _from_alpaca,

@@ -10,6 +10,7 @@ from datasets import LargeList, List
 from transformers import PreTrainedTokenizerBase
 
 from .drops import RowDropped
+from .ranking import answer_values
 
 Message = dict[str, Any]
 
@@ -31,11 +32,18 @@ def without_filled_keys(row: Mapping[str, Any], features: Mapping[str, Any] | No
     own = {}
     for column, value in row.items():
         own[column] = _without_filled_keys(value, features.get(column) if features else None)
-        if isinstance(value, list) and column in ("prompt", "chosen", "rejected"):
-            for given, message in zip(value, own[column], strict=True):
-                if isinstance(given, dict) and "content" in given:
-                    message["content"] = given["content"]
+        if column in ("prompt", "chosen", "rejected", "responses"):
+            _put_content_back(value, own[column])
     return own
+
+
+def _put_content_back(given: Any, own: Any) -> None:
+    """Give messages their content again, None or not: one message, a list, or the lists of several answers."""
+    if isinstance(given, list):
+        for inside, kept in zip(given, own, strict=True):
+            _put_content_back(inside, kept)
+    elif isinstance(given, dict) and "content" in given:
+        own["content"] = given["content"]
 
 
 def _without_filled_keys(value: Any, feature: Any) -> Any:
@@ -76,6 +84,41 @@ def explicit_prompt(row: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     raise RowDropped("wrong_type", ", ".join(f"{field}: {type(value).__name__}" for field, value in row.items()))
 
 
+def ranked_answers(row: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+    """Prompt and answers of a ranked row: a string and strings, or a message list and message lists.
+
+    An answer that is a single message becomes a list. One that cannot be used is a `RowDropped` in its place. Beside
+    answers that are messages, a string is what the user says.
+
+    Raises:
+        RowDropped: the row has no prompt, no answers or no ranking of them, or all of another kind than its prompt.
+    """
+    prompt = row["prompt"]
+    if prompt is None:
+        raise RowDropped("missing_field")
+    answers = [_one_answer(*both) for both in zip(row["responses"], answer_values(row), strict=True)]
+    kinds = {type(answer) for answer in answers} - {RowDropped}
+    if isinstance(prompt, str) and kinds == {list} and prompt.strip():
+        prompt = [{"role": "user", "content": prompt}]
+    if type(prompt) not in (str, list) or (kinds and type(prompt) not in kinds):
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise RowDropped("wrong_type", f"prompt: {type(prompt).__name__}, responses: {names}")
+    return prompt, [_of_kind(type(prompt), answer) for answer in answers]
+
+
+def _one_answer(answer: Any, value: float | None) -> Any:
+    """An answer of a ranked row as text or a message list, or why it cannot be used."""
+    if answer is None:
+        return RowDropped("missing_field")
+    if value is None:
+        return RowDropped("bad_score")
+    return [answer] if isinstance(answer, dict) else answer
+
+
+def _of_kind(kind: type, answer: Any) -> Any:
+    return answer if isinstance(answer, kind | RowDropped) else RowDropped("wrong_type", type(answer).__name__)
+
+
 def _only_answers(messages: list[Message]) -> bool:
     return len(messages) == 1 and isinstance(messages[0], dict) and messages[0].get("role") == "assistant"
 
@@ -108,28 +151,40 @@ def split_common_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
-def check_messages(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> None:
-    """Check that a prompt which waits for an answer is followed by two answers of one assistant message each.
+def check_prompt(prompt: list[Message]) -> None:
+    """Check that a prompt is made of messages, the last of which waits for an answer.
 
     Raises:
         RowDropped: naming what is wrong.
     """
-    for message in [*prompt, *chosen, *rejected]:
+    _check_messages(prompt)
+    if not prompt:
+        raise RowDropped("no_prompt")
+    if prompt[-1]["role"] not in ("user", "tool"):
+        raise RowDropped("prompt_end", f"the last role is {prompt[-1]['role']!r}")
+
+
+def check_answer(answer: list[Message]) -> None:
+    """Check that an answer is one assistant message that says something.
+
+    Raises:
+        RowDropped: naming what is wrong.
+    """
+    _check_messages(answer)
+    roles = [message["role"] for message in answer]
+    if roles != ["assistant"]:
+        raise RowDropped("answer_messages", f"its roles are {roles}")
+    if not (answer[0].get("content") or "").strip() and not answer[0].get("tool_calls"):
+        raise RowDropped("empty_answer")
+
+
+def _check_messages(messages: list[Message]) -> None:
+    for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise RowDropped("bad_message", shorten(repr(message)))
         calls_tool = message.get("content") is None and bool(message.get("tool_calls"))
         if not isinstance(message.get("content"), str) and not calls_tool:
             raise RowDropped("bad_message", shorten(repr(message)))
-    if not prompt:
-        raise RowDropped("no_prompt")
-    if prompt[-1]["role"] not in ("user", "tool"):
-        raise RowDropped("prompt_end", f"the last role is {prompt[-1]['role']!r}")
-    for answer in (chosen, rejected):
-        roles = [message["role"] for message in answer]
-        if roles != ["assistant"]:
-            raise RowDropped("answer_messages", f"its roles are {roles}")
-        if not (answer[0].get("content") or "").strip() and not answer[0].get("tool_calls"):
-            raise RowDropped("empty_answer")
 
 
 def settle_system_messages(

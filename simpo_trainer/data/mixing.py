@@ -15,10 +15,11 @@ from .drops import RowDropped
 from .formats import FIELDS, split_turns
 from .messages import explicit_prompt
 from .places import MESSAGES
+from .ranking import RANKINGS, has_ranked_answers
 from .sources import Rows
 
 # Part of the cache's key: raise it with every change of this file that changes rows.
-_CODE_VERSION = 1
+_CODE_VERSION = 2
 
 
 def exact(number: float) -> Fraction:
@@ -76,14 +77,17 @@ def concatenate(sets: Mapping[str, Rows]) -> Rows:
         sets: rows of pairs by the name that messages call them.
 
     Raises:
-        SimPOError: a column is text in one set and messages or numbers in another, or only some sets have a margin.
+        SimPOError: a column is text in one set and messages or numbers in another, or only some sets have a margin,
+            ranked answers, or scores of them.
     """
     if len(sets) == 1:
         return next(iter(sets.values()))
+    _check_same_rows(sets)
     _check_margins_everywhere(sets)
     for column in ("chosen", "rejected"):
         _check_same_kind(sets, column)
-    if len({_prompt_kind(rows) for rows in sets.values()}) > 1:
+    ranked = has_ranked_answers(next(iter(sets.values())).features)
+    if not ranked and len({_prompt_kind(rows) for rows in sets.values()}) > 1:
         sets = {name: _with_explicit_prompt(rows) for name, rows in sets.items()}
     for column in FIELDS:
         if column != "tools":
@@ -96,7 +100,7 @@ def concatenate(sets: Mapping[str, Rows]) -> Rows:
 def _kind(feature: Any) -> str | None:
     """What a type holds, in words; None for a column that is empty in all rows."""
     if isinstance(feature, List | LargeList):
-        return "list"
+        return {"text": "texts", "number": "numbers"}.get(str(_kind(feature.feature)), "list")
     if isinstance(feature, dict):
         return "object"
     if isinstance(feature, Json):
@@ -108,6 +112,8 @@ def _kind(feature: Any) -> str | None:
 
 _KIND_NAMES = {
     "list": "a list of messages",
+    "texts": "a list of texts",
+    "numbers": "a list of numbers",
     "object": "an object",
     "mixed": "of several types",
     "text": "text",
@@ -128,6 +134,22 @@ def _check_same_kind(sets: Mapping[str, Rows], column: str) -> None:
     raise SimPOError(
         f"Column {column!r} is {_KIND_NAMES[kind]} in {name} and {_KIND_NAMES[other_kind]} in {other}; sources that "
         "are mixed must agree. Write both the same way, by `columns` or by converting one, or train on one of them."
+    )
+
+
+def _check_same_rows(sets: Mapping[str, Rows]) -> None:
+    """Refuses pairs beside ranked answers, and scores beside ranks."""
+    kinds: dict[str, str] = {}
+    for name, rows in sets.items():
+        ranking = next((column for column in RANKINGS if column in rows.features), None)
+        kind = f"ranked answers with {ranking}" if has_ranked_answers(rows.features) else "pairs"
+        kinds.setdefault(kind, name)
+    if len(kinds) < 2:
+        return
+    (kind, name), (other_kind, other) = list(kinds.items())[:2]
+    raise SimPOError(
+        f"{name} has {kind} and {other} has {other_kind}; sources that are mixed must hold rows of one kind. Convert one of "
+        "them (a pair is a row with two responses and the scores 1 and 0), or train on one of them."
     )
 
 
@@ -207,6 +229,7 @@ def _common_feature(sets: Mapping[str, Rows], column: str) -> Any:
     if not features or all(feature == features[0] for feature in features):
         return features[0] if features else None
     kinds = {"text": Value("string"), "number": Value("float64"), "list": MESSAGES}
+    kinds |= {"texts": List(Value("string")), "numbers": List(Value("float64"))}
     return kinds.get(str(_kind(features[0])), Json())
 
 

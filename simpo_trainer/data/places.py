@@ -1,4 +1,7 @@
-"""Where a field is found in rows: a column, or a path into one with dots, a number counting in a list."""
+"""Where a field is found in rows: a column, or a path into one with dots.
+
+A number counts in a list; a key applied to a list of objects takes what stands there in each of them.
+"""
 
 import difflib
 from collections.abc import Mapping
@@ -34,46 +37,73 @@ def find_place(rows: Rows, path: str, field: str, name: str) -> Place:
 
 
 def _follow(rows: Rows, steps: list[str], field: str, name: str) -> Place:
-    feature = rows.features[steps[0]]
+    feature, lists = rows.features[steps[0]], []
     for depth, step in enumerate(steps[1:], start=1):
+        there = _keys(feature)
+        while isinstance(feature, List | LargeList) and not step.isdecimal():
+            lists.append(type(feature))
+            feature = feature.feature
         if isinstance(feature, Json):
             return Place(tuple(steps), _sampled_feature(rows, steps, field, name))
-        inside = feature if isinstance(feature, dict) else {}
-        if step in inside:
-            feature = inside[step]
-        elif isinstance(feature, List | LargeList) and step.isdecimal():
+        if isinstance(feature, dict) and step in feature:
+            feature = feature[step]
+        elif isinstance(feature, List | LargeList):
             feature = feature.feature
         else:
-            keys = list(inside) or (["0", "1", "..."] if isinstance(feature, List | LargeList) else [])
             where = ".".join(steps[:depth])
-            raise _no_place(name, field, ".".join(steps), f"{where!r} has no", step, keys)
+            raise _no_place(name, field, ".".join(steps), f"{where!r} has no", step, there)
+    for kind in reversed(lists):
+        feature = kind(feature)
     return Place(tuple(steps), feature)
+
+
+def _keys(feature: Any) -> list[str]:
+    """The steps that lead on from what has this type."""
+    if isinstance(feature, List | LargeList):
+        return ["0", "1", "...", *(_keys(feature.feature) if isinstance(feature.feature, dict) else [])]
+    return list(feature) if isinstance(feature, dict) else []
 
 
 def _sampled_feature(rows: Rows, steps: list[str], field: str, name: str) -> Any:
     """The type of what stands at a place inside objects of any keys, from the first rows."""
     sample = list(rows.with_format(None).take(SAMPLE))
-    values = [value for row in sample if (value := value_at(row, tuple(steps))) is not None]
+    values = [value for row in sample if _says_something(value := value_at(row, tuple(steps)))]
     if not values:
         keys = sorted({key for row in sample for key in _keys_at(row, tuple(steps[:-1]))})
         raise _no_place(name, field, ".".join(steps), f"the first {len(sample)} rows have no", steps[-1], keys)
-    for kind, feature in ((str, Value("string")), (int | float, Value("float64")), (list, MESSAGES)):
-        if all(isinstance(value, kind) for value in values):
+    if all(isinstance(value, list) for value in values):
+        inside = _type_of([item for value in values for item in value if item is not None])
+        return List(inside) if isinstance(inside, Value) else MESSAGES
+    return _type_of(values)
+
+
+def _type_of(values: list[Any]) -> Any:
+    """The type of values that are all text or all numbers, or else objects of any kind."""
+    for kind, feature in ((str, Value("string")), (int | float, Value("float64"))):
+        if values and all(isinstance(value, kind) for value in values):
             return feature
     return Json()
 
 
+def _says_something(value: Any) -> bool:
+    """Whether there is a value at a place; a list of nulls is what a key gives that no item has."""
+    return any(item is not None for item in value) if isinstance(value, list) and value else value is not None
+
+
 def _keys_at(row: Any, steps: tuple[str, ...]) -> list[str]:
     value = value_at(row, steps)
-    return list(value) if isinstance(value, dict) else []
+    items = value if isinstance(value, list) else [value]
+    return [key for item in items if isinstance(item, dict) for key in item]
 
 
 def value_at(value: Any, steps: tuple[str, ...]) -> Any:
-    """What stands at a place in a row; None where the row does not reach so far."""
-    for step in steps:
+    """What stands at a place in a row; None where the row, or an item of one of its lists, does not reach so far."""
+    for depth, step in enumerate(steps):
+        if isinstance(value, list) and not step.isdecimal():
+            return [value_at(item, steps[depth:]) for item in value]
         if isinstance(value, Mapping):
             value = value.get(step)
-        elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
+        elif isinstance(value, list) and int(step) < len(value):
             value = value[int(step)]
         else:
             return None

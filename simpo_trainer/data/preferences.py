@@ -14,6 +14,7 @@ from ..log import get_logger
 from .data_config import DataConfig, data_problems, split_use
 from .formats import to_pairs
 from .mixing import carve_test, concatenate, rows_of_fraction, rows_of_shares
+from .ranking import RANKINGS, has_ranked_answers, read_fields
 from .sources import Rows, Source, load_splits, pick_split, readable_rows
 
 logger = get_logger(__name__)
@@ -42,7 +43,7 @@ def load_preferences(config: DataConfig, seed: int = 42) -> tuple[Rows, Dataset 
     Returns:
         The training set (an IterableDataset with `streaming`) and the evaluation set (None without one), each with the
         columns `chosen` and `rejected` and, where the source has them, `prompt`, `tools`, `chat_template_kwargs` and
-        `margin`; rows in the order of their sources.
+        `margin`; of ranked answers `prompt`, `responses` and `scores` or `ranks`. Rows are in the order of their sources.
 
     Raises:
         SimPOError: settings contradict each other, a source cannot be found or read, a split is unknown, a set is
@@ -219,16 +220,29 @@ def _whole(rows: Rows) -> Dataset:
 
 
 def check_columns(columns: Sequence[str], name: str, found: Sequence[str] | None = None) -> None:
-    """Check that `columns` are those of preference pairs; `name` is what the message calls the set.
+    """Check that `columns` are those of preference pairs, or of ranked answers; `name` is what the message calls the set.
 
-    `prompt` may be missing: then both answers carry the whole conversation, and what they share is the prompt. `found`
-    are the columns that messages name, if there were more.
+    Of pairs, `prompt` may be missing: then both answers carry the whole conversation, and what they share is the prompt.
+    `found` are the columns that messages name, if there were more.
 
     Raises:
-        SimPOError: `chosen` or `rejected` is missing.
+        SimPOError: a column that every row needs is missing, or columns exclude each other.
     """
-    missing = [column for column in ("chosen", "rejected") if column not in columns]
+    read_fields(columns, name)
     found = found or columns
+    if has_ranked_answers(columns):
+        missing = [] if "prompt" in columns else ["prompt"]
+        missing += [] if any(ranking in columns for ranking in RANKINGS) else ["scores"]
+        needed = (
+            "Ranked answers need 'prompt', 'responses' and 'scores' (higher is better) or 'ranks' (1 is the best); in a "
+            "recipe, `columns` says where they are. "
+        )
+    else:
+        missing = [column for column in ("chosen", "rejected") if column not in columns]
+        needed = (
+            "Preference pairs need 'chosen' and 'rejected' (and 'prompt', unless both answers hold the whole "
+            "conversation), ranked answers 'prompt', 'responses' and 'scores' or 'ranks'. "
+        )
     if not missing:
         return
     hints = [
@@ -238,8 +252,7 @@ def check_columns(columns: Sequence[str], name: str, found: Sequence[str] | None
     ]
     raise SimPOError(
         f"{name}: column {' and '.join(map(repr, missing))} missing; the columns are {', '.join(map(repr, found))}. "
-        "Preference pairs need 'chosen' and 'rejected' (and 'prompt', unless both answers hold the whole "
-        "conversation). "
+        + needed
         + " ".join(["Rename the columns:", *hints] if hints else ["Rename the columns or choose another dataset."])
     )
 

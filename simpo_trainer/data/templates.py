@@ -8,7 +8,7 @@ there. What fits neither way is refused or dropped; no template is ever swapped.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import SimPOError
-from .drops import RowDropped
-from .messages import Message, shorten
+from .drops import RowDropped, caught
+from .messages import Message, check_answer, shorten
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,20 @@ class TurnEnd:
 
 
 @dataclass(frozen=True)
-class PairTexts:
-    """One pair as texts; an answer's text goes on where the prompt's ends.
+class RowTexts:
+    """A prompt and its answers as texts; an answer's text goes on where the prompt's ends.
 
-    `header` is the end of the prompt, from its last message's text on; "" where nobody asked for it. `second` says why
-    an answer got the second rendering, `ignored` what of the prompt the template does not write; "" where there is
-    nothing to say.
+    In the place of an answer that cannot be used stands why. `header` is the end of the prompt, from its last message's
+    text on; "" where nobody asked for it. `second` says why an answer got the second rendering, `ignored` what of the
+    prompt the template does not write; "" where there is nothing to say.
     """
 
     prompt: str
-    chosen: str
-    rejected: str
+    answers: tuple[str | RowDropped, ...]
     header: str = ""
     second: str = ""
     ignored: str = ""
+    conversational: bool = False
 
 
 @dataclass(frozen=True)
@@ -236,34 +236,59 @@ def _good_for(template: _Template, opening: list[Message]) -> str:
 def render_conversation(
     tokenizer: PreTrainedTokenizerBase,
     turn_end: TurnEnd,
-    messages: tuple[list[Message], list[Message], list[Message]],
+    messages: Sequence[list[Message] | RowDropped],
     template_kwargs: Mapping[str, Any],
     *,
     with_header: bool = False,
-) -> PairTexts:
-    """The texts of a conversational pair: prompt with generation header, and both answers up to their end token.
+) -> RowTexts:
+    """The texts of a conversational row: prompt with generation header, and its answers up to their end token.
+
+    An answer is left out, with the reason in its place, where it is no assistant message, the template fails on it or
+    loses part of it, or neither rendering is sound.
 
     Args:
         turn_end: what `probe_template` found.
-        messages: prompt, chosen and rejected.
+        messages: the prompt, then its answers; one that cannot be used stays as it is.
         template_kwargs: further arguments of the template, `tools` among them.
         with_header: whether it is wanted where the prompt's last message ends.
 
     Raises:
-        RowDropped: the template fails on this content, loses part of an answer, or neither rendering is sound.
+        RowDropped: the template fails on the prompt.
     """
     prompt_messages, *answers = messages
     template = _Template(tokenizer, template_kwargs)
+    assert isinstance(prompt_messages, list)
     try:
         prompt = _Prompt(prompt_messages, template.render(prompt_messages, True))
-        (chosen, why_chosen), (rejected, why_rejected) = (
-            _answer_text(template, turn_end, prompt, answer[0]) for answer in answers
-        )
         header = _header(template, prompt) if with_header else ""
         ignored = _ignored(template, prompt)
     except _TEMPLATE_FAILURES as error:
-        raise RowDropped("template_error", shorten(str(error))) from error
-    return PairTexts(prompt.text, chosen, rejected, header, why_chosen or why_rejected, ignored)
+        raise _refused(error) from error
+    found = [caught(_checked_answer_text, template, turn_end, prompt, answer) for answer in answers]
+    texts = tuple(answer if isinstance(answer, RowDropped) else answer[0] for answer in found)
+    reasons = (answer[1] for answer in found if not isinstance(answer, RowDropped))
+    return RowTexts(prompt.text, texts, header, next(filter(None, reasons), ""), ignored, True)
+
+
+def _refused(error: Exception) -> RowDropped:
+    return RowDropped("template_error", shorten(str(error)))
+
+
+def _checked_answer_text(
+    template: _Template, turn_end: TurnEnd, prompt: _Prompt, answer: list[Message] | RowDropped
+) -> tuple[str, str]:
+    """:func:`_answer_text` of an answer that may be anything.
+
+    Raises:
+        RowDropped: it cannot be used.
+    """
+    if isinstance(answer, RowDropped):
+        raise answer
+    check_answer(answer)
+    try:
+        return _answer_text(template, turn_end, prompt, answer[0])
+    except _TEMPLATE_FAILURES as error:
+        raise _refused(error) from error
 
 
 def _answer_text(template: _Template, turn_end: TurnEnd, prompt: _Prompt, answer: Message) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
@@ -13,8 +14,9 @@ from ..config import SimPOConfig
 from ..errors import SimPOError
 from ..log import get_logger
 from .drops import DropReport
-from .pair_tokenizer import TOKEN_COLUMNS
-from .tokenization import check_token_rows, describe_rows, tokenize_preferences, tokenize_stream
+from .ranking import has_ranked_answers
+from .token_rows import TOKEN_COLUMNS, check_token_rows, describe_rows, is_ranked, row_answers, token_columns
+from .tokenization import tokenize_preferences, tokenize_stream
 
 logger = get_logger(__name__)
 
@@ -45,7 +47,9 @@ def token_set(dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, args:
         raise SimPOError(f"The {name} set has no rows; it needs at least one preference pair.")
     if isinstance(dataset, list):
         dataset = Dataset.from_list(dataset, on_mixed_types="use_json")  # a message keeps the keys it has
-    if set(getattr(dataset, "column_names", None) or dataset[0]) >= set(TOKEN_COLUMNS):
+    columns = columns_of(dataset)
+    _say_unread_settings(columns, name, args)
+    if token_columns(columns):
         return TokenSet(dataset, check_token_rows(dataset, args.max_length, name))
     with args.main_process_first(desc=f"tokenizing the {name} set"):
         rows, report = tokenize_preferences(
@@ -64,20 +68,61 @@ def spread_rows(dataset: Any, count: int) -> Any:
     return dataset.select(places) if isinstance(dataset, Dataset) else [dataset[place] for place in places]
 
 
+def columns_of(dataset: Any) -> list[str]:
+    """The columns of a set or of a stream; those of the first row where nothing tells them."""
+    return list(getattr(dataset, "column_names", None) or next(iter(dataset)))
+
+
 def token_lengths(dataset: Any) -> np.ndarray:
-    """Tokens of prompt, chosen and rejected answer of each row, (rows, 3)."""
+    """Tokens of the prompt, tokens of all answers, and number of answers of each token row, (rows, 3)."""
     if not isinstance(dataset, Dataset):
-        return np.array([[len(row[name]) for name in TOKEN_COLUMNS] for row in dataset])
-    columns = dataset.select_columns(list(TOKEN_COLUMNS)).with_format("arrow")
-    parts = [  # counted where the ids lie, a piece at a time
-        np.stack([pc.list_value_length(table[name]).to_numpy() for name in TOKEN_COLUMNS], axis=1)
-        for table in columns.iter(batch_size=10_000)
+        answers = [[len(ids) for ids in row_answers(row)] for row in dataset]
+        return np.array([[len(row["prompt_ids"]), sum(a), len(a)] for row, a in zip(dataset, answers, strict=True)])
+    count = _ranked_lengths if is_ranked(dataset.column_names) else _pair_lengths
+    names = ["prompt_ids", "response_ids"] if is_ranked(dataset.column_names) else list(TOKEN_COLUMNS)
+    tables = dataset.select_columns(names).with_format("arrow").iter(batch_size=10_000)
+    return np.concatenate([count(table) for table in tables])  # where the ids lie, a piece at a time
+
+
+def _pair_lengths(table: pa.Table) -> np.ndarray:
+    prompt, chosen, rejected = (pc.list_value_length(table[name]).to_numpy() for name in TOKEN_COLUMNS)
+    return np.stack([prompt, chosen + rejected, np.full_like(prompt, 2)], axis=1)
+
+
+def _ranked_lengths(table: pa.Table) -> np.ndarray:
+    prompt, answers = (pc.list_value_length(table[name]).to_numpy() for name in ("prompt_ids", "response_ids"))
+    tokens = pc.list_value_length(pc.list_flatten(table["response_ids"])).to_numpy()
+    before = np.concatenate([[0], np.cumsum(tokens)])  # tokens of all answers in front of each
+    ends = np.cumsum(answers)
+    return np.stack([prompt, before[ends] - before[ends - answers], answers], axis=1)
+
+
+def pair_counts(dataset: Any) -> list[int] | None:
+    """How many pairs each row of a ranked set has; None for a set of pairs, which has one in each."""
+    if not is_ranked(columns_of(dataset)):
+        return None
+    if not isinstance(dataset, Dataset):
+        return [len(row["chosen"]) for row in dataset]
+    tables = dataset.select_columns(["chosen"]).with_format("arrow").iter(batch_size=10_000)
+    return [count for table in tables for count in pc.list_value_length(table["chosen"]).to_pylist()]
+
+
+def _say_unread_settings(columns: list[str], name: str, args: SimPOConfig) -> None:
+    """Warns of settings for ranked answers beside a training set that has none to make pairs of."""
+    given = [
+        f"{key} is {getattr(args, key)}"
+        for key, unset in (("pairs", "all"), ("margin_scale", 0.0))
+        if getattr(args, key) != unset
     ]
-    return np.concatenate(parts)
+    if given and name == "train" and not has_ranked_answers(columns):
+        logger.warning(
+            f"{' and '.join(given)}, but the rows of the train set are no ranked answers to make pairs of: it does nothing "
+            "there. Leave it out, or use rows with the column 'responses'."
+        )
 
 
 def _settings(args: SimPOConfig) -> dict[str, Any]:
-    names = ["max_length", "max_prompt_length", "overlong"]
+    names = ["max_length", "max_prompt_length", "overlong", "pairs", "margin_scale"]
     names += ["truncation_mode", "system_messages", "auto_insert_empty_system_msg"]
     return {name: getattr(args, name) for name in names}
 
@@ -99,6 +144,7 @@ def _streamed(dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, args:
             "max_steps to the number of optimiser steps."
         )
     rows = tokenize_stream(dataset, tokenizer, name=name, **_settings(args))
+    _say_unread_settings(columns_of(dataset), name, args)
     shown = [row for row in islice(rows, 50) if row.get("reason") is None][:2]
     if shown and "row" in shown[0]:
         logger.info(describe_rows(shown, tokenizer))

@@ -7,10 +7,9 @@ never by the value of an id: a padding token may well be the end token too.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from datetime import date
-from textwrap import indent
 from typing import Any, Literal
 
 import datasets
@@ -19,32 +18,37 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import SimPOError
 from ..log import get_logger
-from .drops import DropReport, RowDropped
+from .drops import DropReport, RowDropped, caught
 from .messages import Message, explicit_prompt, row_template_kwargs, without_filled_keys
-from .pair_tokenizer import TOKEN_COLUMNS, PairTokenizer, caught, pair_length, prefix_ids
+from .pair_tokenizer import PairTokenizer, prefix_ids
 from .preferences import check_columns, check_margins
+from .ranking import PairChoice, has_ranked_answers, read_fields
 from .sources import readable_rows
 from .templates import TurnEnd, probe_template
+from .token_rows import RANKED_TOKEN_COLUMNS, TOKEN_COLUMNS, token_columns
 
 logger = get_logger(__name__)
 
 # Part of the cache's key: raise it with every change of this file, pair_tokenizer.py, messages.py or templates.py that
 # changes token ids.
-CODE_VERSION = 3
+CODE_VERSION = 4
 
-_INPUT_COLUMNS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "margin")
 # What the cached rows say beside their ids; read for the report, then removed.
 _NOTES = Features(
     {
         "length": Value("int32"),
         "reason": Value("string"),
         "detail": Value("string"),
-        "cut": List(Value("bool")),  # of prompt, chosen and rejected
+        "pairs": Value("int32"),
+        "left_out": List(Value("string")),  # why, of each answer that a ranked row is kept without
+        "cut": List(Value("bool")),  # of prompt and answers
         "second": Value("string"),  # why an answer got the second rendering
         "ignored": Value("string"),  # what of the prompt the chat template does not write
     }
 )
-_FEATURES = Features({"row": Value("int64"), **{name: List(Value("int32")) for name in TOKEN_COLUMNS}, **_NOTES})
+_IDS = List(Value("int32"))
+_PAIR_FEATURES = dict.fromkeys(TOKEN_COLUMNS, _IDS)
+_RANKED_FEATURES = dict.fromkeys(RANKED_TOKEN_COLUMNS, _IDS) | {"response_ids": List(_IDS)}
 # Columns without a `prompt` beside them that suggest that the prompt is not implicit but called otherwise.
 _PROMPT_LIKE = {"question", "instruction", "query", "input"}
 # Rows of a set, from all parts of it, whose implicit prompts are looked at before the work starts.
@@ -61,32 +65,39 @@ def tokenize_preferences(
     truncation_mode: Literal["keep_end", "keep_start"] = "keep_end",
     system_messages: Literal["keep", "merge", "drop"] = "keep",
     auto_insert_empty_system_msg: bool = False,
+    pairs: PairChoice = "all",
+    margin_scale: float = 0.0,
     num_proc: int | None = None,
     name: str = "train",
 ) -> tuple[Dataset, DropReport]:
-    """Token ids of preference pairs, and a report of the pairs that were cut or left out.
+    """Token ids of preference pairs, or of prompts with ranked answers, and a report of what was cut or left out.
 
     Args:
-        dataset: columns `chosen`, `rejected` and, unless implicit, `prompt`: strings or message lists. Further columns
-            that are read: `tools` and `chat_template_kwargs` for the chat template, `margin` (>= 0) for the loss.
+        dataset: columns `chosen`, `rejected` and, unless implicit, `prompt`: strings or message lists. Or `prompt`,
+            `responses` (a list of such answers) and `scores` or `ranks`. Further columns that are read: `tools` and
+            `chat_template_kwargs` for the chat template, `margin` (>= 0, of pairs) for the loss.
         max_length: longest prompt + answer, in tokens.
-        max_prompt_length: length to which the prompt of an overlong pair is cut; below `max_length`.
-        overlong: cut such pairs to length, drop them, or stop.
+        max_prompt_length: length to which the prompt of an overlong row is cut; below `max_length`.
+        overlong: cut such rows to length, drop them, or stop.
         truncation_mode: which end of a prompt is kept when it is cut. BOS and the generation header always stay.
         system_messages: leave system messages to the template, merge them into user messages, or drop them.
         auto_insert_empty_system_msg: put an empty system message in front of a conversation without one, where the
             template has a place for it.
+        pairs: which pairs of ranked answers are trained.
+        margin_scale: what a point of their scores, or a rank, adds to the target margin of a pair; >= 0.
         num_proc: processes that tokenize; None means this one.
         name: what messages call the set.
 
     Returns:
         A dataset in the order of `dataset` with the columns `row` (index in `dataset`), `prompt_ids`, `chosen_ids`,
-        `rejected_ids` (answers with their end token) and, if given, `margin`; and the report. The work is cached beside
-        the files of `dataset`, under a key made of its fingerprint, the tokenizer and the settings.
+        `rejected_ids` (answers with their end token) and, if given, `margin`. Of ranked answers: `response_ids` (those
+        that are in a pair, the best first), `chosen` and `rejected` (their places in it, one each for every pair) and,
+        with `margin_scale`, `margin` (one for every pair). And the report. The work is cached beside the files of
+        `dataset`, under a key made of its fingerprint, the tokenizer and the settings.
 
     Raises:
         SimPOError: columns or margins are not usable, the chat template is missing or broken, more than half of the
-            pairs would be left out, or a pair is too long and `overlong` is "error".
+            rows would be left out, or a row is too long and `overlong` is "error".
     """
     check_columns(dataset.column_names, name)
     if len(dataset) == 0:
@@ -101,14 +112,16 @@ def tokenize_preferences(
         truncation_mode=truncation_mode,
         system_messages=system_messages,
         auto_insert_empty_system_msg=auto_insert_empty_system_msg,
-        has_margin="margin" in dataset.column_names,
+        pairs=pairs,
+        margin_scale=margin_scale,
+        columns=dataset.column_names,
     )
     _warn(dataset.column_names, work, name)
     sample = dataset.with_format(None).select(range(0, len(dataset), -(-len(dataset) // _SAMPLE)))
     _check_implicit_prompts(sample, work, name)
     if os.environ.get("RANK", "0") != "0":
         datasets.disable_progress_bars()
-    inputs = dataset.with_format(None).select_columns([c for c in _INPUT_COLUMNS if c in dataset.column_names])
+    inputs = dataset.with_format(None).select_columns(list(read_fields(dataset.column_names, name)))
     tokenized = inputs.map(
         work,
         with_indices=True,
@@ -119,22 +132,27 @@ def tokenize_preferences(
         new_fingerprint=_fingerprint(dataset, work),
         desc=f"Tokenizing {name}",
     )
-    report, kept, second = _report(tokenized, name)
+    report, kept, second = _report(tokenized, DropReport(name, ranked=work.ranked))
     if overlong == "error":
         report.check_none_overlong(max_length)
     report.check_enough_kept()
     if second:
         logger.warning(
-            f"{name}: in {len(second)} of {report.rows_kept} pairs the chat template does not write prompt + answer "
+            f"{name}: in {len(second)} of {report.rows_kept} {report.unit} the chat template does not write prompt + answer "
             f"behind the prompt of inference (first row {second[0]}: {tokenized[second[0]]['second']}). There the "
             "answer's own text, and the token that ends it, are trained behind the generation header instead."
         )
     if report.ignored:
         logger.warning(ignored_parts(name, report))
     if report.one_sided_ends:
+        cut = (
+            "some answers were cut and lost their end token, so they"
+            if report.ranked
+            else "one answer was cut and lost its end token, so the two"
+        )
         logger.warning(
-            f"{name}: in {report.one_sided_ends} pairs only one answer was cut and lost its end token, so the two differ "
-            "in how they end for their length alone. Raise max_length, or set overlong: drop."
+            f"{name}: in {report.one_sided_ends} {report.unit} only {cut} differ in how they end for their length alone. Raise "
+            "max_length, or set overlong: drop."
         )
     if len(kept) < len(tokenized):
         tokenized = tokenized.select(kept)
@@ -151,20 +169,20 @@ def second_rendering(where: str, row: int, notes: Mapping[str, Any]) -> str:
 
 
 def ignored_parts(name: str, report: DropReport) -> str:
-    """What to say of pairs whose prompts the chat template does not write whole."""
+    """What to say of rows whose prompts the chat template does not write whole."""
     parts = ", ".join(
-        f"{part} of {found.count} pairs (first row {found.first_row})" for part, found in report.ignored.items()
+        f"{part} of {found.count} {report.unit} (first row {found.first_row})" for part, found in report.ignored.items()
     )
     return (
-        f"{name}: the chat template does not write {parts}; these pairs are trained without. Set chat_template to one for "
-        "tools, and use it at inference too."
+        f"{name}: the chat template does not write {parts}; these {report.unit} are trained without. Set chat_template to one "
+        "for tools, and use it at inference too."
     )
 
 
 def tokenize_stream(
     dataset: IterableDataset, tokenizer: PreTrainedTokenizerBase, *, name: str = "train", **settings: Any
 ) -> IterableDataset:
-    """Token ids of streamed preference pairs, each row with what :class:`~simpo_trainer.drops.DropReport` counts.
+    """Token ids of streamed rows, each row with what :class:`~simpo_trainer.drops.DropReport` counts.
 
     Rows that cannot be trained on are in it, without ids and with a `reason`. Rows that are token ids already pass.
 
@@ -178,64 +196,22 @@ def tokenize_stream(
     first = next(readable_rows(dataset, name), None)
     if first is None:
         raise SimPOError(f"{name}: the stream has no rows; it needs preference pairs.")
-    if first.keys() >= set(TOKEN_COLUMNS):
+    if token_columns(first):
         return dataset
     check_columns(list(first), name)
-    work = _pair_tokenizer(dataset.take(1), tokenizer, **settings, has_margin="margin" in first)
+    work = _pair_tokenizer(dataset.take(1), tokenizer, **settings, columns=first)
     _warn(list(first), work, name)
     _check_implicit_prompts(dataset.take(100), work, name)
-    inputs = dataset.select_columns([column for column in _INPUT_COLUMNS if column in first])
+    read = list(read_fields(first, name))
+    inputs = dataset.select_columns(read)
     return inputs.map(
         work,
         with_indices=True,
         batched=True,
         batch_size=100,  # a step should not wait for many more rows than it takes
-        remove_columns=[column for column in _INPUT_COLUMNS if column in first],
+        remove_columns=read,
         features=work.features,
     )
-
-
-def check_token_rows(dataset: Any, max_length: int, name: str) -> int:
-    """Check rows that came as token ids, and return the tokens of the longest prompt + answer.
-
-    Raises:
-        SimPOError: a row has an empty prompt or answer, or exceeds `max_length`; token rows are trained on as they are.
-    """
-    longest = 0
-    for number, row in enumerate(dataset):
-        if empty := [column for column in TOKEN_COLUMNS if not row[column]]:
-            raise SimPOError(
-                f"{name}: {empty[0]} of row {number} is empty; it needs at least one token. Remove the row."
-            )
-        longest = max(longest, pair_length(*(row[column] for column in TOKEN_COLUMNS)))
-        if longest > max_length:
-            raise SimPOError(
-                f"{name}: row {number} has {longest} tokens and max_length is {max_length}; rows that come as token ids "
-                "are not cut. Raise max_length, or cut the rows."
-            )
-    return longest
-
-
-def describe_rows(dataset: Dataset | list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, count: int = 2) -> str:
-    """The first tokenized pairs as text, with the scored span of each answer marked."""
-    rows = [dataset[index] for index in range(min(count, len(dataset)))]
-    return "\n".join(render_pair(row, tokenizer) for row in rows)
-
-
-def render_pair(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
-    """A tokenized pair for the eye: what is scored stands between ⟦ and ⟧, long texts lack their middle."""
-    prompt_ids, chosen_ids, rejected_ids = (example[name] for name in TOKEN_COLUMNS)
-    parts = [f"row {example['row']}: prompt, {len(prompt_ids)} tokens", _decode(prompt_ids, tokenizer)]
-    for side, ids in (("chosen", chosen_ids), ("rejected", rejected_ids)):
-        parts += [f"{side}, {len(ids)} tokens scored", f"⟦{_decode(ids, tokenizer)}⟧"]
-    # Headings stand at the margin, texts are indented.
-    return "\n".join(part if i % 2 == 0 else indent(part, "    ", lambda line: True) for i, part in enumerate(parts))
-
-
-def _decode(ids: list[int], tokenizer: PreTrainedTokenizerBase, shown: int = 60) -> str:
-    if len(ids) <= 2 * shown:
-        return str(tokenizer.decode(ids))
-    return f"{tokenizer.decode(ids[:shown])} [... {len(ids) - 2 * shown} tokens ...] {tokenizer.decode(ids[-shown:])}"
 
 
 # --- Around the map ---------------------------------------------------------------------------------------------------
@@ -260,6 +236,7 @@ def _fingerprint(dataset: Dataset, work: PairTokenizer) -> str:
         work.prefix_ids,
         [work.max_length, work.max_prompt_length, work.truncate, work.truncation_mode],
         [work.system_messages, work.opening],
+        [work.choice, work.margin_scale] if work.ranked else None,
         # A template may write the date.
         date.today().isoformat() if work.turn_end and "strftime_now" in str(tokenizer.chat_template) else None,
     ]
@@ -276,37 +253,49 @@ def _pair_tokenizer(
     dataset: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    has_margin: bool,
+    columns: Collection[str],
     overlong: str,
+    pairs: PairChoice = "all",
+    margin_scale: float = 0.0,
     auto_insert_empty_system_msg: bool = False,
     truncation_mode: Literal["keep_end", "keep_start"] = "keep_end",
     system_messages: Literal["keep", "merge", "drop"] = "keep",
     **lengths: int,
 ) -> PairTokenizer:
-    """The function that tokenizes rows such as those of `dataset`."""
+    """The function that tokenizes rows such as those of `dataset`, which has these columns."""
+    ranked = has_ranked_answers(columns)
+    answers, margin = (_RANKED_FEATURES, List(Value("float64"))) if ranked else (_PAIR_FEATURES, Value("float64"))
+    features = {"row": Value("int64"), **answers, **_NOTES}
+    if margin_scale if ranked else "margin" in columns:
+        features["margin"] = margin
     opening = _opening(tokenizer) if auto_insert_empty_system_msg else []
     return PairTokenizer(
         tokenizer,
-        turn_end=_find_turn_end(dataset, tokenizer, opening),
+        turn_end=_find_turn_end(dataset, tokenizer, opening, "responses" if ranked else "chosen"),
         prefix_ids=prefix_ids(tokenizer),
-        features=Features(_FEATURES | ({"margin": Value("float64")} if has_margin else {})),
+        features=Features(features),
         truncate=overlong == "truncate",
         truncation_mode=truncation_mode,
         system_messages=system_messages,
         opening=opening,
         inputs=dataset.features,
+        ranked=ranked,
+        choice=pairs,
+        margin_scale=margin_scale,
         **lengths,
     )
 
 
 def _find_turn_end(
-    dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, opening: list[Message]
+    dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, opening: list[Message], column: str
 ) -> TurnEnd | None:
-    """What `probe_template` finds for conversations; None where there are none."""
-    if dataset.features and isinstance(dataset.features["chosen"], Value):  # plain text in every row, unread
-        return None
+    """What `probe_template` finds for answers in `column` that are conversations; None where there are none."""
+    feature = dataset.features and dataset.features[column]
+    if isinstance(feature.feature if column == "responses" and isinstance(feature, List) else feature, Value):
+        return None  # plain text in every row, unread
     for row in dataset.with_format(None):
-        if isinstance(row["chosen"], list):
+        answers = row[column] if column == "responses" else [row[column]]
+        if isinstance(answers, list) and any(isinstance(answer, list | dict) for answer in answers):
             template_kwargs = caught(row_template_kwargs, without_filled_keys(row, dataset.features))
             given = {} if isinstance(template_kwargs, RowDropped) else template_kwargs
             return probe_template(tokenizer, given, opening)
@@ -353,9 +342,9 @@ def _check_implicit_prompts(rows: Iterable[dict[str, Any]], work: PairTokenizer,
         )
 
 
-def _report(tokenized: Dataset, name: str) -> tuple[DropReport, list[int], list[int]]:
+def _report(tokenized: Dataset, report: DropReport) -> tuple[DropReport, list[int], list[int]]:
     """The report on tokenized rows, the indices of those kept, and among them of those with a second rendering."""
-    report, kept, second = DropReport(name), [], []
+    kept, second = [], []
     notes = tokenized.select_columns(list(_NOTES))
     for start in range(0, len(notes), 10_000):  # not all at once: the set may be large
         batch = notes[start : start + 10_000]

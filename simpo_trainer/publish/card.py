@@ -154,11 +154,13 @@ def _settings(trainer: "SimPOTrainer", run: dict[str, Any]) -> str:
     warmup = f"{args.warmup_steps:g} of all steps" if 0 < args.warmup_steps < 1 else f"{args.warmup_steps:g} steps"
     scheduler = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     own = {name: value for name, value in run["simpo"].items() if name not in ("dataset_num_proc", "global_batch_size")}
+    sets = run["data"]["sets"]
+    unit = "prompts" if sets.get("train", {}).get("ranked") else "pairs"
     rest = {
         "learning_rate": f"{args.learning_rate:g}, {scheduler}, warm-up {warmup}",
         "optimiser": str(getattr(args.optim, "value", args.optim)),
         "epochs": f"{args.num_train_epochs:g} ({batch['optimiser_steps']} optimiser steps)",
-        "global batch": f"{batch['global']} pairs ({batch['per_device']} per device x {batch['processes']} "
+        "global batch": f"{batch['global']} {unit} ({batch['per_device']} per device x {batch['processes']} "
         f"process{'es' if batch['processes'] > 1 else ''} x "
         f"{batch['accumulation']} accumulation)",
         "seed": args.seed if args.data_seed is None else f"{args.seed}, data {args.data_seed}",
@@ -187,6 +189,8 @@ def _loss_line(trainer: "SimPOTrainer") -> str:
     )
     if trainer.args.label_smoothing and name == "sigmoid":
         line += ", smoothed by `label_smoothing`"
+    if trainer.args.margin_scale:
+        line += "; with ranked answers, `z` is less by `margin_scale` times the difference of their scores or ranks"
     if trainer.args.sft_weight:
         line += "; added to it, `sft_weight` times the negative log-likelihood of the chosen answer"
     return f"{line}."
@@ -203,7 +207,7 @@ def _data(run: dict[str, Any], datasets: Sequence[str]) -> str:
         rows.append(
             [
                 name,
-                "streamed" if found["rows"] is None else str(found["rows"]),
+                "streamed" if found["rows"] is None else _size(found),
                 (dropped or "none") if notes else "-",
                 cut,
                 f"`{found['tokens_sha256'][:12]}`" if found["tokens_sha256"] else "-",
@@ -211,6 +215,11 @@ def _data(run: dict[str, Any], datasets: Sequence[str]) -> str:
         )
     table = _table(["set", "pairs", "left out", "cut to length", "hash of the tokens"], rows)
     return "\n".join(sources or ["The data sets are not named."]) + f"\n\n{table}"
+
+
+def _size(found: dict[str, Any]) -> str:
+    """Pairs of a set, and the prompts that have them where answers are ranked."""
+    return f"{found['pairs']} of {found['rows']} prompts" if found["ranked"] else str(found["pairs"])
 
 
 def _source_line(source: dict[str, Any]) -> str:

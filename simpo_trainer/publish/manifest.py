@@ -20,8 +20,10 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 
 from ..config import SimPOConfig
 from ..data.drops import DropReport
-from ..data.pair_tokenizer import TOKEN_COLUMNS
 from ..data.preferences import describe_sources
+from ..data.token_rows import is_ranked, token_columns
+from ..data.token_sets import columns_of, pair_counts
+from ..segments import SEGMENT_ATTENTION
 from ..versions import library_versions
 from .privacy import hub_name, public_label, public_settings
 
@@ -115,12 +117,19 @@ def rows_fingerprint(dataset: Any) -> str | None:
     if not isinstance(dataset, Dataset):
         return None
     digest = hashlib.sha256()
-    for batch in dataset.select_columns(list(TOKEN_COLUMNS)).with_format("arrow").iter(batch_size=10_000):
-        for name in TOKEN_COLUMNS:
+    names = token_columns(dataset.column_names) or ()
+    for batch in dataset.select_columns(list(names)).with_format("arrow").iter(batch_size=10_000):
+        for name in names:
             column = batch[name].combine_chunks()
-            for values in (column.value_lengths(), column.flatten()):
-                digest.update(values.to_numpy(zero_copy_only=False).astype("<i4").tobytes())
+            while hasattr(column, "value_lengths"):  # a list in each row, of ids or of answers
+                digest.update(_int32(column.value_lengths()))
+                column = column.flatten()
+            digest.update(_int32(column))
     return digest.hexdigest()
+
+
+def _int32(values: Any) -> bytes:
+    return values.to_numpy(zero_copy_only=False).astype("<i4").tobytes()
 
 
 def _own_fields() -> list[str]:
@@ -153,7 +162,8 @@ def _describe_model(trainer: "SimPOTrainer") -> dict[str, Any]:
         "dtype": str(base.dtype).removeprefix("torch."),
         "trained_dtype": ", ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in trained})),
         "autocast": precision,
-        "attention": getattr(base.config, "_attn_implementation", None),
+        # Piece by piece or not, it is SDPA.
+        "attention": str(getattr(base.config, "_attn_implementation", "")).replace(SEGMENT_ATTENTION, "sdpa") or None,
         "adapter": _describe_adapter(model) if isinstance(model, PeftModel) else None,
     }
 
@@ -188,12 +198,22 @@ def _describe_sets(trainer: "SimPOTrainer") -> dict[str, Any]:
     return {
         name: {
             "rows": len(dataset) if hasattr(dataset, "__len__") else None,
+            "pairs": _count_pairs(dataset),
+            "ranked": is_ranked(columns_of(dataset)),
             "tokens_sha256": rows_fingerprint(dataset),
             "tokenization": _describe_drops(trainer.drop_reports.get(name)),
         }
         for name, dataset in sets.items()
         if dataset is not None
     }
+
+
+def _count_pairs(dataset: Any) -> int | None:
+    """Pairs of a set, which are more than its rows where answers are ranked; None for a stream."""
+    if not hasattr(dataset, "__len__"):
+        return None
+    counts = pair_counts(dataset)
+    return len(dataset) if counts is None else sum(counts)
 
 
 def _describe_drops(report: DropReport | None) -> dict[str, Any] | None:
@@ -213,6 +233,7 @@ def _describe_batch(trainer: "SimPOTrainer") -> dict[str, Any]:
         "per_device": micro,
         "processes": processes,
         "accumulation": accumulation,
+        "layout": getattr(trainer.data_collator, "layout", None),
         "optimiser_steps": trainer.state.max_steps,
         "epochs": trainer.state.num_train_epochs,
     }

@@ -1,0 +1,133 @@
+"""Attention of a packed row piece by piece: a prompt to itself, each answer to its prompt and itself, no mask over the row.
+
+A mask over a row of T tokens costs T² products, of which most are thrown away. Here each piece goes through SDPA on its
+own, so that attention costs what separate sequences would, less the prompts that they share.
+
+Shapes: one row of T tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .attention import MaskPlan, by_kind
+
+# The name under which a model's configuration finds this attention. With any other mask, or none, it is plain SDPA.
+SEGMENT_ATTENTION = "simpo_segments"
+
+_sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+
+class Segment(NamedTuple):
+    """Consecutive tokens of a row: how many, the number of the segment that they go on from, and the mask to both.
+
+    The mask is additive, (1, 1, tokens, tokens of both), or a causal one aligned to the lower right; None where a token
+    sees the earlier ones of its own segment and nothing else, or is the only one and sees all.
+    """
+
+    length: int
+    prefix: int | None
+    mask: Tensor | None
+
+
+class SegmentMask(Tensor):
+    """Stands where a 4-D mask would, which models hand to their layers untouched, and says what a row consists of."""
+
+    segments: list[Segment]
+
+    @classmethod
+    def of(cls, segments: list[Segment], device: torch.device) -> "SegmentMask":
+        """A mask that stands for `segments`."""
+        mask = torch.zeros((1, 1, 1, 1), dtype=torch.bool, device=device).as_subclass(cls)
+        mask.segments = segments
+        return mask
+
+
+@dataclass(frozen=True)
+class SegmentPlan(MaskPlan):
+    """A :class:`MaskPlan` whose masks list the segments of a row instead."""
+
+    def for_all_layers(self) -> "SegmentPlan | None":
+        """As :meth:`MaskPlan.for_all_layers`."""
+        plan = super().for_all_layers()
+        return None if plan is None else SegmentPlan(plan.windows)
+
+    def masks(
+        self, prompt_index: Tensor, branch: Tensor, position_ids: Tensor, dtype: torch.dtype
+    ) -> Tensor | dict[str, Tensor]:
+        """What stands for the mask of a packed row: one, or one for each kind of layer.
+
+        Raises:
+            ValueError: there are several rows.
+        """
+        if len(branch) != 1:
+            raise ValueError(f"segments are those of one packed row, found {len(branch)} rows")
+        pieces, device = _pieces(prompt_index[0], branch[0]), branch.device
+
+        def mask(window: int | None) -> Tensor:
+            return SegmentMask.of([_segment(*piece, window, dtype, device) for piece in pieces], device)
+
+        return by_kind(self.windows, mask)
+
+
+def _pieces(prompt_index: Tensor, branch: Tensor) -> list[tuple[int, int | None, int]]:
+    """Length of each segment, number of the one that it goes on from, and that one's length."""
+    both = torch.stack([prompt_index, branch])
+    (prompts, branches), lengths = torch.unique_consecutive(both, dim=1, return_counts=True)
+    pieces: list[tuple[int, int | None, int]] = []
+    shared: dict[int, int] = {}
+    rows = zip(prompts.tolist(), branches.tolist(), lengths.tolist(), strict=True)
+    for number, (prompt, answer, length) in enumerate(rows):
+        if answer == 0:
+            shared[prompt] = number
+        # A prompt of one token has no shared part: that token begins each of its answers.
+        prefix = shared.get(prompt) if answer else None
+        pieces.append((length, prefix, 0 if prefix is None else pieces[prefix][0]))
+    return pieces
+
+
+def _segment(
+    length: int, prefix: int | None, before: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Segment:
+    keys = before + length
+    if window is None or keys <= window:
+        if prefix is None or length == 1:
+            return Segment(length, prefix, None)
+        if device.type == "cuda":  # by which flash attention runs; elsewhere it would be made anew in each layer
+            return Segment(length, prefix, causal_lower_right(length, keys))
+    seen = torch.ones(length, keys, dtype=torch.bool, device=device).tril_(before)
+    if window is not None:
+        seen.triu_(before - window + 1)
+    mask = torch.zeros(length, keys, dtype=dtype, device=device).masked_fill_(~seen, torch.finfo(dtype).min)
+    return Segment(length, prefix, mask[None, None])
+
+
+def _segment_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Attention as `transformers` calls it: query, key and value (1, heads, T, size), output (1, T, heads, size)."""
+    if not isinstance(attention_mask, SegmentMask):
+        return _sdpa(module, query, key, value, attention_mask, **kwargs)
+    kwargs["is_causal"] = True  # counts where a segment has no mask
+    segments = attention_mask.segments
+    # Split once: gradients of slices would each be as large as the row.
+    lengths = [segment.length for segment in segments]
+    queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
+    outputs = []
+    for number, segment in enumerate(segments):
+        own_key, own_value = keys[number], values[number]
+        if segment.prefix is not None:
+            own_key = torch.cat([keys[segment.prefix], own_key], dim=2)
+            own_value = torch.cat([values[segment.prefix], own_value], dim=2)
+        outputs.append(_sdpa(module, queries[number], own_key, own_value, segment.mask, **kwargs)[0])
+    return torch.cat(outputs, dim=1), None
+
+
+AttentionInterface.register(SEGMENT_ATTENTION, _segment_attention)
+AttentionMaskInterface.register(SEGMENT_ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
