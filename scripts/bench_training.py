@@ -8,8 +8,9 @@ would not do). A repeat is a pass over the same few batches, and the first pass 
     tokens/s    tokens of those pairs without padding, a prompt counted once for its answers
     peak        CPU: largest resident memory during the steps, less what was resident when the trainer was built;
                 CUDA: largest memory allocated during the steps, weights included
+    waits       share of the time between the steps, when the next batch is fetched and collated and the last one logged
     last loss   of the last step; the run fails where rows disagree
-    x trl       pairs/s over trl's
+    x trl       pairs/s over trl's, and peak over trl's
     x floor     time over that of the matrix products that no implementation can avoid, at the rate of large square
                 products on this machine (see `needed_flops` for what is counted)
 
@@ -76,9 +77,10 @@ def run_training(options: argparse.Namespace) -> None:
         {"row": _label(name, options.ranked), **summary(_measured(name, job), pairs, tokens, options.steps, floor)}
         for name in names
     ]
-    _compare(rows, BASELINE, "over_trl")
+    _compare(rows, BASELINE, "pairs_per_second", "over_trl")
+    _compare(rows, BASELINE, "peak_bytes", "peak_over_trl")
     if options.ranked:
-        _compare(rows, TWO_BY_TWO, "over_two_by_two")
+        _compare(rows, TWO_BY_TWO, "pairs_per_second", "over_two_by_two")
     agree = losses_agree(rows, 3e-2 if job["cuda"] else 1e-3)
     _print_table(console, rows)
     _say_ranked(console, rows, options.ranked)
@@ -132,11 +134,11 @@ def _measured(row: str, job: dict[str, Any]) -> dict[str, Any]:
     return {"error": (run.stderr.strip().splitlines() or ["no message"])[-1]}
 
 
-def _compare(rows: list[dict[str, Any]], name: str, key: str) -> None:
-    """Set each row's pairs/s over those of the row of this name; None where one of them is not there."""
-    base = next((row["pairs_per_second"] for row in rows if row["row"] == name and "error" not in row), None)
+def _compare(rows: list[dict[str, Any]], name: str, figure: str, key: str) -> None:
+    """Set each row's figure over that of the row of this name; None where one of them is not there."""
+    base = next((row[figure] for row in rows if row["row"] == name and "error" not in row), None)
     for row in rows:
-        row[key] = row["pairs_per_second"] / base if base and "error" not in row else None
+        row[key] = row[figure] / base if base and row.get(figure) is not None else None
 
 
 def summary(result: dict[str, Any], pairs: int, tokens: int, steps: int, floor: float) -> dict[str, Any]:
@@ -152,10 +154,12 @@ def summary(result: dict[str, Any], pairs: int, tokens: int, steps: int, floor: 
     seconds = result["seconds"]
     passes = [sum(seconds[start : start + steps]) for start in range(steps, len(seconds), steps)]
     median = statistics.median(passes)
+    waits = sum(result["waits"][steps:])
     return {
         "pairs_per_second": pairs / median,
         "tokens_per_second": tokens / median,
         "peak_bytes": result["peak_bytes"],
+        "waits": waits / sum(passes),
         "last_loss": result["losses"][-1],
         "over_floor": median / floor,
         "pass_seconds": passes,
@@ -199,7 +203,7 @@ def _setting(options: argparse.Namespace, job: dict[str, Any], rate: dict[str, A
 
 
 def _print_table(console: Console, rows: list[dict[str, Any]]) -> None:
-    table = Table("row", *(["pairs/s", "tokens/s", "peak, MiB", "last loss", "x trl", "x floor"]))
+    table = Table("row", *(["pairs/s", "x trl", "tokens/s", "peak, MiB", "x trl", "waits", "last loss", "x floor"]))
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
@@ -209,16 +213,22 @@ def _print_table(console: Console, rows: list[dict[str, Any]]) -> None:
         table.add_row(
             row["row"],
             f"{row['pairs_per_second']:.2f}",
+            _shown(row["over_trl"], ".2f"),
             f"{row['tokens_per_second']:.0f}",
-            "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}",
+            _shown(row["peak_bytes"] and row["peak_bytes"] / 2**20, ".0f"),
+            _shown(row["peak_over_trl"], ".2f"),
+            f"{row['waits']:.1%}",
             f"{row['last_loss']:.5f}",
-            "" if row["over_trl"] is None else f"{row['over_trl']:.2f}",
             f"{row['over_floor']:.2f}",
         )
     console.print(table)
     for row in rows:
         if "error" in row:
             console.print(f"{row['row']}: {row['error']}", highlight=False, markup=False)
+
+
+def _shown(figure: float | None, form: str) -> str:
+    return "" if figure is None else format(figure, form)
 
 
 def _label(name: str, answers: int | None) -> str:

@@ -42,7 +42,7 @@ ROWS: dict[str, Any] = {
     "ours, padded": "padded",
     "ours, shared_prefix": "shared_prefix",
     "ours, packed": "packed",
-    RANKED: "shared_prefix",
+    RANKED: "auto",
 }
 _MEMORY = Path("/proc/self")
 
@@ -67,6 +67,7 @@ class StepClock(TrainerCallback):
 
     def __init__(self, cuda: bool):
         self.cuda = cuda
+        self.begins: list[float] = []
         self.ends: list[float] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -74,6 +75,7 @@ class StepClock(TrainerCallback):
         if not self.ends:
             _reset_peak(self.cuda)
             self.ends.append(self._now())
+        self.begins.append(self._now())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the time."""
@@ -87,6 +89,10 @@ class StepClock(TrainerCallback):
     def seconds(self) -> list[float]:
         """Seconds of every step, with what lies between it and the one before."""
         return [end - start for start, end in zip(self.ends, self.ends[1:], strict=False)]
+
+    def waits(self) -> list[float]:
+        """The part of it that lies between the steps: the next batch is fetched and collated, the last one logged."""
+        return [begin - end for end, begin in zip(self.ends, self.begins, strict=False)]
 
 
 def main(folder: Path, row: str) -> None:
@@ -124,6 +130,7 @@ def _train(job: dict[str, Any], row: str, output: str) -> dict[str, Any]:
     peak = _peak(job["cuda"])
     return {
         "seconds": clock.seconds(),
+        "waits": clock.waits(),
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "peak_bytes": None if peak is None or before is None else peak - before,
     }

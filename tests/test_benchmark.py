@@ -51,7 +51,7 @@ def test_every_row_takes_the_same_steps():
         assert row["losses"] == pytest.approx(first, rel=1e-4)
         assert row["pairs_per_second"] == pytest.approx(8 / row["pass_seconds"][0])
         assert row["over_trl"] == pytest.approx(row["pairs_per_second"] / result["rows"][0]["pairs_per_second"])
-        assert row["over_floor"] > 1
+        assert row["over_floor"] > 1 and 0 < row["waits"] < 1
     assert result["setting"]["command"].startswith("python scripts/benchmark.py --hidden 32")
 
 
@@ -186,10 +186,12 @@ def test_too_few_pairs_are_said():
 
 def test_a_row_is_the_median_of_the_passes_after_the_first():
     result = {"seconds": [9.0, 9.0, 1.0, 2.0, 2.0, 3.0, 7.0, 9.0], "losses": [0.5, 0.4], "peak_bytes": None}
+    result["waits"] = [1.0, 1.0, 0.0, 0.5, 0.5, 0.0, 0.0, 1.4]
     row = summary(result, pairs=10, tokens=100, steps=2, floor=2.5)
     assert row["pass_seconds"] == [3.0, 5.0, 16.0]
     assert (row["pairs_per_second"], row["tokens_per_second"], row["over_floor"]) == (2.0, 20.0, 2.0)
     assert row["last_loss"] == 0.4
+    assert row["waits"] == pytest.approx(2.4 / 24)
 
 
 def test_disagreeing_losses_are_found():

@@ -222,9 +222,9 @@ def test_a_run_from_the_command_line(home, tmp_path):
 @pytest.mark.parametrize(
     ("strategy", "messages", "checkpoints"),
     [
-        ("end", [], set()),
-        ("every_save", ["step 2", "step 4"], set()),
-        ("checkpoint", ["step 2", "step 4"], {"last-checkpoint"}),
+        pytest.param("end", [], set(), marks=pytest.mark.slow),
+        pytest.param("every_save", ["step 2", "step 4"], set(), marks=pytest.mark.slow),
+        pytest.param("checkpoint", ["step 2", "step 4"], {"last-checkpoint"}, marks=pytest.mark.slow),
         ("all_checkpoints", ["step 2", "step 4"], {"checkpoint-2", "checkpoint-4"}),
     ],
 )
@@ -255,6 +255,7 @@ def test_the_last_checkpoint_of_the_hub_goes_on_as_the_local_one(home, hub):
     assert pushed.keys() == local.keys() and all(pushed[name].equal(local[name]) for name in local)
 
 
+@pytest.mark.slow
 def test_an_adapter_of_a_local_base(home, hub, caplog):
     best = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
     push(
@@ -348,6 +349,7 @@ def test_other_processes_push_nothing(tmp_path, hub, monkeypatch):
     assert hub.calls == [] and not (tmp_path / "out" / "README.md").exists()
 
 
+@pytest.mark.slow
 def test_tensorboards_files_bear_the_name_of_the_host_and_stay_here(home, hub):
     folder = home / "runs/out/runs/Nov20_host"
     folder.mkdir(parents=True)

@@ -26,6 +26,9 @@ from simpo_trainer.layouts import TESTED, choose_layout
 from simpo_trainer.scoring import add_scoring_forward, score_answers, score_batch
 from simpo_trainer.segments import SEGMENT_ATTENTION, Segment, SegmentPlan
 
+# As it runs on a CPU.
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
 PAIRS = random_pairs(5)
 LAYOUTS = ["padded", "shared_prefix", "packed"]
 # As different as layouts meet them: a prompt of one token, answers of one token, sides of very uneven length.
@@ -45,6 +48,12 @@ every_attention = pytest.mark.parametrize(
         *(pytest.param(name, "eager", marks=pytest.mark.slow) for name in ARCHITECTURES if name not in _EAGER_ONLY),
     ],
 )
+
+
+def some_quickly(names):
+    """All architectures, but those that differ little for a test as slow ones."""
+    quick = ("llama", "gemma2", "gemma3", "mixtral")
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in sorted(names)]
 
 
 def prepared(model):
@@ -83,7 +92,7 @@ def test_values_and_gradients_are_those_of_single_sequences(name, attention, lay
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", some_quickly(ARCHITECTURES))
 @torch.no_grad()
 def test_bfloat16_autocast(name, layout):
     """bfloat16 has eight bits: what differs is its rounding, under 1 % of a log-probability, not the mask.
@@ -101,7 +110,7 @@ def test_bfloat16_autocast(name, layout):
 
 # transformers refuses flex attention for these.
 _NO_FLEX = {"gpt2", "stablelm"}
-every_flexible = pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in _NO_FLEX])
+every_flexible = pytest.mark.parametrize("name", some_quickly(set(ARCHITECTURES) - _NO_FLEX))
 
 
 def flex_model(config):
