@@ -17,8 +17,8 @@ from trl.kernels import ChunkedLogProbFunction
 TILE_POSITIONS = 256
 TILE_ELEMENTS = 2**26
 # Off-GPU, exponentials of scored logits are kept for the backward pass, as many tiles of them as this size holds
-# (float32: 512 MiB), which saves one of their four matrix products.
-KEEP_ELEMENTS = 2**27
+# (float32: 320 MiB), which saves one of their four matrix products.
+KEEP_ELEMENTS = 5 * 2**24
 # Vocabulary columns per tile of the Triton kernel.
 KERNEL_CHUNK_SIZE = 32768
 
