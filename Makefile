@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install quickstart test test-fast check format bench clean
+.PHONY: help install quickstart compare-losses test test-fast check format bench clean
 
 help:
 	@echo "make install      make .venv and install the package and its tools into it"
 	@echo "make quickstart   prepare a tiny model and data, train it with SimPO, compare before and after"
+	@echo "make compare-losses  train the quickstart's model with each of LOSSES='sigmoid hinge ...' and compare the runs"
 	@echo "make test         all tests"
 	@echo "make test-fast    tests that take seconds"
 	@echo "make check        lint, formatting, types"
@@ -32,6 +33,11 @@ quickstart: install
 	$(BIN)/python scripts/quickstart.py prepare
 	$(BIN)/simpo train recipes/quickstart.yaml
 	$(BIN)/python scripts/quickstart.py compare
+
+compare-losses: export OMP_NUM_THREADS ?= 1
+compare-losses: install
+	test -f runs/quickstart/model/config.json || $(BIN)/python scripts/quickstart.py prepare
+	$(BIN)/python scripts/quickstart_losses.py $(LOSSES)
 
 test: install
 	$(BIN)/python -m pytest

@@ -62,7 +62,7 @@ _WORKER = Path(__file__).with_name("bench_worker.py")
 def run_training(options: argparse.Namespace) -> None:
     """Measure every row, print the table and the JSON line; exit with an error where losses disagree or a row failed."""
     job = make_job(options)
-    rate = _measured("rate", {"cuda": job["cuda"]})
+    rate = measured("rate", {"cuda": job["cuda"]})
     if "error" in rate:
         raise SystemExit(f"The rate of matrix products could not be measured: {rate['error']}")
     flops = needed_flops(job["rows"], job["shape"], backbone_parameters(job["shape"]), frozen=options.lora)
@@ -74,7 +74,7 @@ def run_training(options: argparse.Namespace) -> None:
     pairs, tokens = len(two_by_two(job["rows"])), unique_tokens(job["rows"])
     names = options.rows or [name for name in ROWS if options.ranked or name != RANKED]
     rows = [
-        {"row": _label(name, options.ranked), **summary(_measured(name, job), pairs, tokens, options.steps, floor)}
+        {"row": _label(name, options.ranked), **summary(measured(name, job), pairs, tokens, options.steps, floor)}
         for name in names
     ]
     _compare(rows, BASELINE, "pairs_per_second", "over_trl")
@@ -121,7 +121,7 @@ def make_job(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _measured(row: str, job: dict[str, Any]) -> dict[str, Any]:
+def measured(row: str, job: dict[str, Any]) -> dict[str, Any]:
     """The result of a worker, or what stopped it: a row that runs out of memory must not end the others."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "job.json").write_text(json.dumps(job))

@@ -95,6 +95,31 @@ class StepClock(TrainerCallback):
         return [begin - end for end, begin in zip(self.ends, self.begins, strict=False)]
 
 
+class LastPass(TrainerCallback):
+    """Profiles from the second epoch to the end of training."""
+
+    def __init__(self) -> None:
+        self.profiler = torch.profiler.profile()
+        self.running = False
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start behind the warm-up."""
+        if state.epoch and not self.running:
+            self.profiler.start()
+            self.running = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop before anything is saved."""
+        self.profiler.stop()
+
+    def operators(self) -> dict[str, float]:
+        """Seconds of each operator without those that it calls."""
+        return {
+            event.key: (event.self_device_time_total or event.self_cpu_time_total) / 1e6
+            for event in self.profiler.key_averages()
+        }
+
+
 def main(folder: Path, row: str) -> None:
     """Measure, write the result."""
     job = json.loads((folder / "job.json").read_text())
@@ -125,12 +150,16 @@ def _train(job: dict[str, Any], row: str, output: str) -> dict[str, Any]:
     set_seed(job["seed"])
     clock = StepClock(job["cuda"])
     trainer = _trainer(job, row, output, _model(job), clock)
+    profile = LastPass() if job.get("profile") else None
+    if profile:
+        trainer.add_callback(profile)
     before = _resident(job["cuda"])
     trainer.train()
     peak = _peak(job["cuda"])
     return {
         "seconds": clock.seconds(),
         "waits": clock.waits(),
+        "operators": profile.operators() if profile else {},
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "peak_bytes": None if peak is None or before is None else peak - before,
     }

@@ -4,6 +4,7 @@
     python scripts/benchmark.py --data pairs.jsonl --tokenizer NAME
     python scripts/benchmark.py --ranked 4 --pairs 2
     python scripts/benchmark.py --what head [--positions 4096]
+    python scripts/benchmark.py --what profile [--profile hh]
 
 The last line of the output is the same as JSON. What the columns mean stands in bench_training.py and bench_head.py.
 """
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from bench_head import run_head
+from bench_profile import run_profile
 from bench_rows import MODELS, PROFILES
 from bench_training import run_training
 from bench_worker import RANKED, ROWS
@@ -25,6 +27,8 @@ def main(arguments: Sequence[str]) -> None:
     if options.what == "head":
         options.hidden = options.hidden or 256
         run_head(options)
+    elif options.what == "profile":
+        run_profile(options)
     else:
         run_training(options)
 
@@ -32,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options; `arguments` among them are the words as given, quoted for a shell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", choices=["training", "head"], default="training")
+    parser.add_argument("--what", choices=["training", "head", "profile"], default="training")
     parser.add_argument("--vocab", type=int, default=32000, help="32000, 128256 and 256000 are common")
     parser.add_argument("--hidden", type=int, help="hidden size instead of the model's")
     parser.add_argument("--repeats", type=int, default=3, help="after one that is warm-up")

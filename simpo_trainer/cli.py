@@ -14,6 +14,7 @@ from rich.table import Table
 from typer.core import TyperCommand, TyperGroup
 
 from .errors import SimPOError
+from .loss_cli import losses
 from .recipe.cli import app as recipe_app
 from .versions import library_versions
 
@@ -52,6 +53,7 @@ app = typer.Typer(
 
 
 app.add_typer(recipe_app, name="recipe")
+app.command("losses")(losses)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -166,6 +168,25 @@ def train(
     _train(recipe, overrides or [])
 
 
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Output folders of runs.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", metavar="FOLDER", help="Also write comparison.png (curves), comparison.json and comparison.csv."
+        ),
+    ] = None,
+) -> None:
+    """Show side by side what runs came to: accuracy, margin, drift, lengths, time and memory.
+
+    Example: simpo compare runs/sigmoid runs/hinge --output runs
+    """
+    from .compare.command import compare as compare_folders
+
+    compare_folders(runs, output, Console())
+
+
 def _train(recipe: Path, overrides: list[str]) -> None:
     from .launch.supervision import leave_group_of_parent
     from .recipe.load import load_recipe
@@ -238,4 +259,7 @@ def _print_keys() -> None:
                 field = KEYS[name].field
                 table.add_row(name, escape(str(field.default)), escape(field.metadata["help"]))
         console.print(table)
+    console.print(
+        "\nmethod: dpo and method: sft read keys of trl too: simpo recipe show RECIPE --method dpo", soft_wrap=True
+    )
     console.print(f"\nSimPOConfig also takes the fields of TrainingArguments: {_TRAINING_ARGUMENTS}", soft_wrap=True)

@@ -14,7 +14,8 @@ from transformers.utils import is_torch_bf16_gpu_available
 from .data.ranking import PairChoice
 from .errors import SimPOError
 from .log import get_logger
-from .losses import LOSSES
+from .losses import DEFAULTS, LOSSES
+from .objective import Objective, loss_problems, loss_warnings
 from .processes import check_one_accelerator, check_world_size
 
 logger = get_logger(__name__)
@@ -39,28 +40,48 @@ class SimPOConfig(TrainingArguments):
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
 
-    beta: float = _knob(
-        2.0, "Scale of the reward, > 0. The paper uses 2.0 to 10; below 1 is DPO-sized and almost surely a mistake."
+    loss_type: str | list[str] = _knob(
+        "sigmoid",
+        f"Preference loss: {', '.join(LOSSES)}; or a list of them, whose weighted sum is trained. `simpo losses` shows what "
+        "each is and uses.",
     )
-    gamma_beta_ratio: float = _knob(
-        0.5,
-        "Target margin gamma/beta in nats per token, >= 0. The paper uses 0.1 to 0.8. Other trainers take gamma "
-        "itself: divide it by beta.",
+    loss_weights: list[float] | None = _knob(None, "Weight of each loss in a list, >= 0. Unset means 1 for each.")
+    beta: float | None = _knob(
+        None,
+        "Scale of the reward, > 0. Unset means the loss's own: 2.0 for SimPO, whose paper uses 2.0 to 10; below 1 is "
+        "DPO-sized and almost surely a mistake there.",
     )
-    loss_type: str = _knob("sigmoid", f"Preference loss: {' or '.join(LOSSES)}.")
-    label_smoothing: float = _knob(
-        0.0, "Share of pairs taken to be labelled the wrong way round, in [0, 0.5]. No effect on the hinge loss."
+    gamma_beta_ratio: float | None = _knob(
+        None,
+        "Target margin gamma/beta in nats per token, >= 0. Unset means the loss's own: 0.5 for SimPO, whose paper uses 0.1 "
+        "to 0.8. Other trainers take gamma itself: divide it by beta.",
+    )
+    label_smoothing: float | None = _knob(
+        None,
+        "Share of pairs taken to be labelled the wrong way round, in [0, 0.5]. Unset means the loss's own: 0.1 for robust, "
+        "else 0.",
+    )
+    alpha: float | None = _knob(None, "Shape of AlphaPO's reward; 0 is SimPO's. Unset means 0.25.")
+    slic_delta: float | None = _knob(None, "Margin of the slic loss in nats, >= 0. Unset means 1.")
+    discopop_tau: float | None = _knob(None, "Temperature of the discopop loss, between 0 and 1. Unset means 0.05.")
+    squared_target: float | None = _knob(
+        None, "Reward margin that the squared loss aims at. Unset means beta * gamma_beta_ratio."
     )
     average_log_prob: bool = _knob(
-        True, "Compare answers by log-probability per token, as SimPO does; false compares sums over tokens."
+        True,
+        "Compare answers by log-probability per token, as SimPO does; false compares sums over tokens. Losses that are "
+        "defined by one of the two keep to it.",
     )
-    sft_weight: float = _knob(
-        0.0, "Weight of the negative log-likelihood of chosen answers added to the loss, >= 0. 0 is the paper's SimPO."
+    sft_weight: float | None = _knob(
+        None,
+        "Weight of the negative log-likelihood of chosen answers added to the loss, >= 0. Unset means the loss's own: 1 for "
+        "slic, cpo, orpo and rrhf, else 0.",
     )
-    sft_reduction: Literal["sequence", "token"] = _knob(
+    sft_reduction: Literal["sequence", "token", "sum"] = _knob(
         "sequence",
         "Mean of the SFT term: 'sequence' over pairs of the per-token average of each chosen answer, 'token' over all "
-        "chosen tokens of the global batch (the official code's, there per micro-batch).",
+        "chosen tokens of the global batch (the official code's, there per micro-batch), 'sum' over pairs of the whole "
+        "answer's.",
     )
     pairs: PairChoice = _knob(
         "all",
@@ -152,7 +173,7 @@ class SimPOConfig(TrainingArguments):
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False
         problems = [
-            *_loss_problems(self),
+            *loss_problems(self),
             *_length_problems(self),
             *_number_problems(self),
             *_conversation_problems(self),
@@ -166,45 +187,31 @@ class SimPOConfig(TrainingArguments):
             # The newer name is unknown to the oldest version of transformers that this package works with.
             warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
             super().__post_init__()
+        warnings_of_loss = loss_warnings(self)
+        self._settle_loss()
         # What a launcher's file says would otherwise hold beside a bf16: false.
         self.mixed_precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "no"
         check_world_size(self.world_size)
         check_one_accelerator(self.n_gpu)
-        for warning in _warnings(self):
+        for warning in [*warnings_of_loss, *_warnings(self)]:
             logger.warning(warning)
+
+    def _settle_loss(self) -> None:
+        """Set what was left open to what the losses use, where that is one value."""
+        objective = self.objective
+        self.sft_weight = objective.sft_weight
+        for name in DEFAULTS:
+            if getattr(self, name) is None:
+                setattr(self, name, objective.shared(name))
+
+    @property
+    def objective(self) -> Objective:
+        """The preference loss that these settings ask for."""
+        return Objective.of(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the Hub's token: the trainer pickles its arguments into every folder that it saves."""
         return {**self.__dict__, "hub_token": None}
-
-
-def _loss_problems(config: SimPOConfig) -> list[str]:
-    problems = []
-    if not 0 < config.beta < math.inf:
-        problems.append(f"beta is {config.beta}; it must be above 0. Set beta: 2.0 (the paper uses 2.0 to 10).")
-    if not 0 <= config.gamma_beta_ratio < math.inf:
-        problems.append(
-            f"gamma_beta_ratio is {config.gamma_beta_ratio}; a target margin is a number, 0 or above. "
-            "Set gamma_beta_ratio: 0.5 (the paper uses 0.1 to 0.8)."
-        )
-    if config.loss_type not in LOSSES:
-        problems.append(f"loss_type is {config.loss_type!r}; it must be one of {', '.join(LOSSES)}.")
-    if not 0 <= config.label_smoothing <= 0.5:
-        problems.append(
-            f"label_smoothing is {config.label_smoothing}; it must lie in [0, 0.5]: above 0.5 the labels would "
-            "count as swapped. Set label_smoothing: 0.0."
-        )
-    if not 0 <= config.sft_weight < math.inf:
-        problems.append(f"sft_weight is {config.sft_weight}; it must be 0 or above. Set sft_weight: 0.0.")
-    if not 0 <= config.margin_scale < math.inf:
-        problems.append(
-            f"margin_scale is {config.margin_scale}; it must be a number, 0 or above. Set margin_scale: 0.0."
-        )
-    if config.pairs not in get_args(PairChoice):
-        problems.append(f"pairs is {config.pairs!r}; it must be 'all', 'best_worst' or 'adjacent'.")
-    if config.sft_reduction not in ("sequence", "token"):
-        problems.append(f"sft_reduction is {config.sft_reduction!r}; it must be 'sequence' or 'token'.")
-    return problems
 
 
 def _length_problems(config: SimPOConfig) -> list[str]:
@@ -237,6 +244,8 @@ def _conversation_problems(config: SimPOConfig) -> list[str]:
         problems.append(
             f"batch_layout is {config.batch_layout!r}; it must be 'auto', 'padded', 'shared_prefix' or 'packed'."
         )
+    if config.pairs not in get_args(PairChoice):
+        problems.append(f"pairs is {config.pairs!r}; it must be 'all', 'best_worst' or 'adjacent'.")
     return problems
 
 
@@ -341,18 +350,6 @@ def _parent_problems(config: SimPOConfig) -> list[str]:
 
 def _warnings(config: SimPOConfig) -> list[str]:
     warnings = []
-    if config.loss_type == "hinge" and config.label_smoothing:
-        warnings.append(f"label_smoothing={config.label_smoothing} has no effect on the hinge loss. Set it to 0.")
-    if config.beta < 1 and config.average_log_prob:
-        warnings.append(
-            f"beta={config.beta} is DPO-sized. SimPO compares log-probabilities per token and uses beta 2.0 to 10."
-        )
-    if config.gamma_beta_ratio > 1:
-        warnings.append(
-            f"gamma_beta_ratio={config.gamma_beta_ratio} asks for {config.gamma_beta_ratio} nats per token between the "
-            "answers; the paper uses 0.1 to 0.8. If the value is gamma, divide it by beta "
-            f"({config.gamma_beta_ratio / config.beta:.3g})."
-        )
     if config.fp16:
         warnings.append("fp16 overflows easily in preference training; use bf16 where the hardware has it.")
     return warnings

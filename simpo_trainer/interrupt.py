@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from .log import get_logger
 
 if TYPE_CHECKING:
-    from .trainer import SimPOTrainer
+    from .publish.hub import HubTrainer
 
 logger = get_logger(__name__)
 
@@ -46,7 +46,7 @@ class StopRequest:
 class StopCallback(TrainerCallback):
     """Ends training after a step at which a stop was requested, with a checkpoint."""
 
-    def __init__(self, trainer: "SimPOTrainer"):
+    def __init__(self, trainer: "HubTrainer"):
         self.trainer = trainer
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -1,10 +1,17 @@
-"""Per-pair preference losses: pure functions of average log-probabilities, no device, no reduction, no settings object.
+"""Per-pair preference losses: pure functions of log-probabilities, no device, no reduction, no settings object.
 
-Notation, as in SimPO (arXiv 2405.14734): a(y) is the average log-probability of answer y in nats per token,
-delta = a(chosen) - a(rejected), and z = delta - gamma_beta_ratio is what is left of delta above the target margin.
+Notation: s(y) is the log-probability of answer y in nats, a(y) = s(y) / |y| that per token, and delta = chosen - rejected
+of whichever a loss compares. Every function takes the two log-probabilities, (N,) each, and by name the settings that it
+uses, and returns one loss per pair, (N,), in the dtype of the inputs. `gamma_beta_ratio` may be one number or one per pair.
+
+A new loss is a function below, a line in `LOSSES` and a test in test_losses.py. One that only you need is a subclass of
+`SimPOTrainer` with a `pair_loss` of its own.
 """
 
+import inspect
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,23 +49,200 @@ def simpo_loss(
     return loss
 
 
-def hinge_loss(
-    chosen_average_logps: Tensor,
-    rejected_average_logps: Tensor,
+def hinge_loss(chosen: Tensor, rejected: Tensor, *, beta: float, gamma_beta_ratio: float | Tensor) -> Tensor:
+    """Hinge form of SimPO: `relu(1 - beta*z)`, as in the official implementation.
+
+    The gradient with respect to z is `-beta` where `z < 1/beta` and 0 beyond.
+    """
+    return torch.relu(1 - beta * (chosen - rejected - gamma_beta_ratio))
+
+
+def ipo_loss(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
+    """IPO without reference and by length: `(delta - 1/(2*beta))^2`.
+
+    IPO (arXiv 2310.12036) Eq. 17, where beta is called tau and delta is a difference of log-ratios to a reference model,
+    which this leaves out, as trl's `CPOTrainer` does; by averages because sums would make the target depend on length.
+    The target margin is `1/(2*beta)` itself.
+    """
+    return (chosen - rejected - 1 / (2 * beta)).square()
+
+
+def squared_loss(
+    chosen: Tensor, rejected: Tensor, *, beta: float, gamma_beta_ratio: float | Tensor, squared_target: float | None
+) -> Tensor:
+    """Squared distance of the reward margin from its target: `(beta*delta - target)^2`.
+
+    The target is `beta * gamma_beta_ratio` unless `squared_target` gives it. From exercises that teach SimPO as a squared
+    margin; it is not the paper's loss, and it grows again where the margin exceeds the target.
+    """
+    target = beta * gamma_beta_ratio if squared_target is None else squared_target
+    return (beta * (chosen - rejected) - target).square()
+
+
+def robust_loss(
+    chosen: Tensor, rejected: Tensor, *, beta: float, gamma_beta_ratio: float | Tensor, label_smoothing: float
+) -> Tensor:
+    """SimPO unbiased under swapped labels: `(-(1-eps)*logsigmoid(beta*z) + eps*logsigmoid(-beta*z)) / (1-2*eps)`.
+
+    Robust DPO (arXiv 2403.00409) Eq. 12, on SimPO's reward; eps < 0.5 is the share of pairs whose labels are swapped. Its
+    mean over such labels is the SimPO loss of the right ones. Unbounded below: it falls as `-eps*beta*z/(1-2*eps)`.
+    """
+    scaled = beta * (chosen - rejected - gamma_beta_ratio)
+    right, swapped = F.logsigmoid(scaled), F.logsigmoid(-scaled)
+    return (label_smoothing * swapped - (1 - label_smoothing) * right) / (1 - 2 * label_smoothing)
+
+
+def discopop_loss(
+    chosen: Tensor, rejected: Tensor, *, beta: float, gamma_beta_ratio: float | Tensor, discopop_tau: float
+) -> Tensor:
+    """The log-ratio modulated loss of DiscoPOP on SimPO's reward, l = beta*z.
+
+    DiscoPOP (arXiv 2406.08414) Eq. 5: `-logsigmoid(l) * (1 - sigmoid(l/tau)) + exp(-l) * sigmoid(l/tau)`, here written
+    so that no factor overflows. It is not convex and has a dip near l = 0, as the paper shows. tau below 1.
+    """
+    scaled = beta * (chosen - rejected - gamma_beta_ratio)
+    logistic = -F.logsigmoid(scaled) * torch.sigmoid(-scaled / discopop_tau)
+    return logistic + torch.exp(F.logsigmoid(scaled / discopop_tau) - scaled)
+
+
+def slic_loss(chosen_logps: Tensor, rejected_logps: Tensor, *, slic_delta: float) -> Tensor:
+    """SLiC-HF's calibration: `relu(slic_delta - delta)` on log-probabilities of whole answers.
+
+    SLiC-HF (arXiv 2305.10425) Eq. 1; its regulariser is the trainer's likelihood term on chosen answers.
+    """
+    return torch.relu(slic_delta - (chosen_logps - rejected_logps))
+
+
+def cpo_loss(chosen_logps: Tensor, rejected_logps: Tensor, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """CPO's preference term: `-logsigmoid(beta*delta)` on log-probabilities of whole answers.
+
+    CPO (arXiv 2401.08417) Eq. 3; its second term is the trainer's likelihood term on chosen answers. With smoothing as
+    in trl's `CPOTrainer`.
+    """
+    return simpo_loss(chosen_logps, rejected_logps, beta=beta, gamma_beta_ratio=0.0, label_smoothing=label_smoothing)
+
+
+def orpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
+    """ORPO's odds-ratio term: `-beta * logsigmoid(log odds(chosen) - log odds(rejected))`, log odds = a - log(1 - exp(a)).
+
+    ORPO (arXiv 2403.07691) Eq. 6 and 7, where beta is called lambda; the likelihood term beside it is the trainer's own.
+    """
+    return -beta * F.logsigmoid(_log_odds(chosen) - _log_odds(rejected))
+
+
+def _log_odds(average: Tensor) -> Tensor:
+    # Kept below 0 by the least that the dtype can tell from 1: certainty has infinite odds.
+    average = average.clamp(max=-torch.finfo(average.dtype).eps)
+    return average - torch.log(-torch.expm1(average))
+
+
+def alphapo_loss(
+    chosen: Tensor,
+    rejected: Tensor,
     *,
     beta: float,
     gamma_beta_ratio: float | Tensor,
+    alpha: float,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Hinge form of SimPO, of each pair: `relu(1 - beta*z)`, as in the official implementation.
+    """SimPO on the reward `(1 - exp(-alpha*a)) / alpha`, which is a itself where alpha is 0.
 
-    Same arguments and result as :func:`simpo_loss`. The gradient with respect to z is `-beta` where `z < 1/beta` and 0
-    beyond. `label_smoothing` has no effect here; it is taken so that all losses share one signature.
+    AlphaPO (arXiv 2501.03884) Eq. 6. Where alpha > 0, unlikely answers weigh more: the reward falls without bound, as
+    `exp(alpha*|a|)`, and below 0 unlikely answers weigh less. The margin is in the unit of that reward.
     """
-    del label_smoothing
-    scaled = beta * (chosen_average_logps - rejected_average_logps - gamma_beta_ratio)
-    return torch.relu(1 - scaled)
+    return simpo_loss(
+        _shaped(chosen, alpha),
+        _shaped(rejected, alpha),
+        beta=beta,
+        gamma_beta_ratio=gamma_beta_ratio,
+        label_smoothing=label_smoothing,
+    )
 
 
-# The names that `loss_type` knows. A new loss is a function above, a line here and a closed-form test.
-LOSSES: dict[str, Callable[..., Tensor]] = {"sigmoid": simpo_loss, "hinge": hinge_loss}
+def _shaped(average: Tensor, alpha: float) -> Tensor:
+    return -torch.expm1(-alpha * average) / alpha if alpha else average
+
+
+def simper_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """SimPER: `exp(a(rejected)) - exp(a(chosen))`, a difference of inverse perplexities, in [-1, 1].
+
+    SimPER (arXiv 2502.00883) Eq. 6. There is nothing to set.
+    """
+    return rejected.exp() - chosen.exp()
+
+
+def rrhf_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """RRHF's ranking: `relu(a(rejected) - a(chosen))`.
+
+    RRHF (arXiv 2304.05302) Eq. 2 for two answers; its second term is the trainer's likelihood term on the better one.
+    """
+    return torch.relu(rejected - chosen)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A built-in loss and what there is to know of it.
+
+    Args:
+        function: the loss.
+        formula: for people; z = delta - gamma_beta_ratio.
+        source: arXiv number, or where else it is from.
+        compares: "average" or "sum" of log-probabilities; "either" follows `average_log_prob`.
+        defaults: of its settings, where they are not those of SimPO.
+        sft_weight: weight of the likelihood term that belongs to it.
+    """
+
+    function: Callable[..., Tensor]
+    formula: str
+    source: str
+    compares: Literal["average", "sum", "either"] = "average"
+    defaults: dict[str, float] = field(default_factory=dict)
+    sft_weight: float = 0.0
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """The settings that it takes, by the names of its function's arguments."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
+
+
+# What settings are where neither the user nor the loss says otherwise: SimPO's.
+DEFAULTS: dict[str, float | None] = {
+    "beta": 2.0,
+    "gamma_beta_ratio": 0.5,
+    "label_smoothing": 0.0,
+    "alpha": 0.25,
+    "slic_delta": 1.0,
+    "discopop_tau": 0.05,
+    "squared_target": None,
+}
+
+# The names that `loss_type` knows.
+LOSSES: dict[str, Loss] = {
+    "sigmoid": Loss(simpo_loss, "-logsigmoid(beta*z)", "2405.14734", "either"),
+    "hinge": Loss(hinge_loss, "relu(1 - beta*z)", "2405.14734", "either"),
+    # Of the values in use, the one whose target, 0.5 nats per token, is that of SimPO and in reach of averages.
+    "ipo": Loss(ipo_loss, "(delta - 1/(2*beta))^2", "2310.12036", "either", {"beta": 1.0}),
+    "squared": Loss(squared_loss, "(beta*delta - target)^2", "teaching material, no paper", "either"),
+    "robust": Loss(
+        robust_loss,
+        "(eps*logsigmoid(-beta*z) - (1-eps)*logsigmoid(beta*z)) / (1-2*eps)",
+        "2403.00409",
+        "either",
+        {"label_smoothing": 0.1},
+    ),
+    "discopop": Loss(
+        discopop_loss, "-logsigmoid(l)*sigmoid(-l/tau) + exp(-l)*sigmoid(l/tau), l = beta*z", "2406.08414", "either"
+    ),
+    "slic": Loss(slic_loss, "relu(slic_delta - delta)", "2305.10425", "sum", sft_weight=1.0),
+    "cpo": Loss(cpo_loss, "-logsigmoid(beta*delta)", "2401.08417", "sum", {"beta": 0.1}, sft_weight=1.0),
+    "orpo": Loss(orpo_loss, "-beta*logsigmoid(log odds ratio)", "2403.07691", defaults={"beta": 0.1}, sft_weight=1.0),
+    "alphapo": Loss(
+        alphapo_loss,
+        "-logsigmoid(beta*(r(chosen) - r(rejected) - gamma_beta_ratio)), r = (1 - exp(-alpha*a))/alpha",
+        "2501.03884",
+        defaults={"beta": 2.5, "gamma_beta_ratio": 0.04},
+    ),
+    "simper": Loss(simper_loss, "exp(a(rejected)) - exp(a(chosen))", "2502.00883"),
+    "rrhf": Loss(rrhf_loss, "relu(a(rejected) - a(chosen))", "2304.05302", sft_weight=1.0),
+}

@@ -1,5 +1,7 @@
 """Metrics as sums and counts: exact means over pairs or tokens, whatever the ranks, micro-batches and log windows."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -70,7 +72,8 @@ def pair_metrics(
     *,
     logps: tuple[Tensor, Tensor],
     losses: Tensor,
-    margin: Tensor,
+    parts: Mapping[str, Tensor],
+    margin: Tensor | None,
     weight: Tensor,
     beta: float,
     sft_reduction: str,
@@ -83,16 +86,17 @@ def pair_metrics(
         chosen, rejected: scores of the two sides of each pair, fields of shape (N,).
         logps: the log-probabilities that the loss compares, chosen and rejected, (N,) each: per token (SimPO) or sums.
         losses: preference loss of each pair, (N,).
-        margin: target margin of each pair in the unit of `logps`, (N,).
+        parts: what a mix of losses consists of, by name, before weights, (N,) each.
+        margin: target margin of each pair in the unit of `logps`, (N,); None for a loss without one.
         weight: weight of each pair, (N,); 0 marks filler.
         beta: scale of rewards.
-        sft_reduction: "sequence" or "token".
+        sft_reduction: "sequence", "token" or "sum".
     """
     chosen_logps, rejected_logps = logps
     difference = chosen_logps - rejected_logps
     values = {
         "preference_loss": losses,
-        "sft_loss": -chosen.average,
+        "sft_loss": -chosen.sum if sft_reduction == "sum" else -chosen.average,
         "rewards/chosen": beta * chosen_logps,
         "rewards/rejected": beta * rejected_logps,
         "rewards/accuracies": (difference > 0).to(difference.dtype),
@@ -100,10 +104,12 @@ def pair_metrics(
         "logps/chosen": chosen_logps,
         "logps/rejected": rejected_logps,
         "logps/margins": difference,
-        "logps/past_target": (difference > margin).to(difference.dtype),
         "lengths/chosen": chosen.length,
         "lengths/rejected": rejected.length,
+        **{f"losses/{name}": values for name, values in parts.items()},
     }
+    if margin is not None:
+        values["logps/past_target"] = (difference > margin).to(difference.dtype)
     sums = {name: _ratio(value, torch.ones_like(value), weight) for name, value in values.items()}
     sums["logits/chosen"] = _ratio(chosen.logits_sum, chosen.length, weight)
     sums["logits/rejected"] = _ratio(rejected.logits_sum, rejected.length, weight)

@@ -6,7 +6,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 # Metric name without its prefix, label on the line, number format. Everything else goes to the log files only.
-_COLUMNS = (
+_COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("loss", "loss", ".4f"),
     ("rewards/accuracies", "accuracy", ".3f"),
     ("logps/margins", "margin", "+.3f"),
@@ -15,16 +15,27 @@ _COLUMNS = (
     ("grad_norm", "grad", ".2f"),
     ("learning_rate", "lr", ".1e"),
 )
+# The same for training on single texts.
+_TEXT_COLUMNS = (
+    ("loss", "loss", ".4f"),
+    ("mean_token_accuracy", "token accuracy", ".3f"),
+    ("entropy", "entropy", ".3f"),
+    ("grad_norm", "grad", ".2f"),
+    ("learning_rate", "lr", ".1e"),
+)
 
 
 def log_line(logs: Mapping[str, float], step: int, max_steps: int) -> str | None:
     """One line for a training log or for each evaluation set in `logs`; None where there is nothing to show."""
-    prefixes = [key.removesuffix("rewards/accuracies") for key in logs if key.endswith("rewards/accuracies")]
+    columns, mark = _COLUMNS, "rewards/accuracies"
+    if not any(key.endswith(mark) for key in logs):
+        columns, mark = _TEXT_COLUMNS, "mean_token_accuracy"
+    prefixes = [key.removesuffix(mark) for key in logs if key.endswith(mark)]
     lines = []
     for prefix in prefixes:
         shown = [
             f"{label} {logs[prefix + name]:{fmt}}"
-            for name, label, fmt in _COLUMNS
+            for name, label, fmt in columns
             if isinstance(logs.get(prefix + name), float)
         ]
         lines.append(f"step {step}/{max_steps}  {prefix.rstrip('_') or 'train':5}  {'  '.join(shown)}")

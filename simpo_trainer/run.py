@@ -1,5 +1,6 @@
 """One run from start to end: recipe, data, tokenizer, trainer, training, saved model, evaluation."""
 
+import json
 import os
 import re
 import shlex
@@ -18,7 +19,8 @@ from .errors import SimPOError
 from .launch.options import LAUNCHER_OPTIONS
 from .log import get_logger
 from .modeling import check_model_name, load_tokenizer
-from .publish.hub import check_credentials, first_line, push_later
+from .publish.hub import HubTrainer, check_credentials, first_line, push_later
+from .publish.manifest import FILE_NAME
 from .publish.privacy import without_tokens
 from .recipe.load import Recipe
 from .recipe.packages import check_packages
@@ -42,7 +44,7 @@ def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dic
 
     Args:
         recipe: what :func:`~simpo_trainer.recipe.load_recipe` returned.
-        trainer_class: the trainer to use; a subclass of :class:`SimPOTrainer` runs with any recipe.
+        trainer_class: the trainer to use for SimPO; a subclass of :class:`SimPOTrainer` runs with any recipe of that method.
 
     Raises:
         SimPOError: a setting, the data or the environment must be put right first.
@@ -56,6 +58,7 @@ def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dic
     _check_writable(output_dir)
     check_model_name(str(recipe.model.model_name_or_path))
     _check_not_an_input(output_dir, recipe)
+    _check_same_method(output_dir, recipe.method)
     checkpoint = _find_checkpoint(output_dir, args.resume_from_checkpoint)
     check_credentials(args)
     if not checkpoint and args.process_index == 0:
@@ -63,7 +66,7 @@ def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dic
     chat_template = recipe.data.chat_template and resolve_chat_template(recipe.data.chat_template)
 
     with args.main_process_first(desc="loading the data"):
-        train, test = load_preferences(recipe.data, args.seed)
+        train, test = load_preferences(recipe.data, args.seed, conversations=recipe.method == "sft")
     if test is None and args.eval_strategy != "no":
         raise SimPOError(
             "eval_strategy asks for evaluation during training, but there are no evaluation pairs. "
@@ -72,14 +75,14 @@ def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dic
     tokenizer = load_tokenizer(str(recipe.model.model_name_or_path), args, instead=recipe.data.tokenizer_name_or_path)
     if chat_template:
         tokenizer.chat_template = chat_template
-    trainer = trainer_class(
-        model=str(recipe.model.model_name_or_path),
-        args=args,
-        train_dataset=train,
-        eval_dataset=test,
-        processing_class=tokenizer,
-        peft_config=get_peft_config(recipe.model),
-    )
+    arguments = {
+        "model": str(recipe.model.model_name_or_path),
+        "train_dataset": train,
+        "eval_dataset": test,
+        "processing_class": tokenizer,
+        "peft_config": get_peft_config(recipe.model),
+    }
+    trainer = _trainer(recipe, trainer_class, arguments)
     trainer.recipe = recipe
     metrics = _train(trainer, recipe, checkpoint)
     # Saved before the evaluation, which may fail: hours of training should not hang on it.
@@ -93,7 +96,23 @@ def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dic
     return metrics
 
 
-def _train(trainer: SimPOTrainer, recipe: Recipe, checkpoint: str | None) -> dict[str, float]:
+def _trainer(recipe: Recipe, trainer_class: type[SimPOTrainer], arguments: dict[str, Any]) -> HubTrainer:
+    if recipe.method == "simpo":
+        return trainer_class(args=recipe.training, **arguments)
+    if trainer_class is not SimPOTrainer:
+        raise SimPOError(
+            f"{trainer_class.__name__} trains by SimPO, and the recipe's method is {recipe.method}. Set method: simpo, or run "
+            "the recipe without a trainer class."
+        )
+    # Imported here: a run of SimPO has no use for trl's trainers.
+    from .baselines.dpo import DPOBaseline
+    from .baselines.sft import SFTBaseline
+
+    baseline: Any = DPOBaseline if recipe.method == "dpo" else SFTBaseline
+    return baseline(args=recipe.baseline, shared=recipe.training, **arguments)
+
+
+def _train(trainer: HubTrainer, recipe: Recipe, checkpoint: str | None) -> dict[str, float]:
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.interrupted:
         folder = Path(str(recipe.training.output_dir)) / f"checkpoint-{trainer.state.global_step}"
@@ -108,13 +127,13 @@ def _train(trainer: SimPOTrainer, recipe: Recipe, checkpoint: str | None) -> dic
     return dict(result.metrics)
 
 
-def _save(trainer: SimPOTrainer, output_dir: Path) -> None:
+def _save(trainer: HubTrainer, output_dir: Path) -> None:
     with _generation_cache(trainer):
         # Not yet to the Hub, where it goes once, with the evaluation in its card.
         trainer.save_model(str(output_dir), _internal_call=True)
 
 
-def _publish(trainer: SimPOTrainer, output_dir: Path) -> None:
+def _publish(trainer: HubTrainer, output_dir: Path) -> None:
     """Write the model card, and push if asked to."""
     if not trainer.args.push_to_hub:
         trainer.create_model_card()
@@ -131,7 +150,7 @@ def _publish(trainer: SimPOTrainer, output_dir: Path) -> None:
 
 
 @contextmanager
-def _generation_cache(trainer: SimPOTrainer) -> Iterator[None]:
+def _generation_cache(trainer: HubTrainer) -> Iterator[None]:
     """Trainer switches the cache off for training and evaluation; who loads the saved model to generate wants it on."""
     model: Any = trainer.model
     model.config.use_cache = True
@@ -141,7 +160,7 @@ def _generation_cache(trainer: SimPOTrainer) -> Iterator[None]:
         model.config.use_cache = trainer.args.use_cache
 
 
-def _evaluate(trainer: SimPOTrainer) -> dict[str, float]:
+def _evaluate(trainer: HubTrainer) -> dict[str, float]:
     """The evaluation of the trained model; one that training did at its last step is not done again."""
     if not trainer.args.load_best_model_at_end:
         for entry in trainer.state.log_history:
@@ -190,6 +209,20 @@ def _check_not_an_input(output_dir: Path, recipe: Recipe) -> None:
                 f"output_dir and {key} are the same folder, {output_dir}; the trained model would overwrite what it is made "
                 "from. Set output_dir to another folder."
             )
+
+
+def _check_same_method(output_dir: Path, method: str) -> None:
+    """A baseline from a recipe of SimPO would otherwise write its model over the one that it is compared with."""
+    try:
+        manifest = json.loads((output_dir / FILE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # no run there, or one that broke off before it had a manifest
+        return
+    earlier = manifest.get("method", "simpo")
+    if earlier != method:
+        raise SimPOError(
+            f"output_dir {output_dir} holds a run of method {earlier}, and this one is of method {method}: its model would be "
+            f"written over the other. Set output_dir to another folder, such as {output_dir}-{method}."
+        )
 
 
 def _set_aside_earlier(output_dir: Path) -> None:

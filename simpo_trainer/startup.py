@@ -25,32 +25,47 @@ class StartReport(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         trainer = self.trainer
-        processes = trainer.accelerator.num_processes
-        # Not the argument: `auto_find_batch_size` may have made it smaller.
-        micro, accumulation = trainer._train_batch_size, args.gradient_accumulation_steps
         trainer.reset_window()
-        unit, pairs = _rows_of(trainer.train_dataset, micro * processes * accumulation)
-        logger.info(
-            f"Model: {describe(trainer.model_wrapped)}.\n"
-            f"Global batch: {micro * processes * accumulation} {unit} ({micro} per device x {processes} process"
-            f"{'es' if processes > 1 else ''} x {accumulation} accumulation){pairs}. Optimiser steps: {state.max_steps}."
-        )
-        wanted = trainer.args.global_batch_size
-        if wanted and wanted != micro * processes * accumulation:
-            logger.warning(
-                f"The global batch is {micro * processes * accumulation} {unit}, the recipe's is {wanted}: its other "
-                "numbers were chosen for that. Leave gradient_accumulation_steps out to have it derived."
-            )
+        say_size(trainer, trainer.args.global_batch_size)
         if state.global_step:
             logger.info(f"Resuming after step {state.global_step}.")
             return
         start = trainer.measure_start()
-        unit = "nats per token" if trainer.args.average_log_prob else "nats"
+        trainer.run_record.record_start(start)
+        objective = trainer.args.objective
+        target = ""
+        if objective.target_margin is not None:
+            beta, ratio = objective.reward_scale, objective.target_margin
+            target = f"Target margin: {ratio:g} {objective.unit} (beta {beta:g}, gamma {beta * ratio:g}). "
         logger.info(
-            f"Target margin: {trainer.args.gamma_beta_ratio:g} {unit} (beta {trainer.args.beta:g}, gamma "
-            f"{trainer.args.beta * trainer.args.gamma_beta_ratio:g}). Starting margin: {start['logps/margins']:+.3f} "
+            f"{target}Starting margin: {start['logps/margins']:+.3f} "
             f"(chosen {start['logps/chosen']:.3f}, rejected {start['logps/rejected']:.3f}, accuracy "
             f"{start['rewards/accuracies']:.2f})."
+        )
+
+
+def say_size(trainer: Any, wanted: int | None, unit: str | None = None) -> None:
+    """Log the size of the model and of a global batch, and warn where the recipe asks for another one.
+
+    Args:
+        trainer: any trainer that is about to train.
+        wanted: the recipe's global batch.
+        unit: what its rows are called; unset means what their columns tell.
+    """
+    processes = trainer.accelerator.num_processes
+    # Not the argument: `auto_find_batch_size` may have made it smaller.
+    micro, accumulation = trainer._train_batch_size, trainer.args.gradient_accumulation_steps
+    batch = micro * processes * accumulation
+    unit, pairs = (unit, "") if unit else _rows_of(trainer.train_dataset, batch)
+    logger.info(
+        f"Model: {describe(trainer.model_wrapped)}.\n"
+        f"Global batch: {batch} {unit} ({micro} per device x {processes} process{'es' if processes > 1 else ''} x "
+        f"{accumulation} accumulation){pairs}. Optimiser steps: {trainer.state.max_steps}."
+    )
+    if wanted and wanted != batch:
+        logger.warning(
+            f"The global batch is {batch} {unit}, the recipe's is {wanted}: its other numbers were chosen for that. Leave "
+            "gradient_accumulation_steps out to have it derived."
         )
 
 

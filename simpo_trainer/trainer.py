@@ -35,7 +35,6 @@ from .interrupt import StopCallback, StopRequest
 from .layouts import check_attention_trains, choose_layout, saved_tokens
 from .loaders import Collator, evaluation_pairs, pair_loader, training_pairs
 from .log import get_logger
-from .losses import LOSSES
 from .metrics import MetricSums, PairRecords, accumulation_dtype, pair_metrics
 from .modeling import check_positions, check_trainable_dtypes, load_model, load_tokenizer, prepare_model
 from .processes import end_group_at_exit, keep_scores_float32
@@ -169,16 +168,8 @@ class SimPOTrainer(HubTrainer):
             chosen, rejected: `.sum`, `.average` (nats, nats per token) and `.length` (tokens) of each answer, (N,).
             margin: target margin of each pair, (N,): `gamma_beta_ratio` plus what the data adds.
         """
-        return LOSSES[self.args.loss_type](
-            self._compared_logps(chosen),
-            self._compared_logps(rejected),
-            beta=self.args.beta,
-            gamma_beta_ratio=margin,
-            label_smoothing=self.args.label_smoothing,
-        )
-
-    def _compared_logps(self, scores: AnswerScores) -> Tensor:
-        return scores.average if self.args.average_log_prob else scores.sum
+        objective = self.args.objective
+        return objective.total(objective.losses(chosen, rejected, margin))
 
     def compute_loss(
         self,
@@ -199,7 +190,8 @@ class SimPOTrainer(HubTrainer):
         answers, router_logits = score_batch(model, batch)
         chosen, rejected = answers.select(batch["chosen"]), answers.select(batch["rejected"])
         weight = batch["pair_weight"].to(answers.sum.dtype)
-        margin = self.args.gamma_beta_ratio + batch.get("margin", torch.zeros_like(weight))
+        objective = self.args.objective
+        margin = objective.gamma_beta_ratio + batch.get("margin", torch.zeros_like(weight))
         losses = self.pair_loss(chosen, rejected, margin=margin)
 
         if num_items_in_batch is None:
@@ -210,12 +202,11 @@ class SimPOTrainer(HubTrainer):
             scale = self.accelerator.num_processes
             pairs, chosen_tokens = weight.new_tensor([self._step_totals.pairs, self._step_totals.chosen_tokens])
         loss = (losses * weight).sum() * scale / pairs
-        if self.args.sft_weight:
-            if self.args.sft_reduction == "sequence":
-                sft = -(chosen.average * weight).sum() * scale / pairs
-            else:
-                sft = -(chosen.sum * weight).sum() * scale / chosen_tokens
-            loss = loss + self.args.sft_weight * sft
+        if objective.sft_weight:
+            likelihood = chosen.average if self.args.sft_reduction == "sequence" else chosen.sum
+            count = chosen_tokens if self.args.sft_reduction == "token" else pairs
+            sft = -(likelihood * weight).sum() * scale / count
+            loss = loss + objective.sft_weight * sft
         sums = self._train_sums if model.training else self._eval_sums
         if self._balance and router_logits:
             # A mean of micro-batches, each as heavy as its pairs: filler alone adds nothing.
@@ -227,11 +218,12 @@ class SimPOTrainer(HubTrainer):
             pair_metrics(
                 chosen,
                 rejected,
-                logps=(self._compared_logps(chosen), self._compared_logps(rejected)),
+                logps=(objective.compared(chosen), objective.compared(rejected)),
                 losses=losses,
-                margin=margin,
+                parts=objective.losses(chosen, rejected, margin) if len(objective.parts) > 1 else {},
+                margin=None if objective.target_margin is None else margin,
                 weight=weight,
-                beta=self.args.beta,
+                beta=objective.reward_scale,
                 sft_reduction=self.args.sft_reduction,
             )
         )
@@ -240,7 +232,7 @@ class SimPOTrainer(HubTrainer):
         if not return_outputs:
             return loss
         return loss, {
-            "logps": torch.stack([self._compared_logps(chosen), self._compared_logps(rejected)], -1).detach(),
+            "logps": torch.stack([objective.compared(chosen), objective.compared(rejected)], -1).detach(),
             "lengths": torch.stack([chosen.length, rejected.length], -1),
         }
 
@@ -373,7 +365,7 @@ class SimPOTrainer(HubTrainer):
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
 
         metrics = self._eval_sums.reduce(self.accelerator)
-        metrics["loss"] = metrics["preference_loss"] + self.args.sft_weight * metrics["sft_loss"]
+        metrics["loss"] = metrics["preference_loss"] + self.args.objective.sft_weight * metrics["sft_loss"]
         if self._balance:
             metrics["loss"] += self._balance.coefficient * metrics["aux_loss"]
         logps, lengths, tokens = self._eval_records.gather(self.accelerator)

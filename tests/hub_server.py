@@ -9,7 +9,23 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
+import transformers.utils.hub
+from huggingface_hub import constants
+
 TOKEN = "hf_" + "secret" * 6
+
+
+def open_to(monkeypatch, url, token=TOKEN):
+    """Point the client, which has read its environment long ago, to another Hub."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "no such file")
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    else:
+        monkeypatch.delenv("HF_TOKEN", raising=False)
 
 
 @dataclass

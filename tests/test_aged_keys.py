@@ -112,6 +112,49 @@ def test_our_recipe_of_a_setting_is_the_official_file(tmp_path, name):
     assert [ours.data.dataset_train_split, ours.data.dataset_test_split] == theirs.data.dataset_splits
 
 
+def official_sft_file():
+    """The seventh file, of the stage before: its keys and values as they are there."""
+    settings = {
+        **{"model_name_or_path": "meta-llama/Meta-Llama-3-8B", "model_revision": "main", "torch_dtype": "bfloat16"},
+        **{"use_flash_attention_2": True, "chat_template": "{% for m in messages %}{{ m['content'] }}{% endfor %}"},
+        **{"dataset_mixer": {"HuggingFaceH4/ultrachat_200k": 1.0}, "dataset_splits": ["train_sft", "test_sft"]},
+        **{"preprocessing_num_workers": 12, "bf16": True, "do_eval": True, "evaluation_strategy": "steps"},
+        **{"eval_steps": 200, "gradient_accumulation_steps": 4, "gradient_checkpointing": True},
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        **{"hub_model_id": "zephyr-7b-sft-full", "hub_strategy": "every_save", "learning_rate": 2.0e-05},
+        **{"log_level": "info", "logging_steps": 5, "logging_strategy": "steps", "lr_scheduler_type": "cosine"},
+        **{"max_seq_length": 2048, "max_steps": -1, "num_train_epochs": 1, "output_dir": "checkpoints/llama-3-8b-sft"},
+        **{"run_name": "llama-3-8b-sft", "overwrite_output_dir": True, "per_device_eval_batch_size": 8},
+        **{"per_device_train_batch_size": 8, "push_to_hub": False, "remove_unused_columns": True},
+        **{"report_to": ["wandb"], "save_strategy": "steps", "save_steps": 1000000, "save_total_limit": 1},
+        **{"seed": 42, "warmup_ratio": 0.1},
+    }
+    return yaml.safe_dump(settings, sort_keys=False)
+
+
+def test_the_official_sft_file_loads_unchanged(tmp_path):
+    path = tmp_path / "official.yaml"
+    path.write_text(official_sft_file())
+    recipe = load_recipe(path, ["--method", "sft"])
+    training, shared = recipe.baseline, recipe.training
+    assert recipe.method == "sft"
+    assert (training.learning_rate, training.num_train_epochs, training.max_steps) == (2e-5, 1, -1)
+    assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (8, 4)
+    assert (training.eval_strategy.value, training.eval_steps, training.warmup_steps) == ("steps", 200, 0.1)
+    assert (training.bf16, training.gradient_checkpointing, training.hub_strategy.value) == (True, True, "every_save")
+    assert training.gradient_checkpointing_kwargs == {"use_reentrant": False}
+    assert (shared.max_length, shared.dataset_num_proc, training.dataset_num_proc) == (2048, 12, 12)
+    assert shared.model_init_kwargs == {"attn_implementation": _FLASH, "dtype": "bfloat16"}
+    assert recipe.data.dataset_splits == ["train_sft", "test_sft"]
+    told = [notice.split(":")[1].strip() for notice in recipe.notices]
+    assert told == [
+        *("torch_dtype", "use_flash_attention_2", "preprocessing_num_workers", "evaluation_strategy"),
+        *("max_seq_length", "overwrite_output_dir", "remove_unused_columns", "warmup_ratio"),
+    ]
+    with pytest.raises(SimPOError, match="max_seq_length: is a key of SFT files. Add method: sft"):
+        load_recipe(path)
+
+
 @pytest.fixture
 def load(tmp_path):
     def load(text, overrides=()):

@@ -18,6 +18,7 @@ sys.path.append(str(SCRIPTS))
 
 import bench_rows  # noqa: E402
 import benchmark  # noqa: E402
+from bench_profile import kind_of  # noqa: E402
 from bench_training import losses_agree, summary  # noqa: E402
 from bench_worker import RANKED, ROWS  # noqa: E402
 
@@ -214,3 +215,27 @@ def test_arguments_that_cannot_be_are_refused(capsys):
             benchmark.parse(words)
         assert message in capsys.readouterr().err
     assert benchmark.parse(["--data", "my pairs.jsonl"]).arguments == ["--data", "'my pairs.jsonl'"]
+
+
+@pytest.mark.slow
+def test_a_profile_tells_kinds_of_operators_apart():
+    lines, result = run_benchmark(
+        *TINY, "--what", "profile", "--device", "cpu", "--pairs", "4", "--rows", "ours, packed"
+    )
+    (row,) = result["rows"]
+    assert row["row"] == "ours, packed" and row["total"] == pytest.approx(sum(row["kinds"].values()))
+    assert all(seconds > 0 for seconds in row["kinds"].values())
+    assert any("largest of the rest" in line or "largest" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("operator", "kind"),
+    [
+        ("aten::mm", "products"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "attention"),
+        ("aten::_fused_adamw_", "optimiser"),
+        ("aten::exp_", "rest"),
+    ],
+)
+def test_kinds_of_operators(operator, kind):
+    assert kind_of(operator) == kind

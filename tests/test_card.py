@@ -42,7 +42,7 @@ def test_the_card_of_a_run_from_python(tmp_path):
     assert head["library_name"] == "transformers" and head["pipeline_tag"] == "text-generation"
     assert not head.keys() & {"base_model", "datasets", "license"}
     text = card.text
-    assert "`-log sigmoid(beta * z)`" in text and "average log-probability per token" in text
+    assert "`-logsigmoid(beta*z)`" in text and "each per token (`a`)" in text
     for line in (
         "| `beta` | 3.0 |",
         "| `gamma_beta_ratio` | 0.25 |",
@@ -133,8 +133,12 @@ class Squared(SimPOTrainer):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"loss_type": "hinge"}, "`max(0, 1 - beta * z)`"),
-        ({"average_log_prob": False, "beta": 0.1}, "an answer's log-probability."),
+        ({"loss_type": "hinge"}, "`relu(1 - beta*z)` (hinge, [arXiv 2405.14734]"),
+        (
+            {"loss_type": ["sigmoid", "slic"], "loss_weights": [0.7, 0.3]},
+            "plus 0.3 times `relu(slic_delta - delta)` (slic,",
+        ),
+        ({"average_log_prob": False, "beta": 0.1}, "on log-probabilities of whole answers"),
         ({"sft_weight": 0.5}, "added to it, `sft_weight` times the negative log-likelihood"),
         ({"label_smoothing": 0.1}, "smoothed by `label_smoothing`"),
         ({"trainer_class": Squared}, "Loss: that of the trainer class `Squared`."),

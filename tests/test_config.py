@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from simpo_trainer import SimPOConfig
 from simpo_trainer.config import _accumulation_problems
 from simpo_trainer.errors import SimPOError
+from simpo_trainer.losses import LOSSES
 
 
 @pytest.fixture
@@ -69,9 +70,24 @@ def test_defaults_are_the_papers(config):
         ({"gamma_beta_ratio": float("nan")}, r"gamma_beta_ratio is nan"),
         ({"label_smoothing": 0.51}, r"label_smoothing is 0\.51; it must lie in \[0, 0\.5\].*Set label_smoothing"),
         ({"label_smoothing": -0.1}, r"label_smoothing is -0\.1; it must lie in"),
-        ({"loss_type": "simpo"}, r"loss_type is 'simpo'; it must be one of sigmoid, hinge"),
+        ({"loss_type": "simpo"}, r"loss_type is 'simpo', which is the name of a method.* Set loss_type: sigmoid"),
+        ({"loss_type": "dpo"}, r"loss_type is 'dpo', which is the name of a method.* Set method: dpo"),
+        (
+            {"loss_type": "apo_zero"},
+            r"loss_type is 'apo_zero', which compares with a reference model.* Set method: dpo",
+        ),
+        ({"loss_type": "sigmod"}, r"loss_type is 'sigmod'; it must be one of sigmoid, .*Did you mean sigmoid"),
+        ({"loss_type": []}, r"loss_type is an empty list; .*Set loss_type: sigmoid"),
+        ({"loss_type": ["ipo", "ipo"]}, r"loss_type names a loss twice: ipo, ipo.*Add up"),
+        ({"loss_type": ["ipo", "slic"], "loss_weights": [1.0]}, r"loss_weights has 1 numbers and loss_type 2 names"),
+        ({"loss_type": ["ipo", "slic"], "loss_weights": [1.0, -1.0]}, r"loss_weights is .*; a weight is a number, 0"),
+        ({"loss_type": ["ipo", "slic"], "loss_weights": [0.0, 0.0]}, r"loss_weights is .*leaves nothing to train"),
+        ({"loss_type": "robust", "label_smoothing": 0.5}, r"label_smoothing is 0\.5, and the robust loss divides"),
+        ({"loss_type": "discopop", "discopop_tau": 1.0}, r"discopop_tau is 1\.0; it must lie between 0 and 1"),
+        ({"loss_type": "slic", "slic_delta": -1.0}, r"slic_delta is -1\.0; a margin is a number"),
+        ({"loss_type": "alphapo", "alpha": float("inf")}, r"alpha is inf; it must be a number"),
         ({"sft_weight": -0.5}, r"sft_weight is -0\.5; it must be 0 or above\. Set sft_weight: 0\.0"),
-        ({"sft_reduction": "sum"}, r"sft_reduction is 'sum'; it must be 'sequence' or 'token'"),
+        ({"sft_reduction": "mean"}, r"sft_reduction is 'mean'; it must be 'sequence', 'token' or 'sum'"),
         ({"max_length": 1, "max_prompt_length": 1}, r"max_length is 1; a prompt and an answer need at least 2"),
         (
             {"max_length": 64, "max_prompt_length": 64},
@@ -120,8 +136,13 @@ def test_all_problems_are_reported_at_once(config):
 @pytest.mark.parametrize(
     ("settings", "warning"),
     [
-        ({"loss_type": "hinge", "label_smoothing": 0.1}, "label_smoothing=0.1 has no effect on the hinge loss"),
+        ({"loss_type": "hinge", "label_smoothing": 0.1}, "label_smoothing=0.1 has no effect on the loss hinge"),
         ({"beta": 0.1}, "beta=0.1 is DPO-sized"),
+        ({"loss_type": "simper", "beta": 2.0}, "beta=2.0 has no effect on the loss simper. Leave it out"),
+        ({"loss_type": ["ipo", "slic"], "alpha": 0.3}, "alpha=0.3 has no effect on any of the losses ipo, slic"),
+        ({"loss_type": "ipo", "margin_scale": 0.3}, "margin_scale=0.3 has no effect on the loss ipo, which knows no"),
+        ({"loss_type": "orpo", "average_log_prob": False}, "average_log_prob=False has no effect on the loss orpo"),
+        ({"loss_type": "cpo", "beta": 2.0}, "beta=2.0 is far from what the loss cpo is used with, 0.1"),
         (
             {"gamma_beta_ratio": 1.4, "beta": 2.0},
             "gamma_beta_ratio=1.4 asks for 1.4 nats per token between the answers; the paper uses 0.1 to 0.8. If the "
@@ -139,6 +160,8 @@ def test_warnings(warnings_of, settings, warning):
         {},
         {"label_smoothing": 0.1},
         {"loss_type": "hinge"},
+        *({"loss_type": name} for name in LOSSES),
+        {"loss_type": ["sigmoid", "simper"], "beta": 2.0, "loss_weights": [1.0, 0.5]},
         {"beta": 1.0},
         {"beta": 0.1, "average_log_prob": False},  # sums over tokens are larger
         {"gamma_beta_ratio": 1.0},

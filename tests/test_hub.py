@@ -8,13 +8,12 @@ import sys
 import time
 
 import pytest
-import transformers.utils.hub
 from huggingface_hub import ModelCard, constants
 from peft import LoraConfig
 from safetensors.torch import load, load_file
 from transformers.utils import PushInProgress
 
-from hub_server import TOKEN, HubServer
+from hub_server import TOKEN, HubServer, open_to
 from models import as_text, random_pairs, tiny_model, word_tokenizer
 from runs import make_trainer
 from simpo_trainer import SimPOConfig, SimPOError, SimPOTrainer
@@ -38,19 +37,6 @@ FINAL = {
     "trainer_state.json",
     "training_curves.png",
 }
-
-
-def open_to(monkeypatch, url, token=TOKEN):
-    """Point the client, which has read its environment long ago, to another Hub."""
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "no such file")
-    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
-    if token:
-        monkeypatch.setenv("HF_TOKEN", token)
-    else:
-        monkeypatch.delenv("HF_TOKEN", raising=False)
 
 
 @pytest.fixture

@@ -3,16 +3,21 @@
 import json
 import pickle
 import platform
+import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from models import as_text, random_pairs, tiny_model, word_tokenizer
-from runs import make_trainer
+from runs import make_trainer, train_log
 from simpo_trainer import SimPOConfig
+from simpo_trainer.publish import memory
 from simpo_trainer.publish.manifest import describe_run, final_metrics, rows_fingerprint, tokenizer_fingerprint
 from simpo_trainer.recipe.load import load_recipe
 
@@ -70,8 +75,66 @@ def test_a_killed_run_leaves_a_manifest_and_a_finished_one_its_results(tmp_path)
     assert "eval_loss" not in late["results"]["metrics"]
     metrics = trainer.evaluate()
     assert read(tmp_path)["results"]["metrics"]["eval_loss"] == metrics["eval_loss"]
-    changed = ("status", "finished", "results")
+    changed = ("status", "finished", "results", "peak_memory")
     assert {k: v for k, v in late.items() if k not in changed} == {k: v for k, v in early.items() if k not in changed}
+
+
+def test_the_untrained_model_and_the_peak_of_memory_are_recorded(tmp_path):
+    rows, peek = random_pairs(10), Peek()
+    trainer = make_trainer(tmp_path, rows, max_steps=2, arguments={"callbacks": [peek]})
+    expected = trainer.measure_start()
+    resident = int(re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+    trainer.train()
+    assert peek.found["start"] == read(tmp_path)["start"] == pytest.approx(expected)
+    assert peek.found["start"]["logps/chosen"] != train_log(trainer, "logps/chosen")[-1][0]
+    assert peek.found["peak_memory"] is None
+    peak = read(tmp_path)["peak_memory"]
+    # The system counts the two in different ways, a few pages apart.
+    assert peak["of"] == "process" and 0.9 * resident < peak["bytes"] < 100 * resident
+
+
+@pytest.mark.parametrize(("settings", "unit"), [({}, "nats per token"), ({"loss_type": "slic"}, "nats")])
+def test_the_unit_of_log_probs_is_recorded(tmp_path, settings, unit):
+    assert describe_run(make_trainer(tmp_path, random_pairs(8), **settings))["log_prob_unit"] == unit
+
+
+def test_the_peak_of_memory_is_the_largest_of_all_processes(monkeypatch):
+    class TwoProcesses:
+        device = torch.device("cpu")
+
+        def gather(self, own):
+            return torch.cat([own, torch.tensor([7])])
+
+    monkeypatch.setattr(memory, "_peak_of_process", lambda: 5)
+    assert memory.peak_memory(TwoProcesses()) == {"bytes": 7, "of": "process"}
+
+
+def test_on_an_accelerator_the_peak_is_that_of_its_tensors_since_the_start_of_training(monkeypatch):
+    device, peak, reset = torch.device("cuda", 1), {1: 300}, []
+    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda device: peak[device.index])
+    monkeypatch.setattr(torch.accelerator, "reset_peak_memory_stats", lambda device: reset.append(device.index))
+    memory.forget_peak(device)
+    assert reset == [1]
+
+    class OneProcess:
+        def __init__(self):
+            self.device = device
+
+        def gather(self, own):
+            return own
+
+    monkeypatch.setattr(torch, "tensor", lambda values, *, dtype, device, make=torch.tensor: make(values, dtype=dtype))
+    assert memory.peak_memory(OneProcess()) == {"bytes": 300, "of": "accelerator"}
+
+
+def test_a_system_that_does_not_tell_its_memory_stops_nothing(monkeypatch):
+    def uncounted(device):
+        raise RuntimeError("Allocator for mps is not a DeviceAllocator.")
+
+    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", uncounted)
+    memory.forget_peak(torch.device("mps"))
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert memory.peak_memory(Accelerator(cpu=True)) is None
 
 
 def test_an_interrupted_run_says_so(tmp_path):

@@ -33,6 +33,7 @@ def means(accelerator, **options) -> dict[str, float]:
     arguments = {
         "logps": (CHOSEN.average, REJECTED.average),
         "losses": LOSSES,
+        "parts": {},
         "margin": torch.tensor([0.5, 0.5, 0.5]),
         "weight": WEIGHT,
         "beta": 2.0,
@@ -80,11 +81,24 @@ def test_summed_log_probabilities(accelerator):
     assert found["sft_loss"] == pytest.approx(1.5)
 
 
+def test_parts_of_a_mix_and_no_target(accelerator):
+    found = means(accelerator, margin=None, parts={"ipo": torch.tensor([1.0, 2.0, math.nan])})
+    assert found["losses/ipo"] == 1.5 and "logps/past_target" not in found
+    assert means(accelerator, sft_reduction="sum")["sft_loss"] == (2 + 8) / 2
+
+
 def test_equal_answers_are_no_success(accelerator):
     same = scores([-2.0], [2.0], [0.0])
     sums = MetricSums()
     zero = torch.zeros(1)
-    arguments = {"losses": zero, "margin": zero, "weight": zero + 1, "beta": 2.0, "sft_reduction": "sequence"}
+    arguments = {
+        "losses": zero,
+        "parts": {},
+        "margin": zero,
+        "weight": zero + 1,
+        "beta": 2.0,
+        "sft_reduction": "sequence",
+    }
     sums.add(pair_metrics(same, same, logps=(same.average, same.average), **arguments))
     found = sums.reduce(accelerator)
     assert found["rewards/accuracies"] == found["logps/past_target"] == 0

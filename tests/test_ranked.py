@@ -23,7 +23,7 @@ from simpo_trainer.data.token_rows import render_row
 from simpo_trainer.data.token_sets import pair_counts, token_lengths
 from simpo_trainer.data.tokenization import tokenize_preferences, tokenize_stream
 from simpo_trainer.errors import SimPOError
-from simpo_trainer.losses import LOSSES
+from simpo_trainer.losses import simpo_loss
 from simpo_trainer.recipe.load import load_recipe
 from simpo_trainer.run import run
 from simpo_trainer.sampler import PairBatchSampler
@@ -128,7 +128,7 @@ def test_loss_and_gradient_are_those_of_pairs_two_by_two(layout):
     def loss_and_gradients(model, batch):
         averages = score_answers(model, batch).average
         chosen, rejected = averages[batch["chosen"]], averages[batch["rejected"]]
-        loss = LOSSES["sigmoid"](
+        loss = simpo_loss(
             chosen, rejected, beta=2.0, gamma_beta_ratio=0.5 + batch["margin"], label_smoothing=0.0
         ).mean()
         return loss, torch.autograd.grad(loss, list(model.parameters()))
@@ -591,7 +591,7 @@ def test_a_recipe_with_ranked_answers(tmp_path, caplog, streaming):
     manifest = json.loads((tmp_path / "out" / "run_manifest.json").read_text())
     card = (tmp_path / "out" / "README.md").read_text()
     assert "global batch | 2 prompts (2 per device" in card
-    assert "`z` is less by `margin_scale` times the difference" in card
+    assert "the target margin grows by `margin_scale` times the difference" in card
     if streaming:
         assert seen == [None, None]
         assert "Global batch: 2 prompts (2 per device x 1 process x 1 accumulation). Optimiser steps: 2." in caplog.text

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import Dataset, load_dataset
 
@@ -35,7 +36,10 @@ def test_the_loss_example_is_short_and_trains_its_loss(tmp_path, monkeypatch):
     exec(example, names)
     trainer = names["trainer"]
     logps = trainer.predict(Dataset.from_list(PAIRS)).predictions
-    expected = ((2.0 * (logps[:, 0] - logps[:, 1] - 0.5)) ** 2).mean()
+    simpo = np.logaddexp(0, -2.0 * (logps[:, 0] - logps[:, 1] - 0.5))
+    floor = np.maximum(-2.0 - logps[:, 0], 0)
+    assert floor.max() > 0
+    expected = (simpo + floor).mean()
     trainer.train()
     # One step of all eight pairs, so what it logs is the loss of the weights as they were.
     assert trainer.state.log_history[0]["train_loss"] == pytest.approx(expected, rel=1e-5)
@@ -65,7 +69,7 @@ def test_the_commands_are_understood(tmp_path, monkeypatch):
         with pytest.raises(SystemExit) as exit:
             cli.main(shlex.split(line, comments=True)[1:])
         assert exit.value.code == 0, line
-    assert len(seen) == len([line for line in lines if line.startswith("simpo train")]) == 5
+    assert len(seen) == len([line for line in lines if line.startswith("simpo train")]) == 6
 
 
 def _launched(words, launcher):

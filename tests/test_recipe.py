@@ -7,6 +7,7 @@ import pytest
 import yaml
 from trl import ModelConfig
 
+from simpo_trainer.baselines.settings import MethodConfig
 from simpo_trainer.config import SimPOConfig
 from simpo_trainer.data.data_config import DataConfig
 from simpo_trainer.errors import SimPOError
@@ -37,7 +38,7 @@ def test_keys_go_to_their_owners(load):
 
 
 def test_no_key_has_two_owners():
-    names = [field.name for owner in (SimPOConfig, DataConfig, ModelConfig) for field in fields(owner)]
+    names = [field.name for owner in (SimPOConfig, DataConfig, ModelConfig, MethodConfig) for field in fields(owner)]
     assert len(names) == len(set(names)) == len(KEYS)
 
 
@@ -88,7 +89,7 @@ def test_lists_of_adapter_targets(load):
         ("learning_rate: abc", 'line 4: learning_rate is "abc"; it must be a number'),
         ("beta: true", "beta is true; it must be a number"),
         ("beta: .nan", "beta is NaN; it must be a number"),
-        ("beta:", "beta is null; it must be a number"),
+        ("learning_rate:", "learning_rate is null; it must be a number"),
         ("max_length: true", "max_length is true; it must be a whole number"),
         ("max_steps: 1.5", "max_steps is 1.5; it must be a whole number"),
         ("use_cpu: 2", "use_cpu is 2; it must be true or false"),

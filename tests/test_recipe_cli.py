@@ -23,11 +23,11 @@ def call(capsys, caplog):
 
 def test_the_list_has_every_recipe(call):
     lines = call("recipe", "list").out.splitlines()
-    assert lines[0].split() == ["recipe", "beta", "ratio", "lr", "sft", "batch", "model"]
+    assert lines[0].split() == ["recipe", "method", "beta", "ratio", "lr", "sft", "batch", "model"]
     listed = {line.split()[0]: line.split()[1:] for line in lines[1:] if line[:1].strip()}
     assert recipe_files().keys() <= listed.keys()
-    assert listed["paper/llama3-8b-instruct"][:4] == ["2.5", "0.55", "1e-06", "128"]
-    assert listed["sizes/7b-8b"][:5] == ["2", "0.5", "5e-07", "0.1", "128"]
+    assert listed["paper/llama3-8b-instruct"][:5] == ["simpo", "2.5", "0.55", "1e-06", "128"]
+    assert listed["sizes/7b-8b"][:6] == ["simpo", "2", "0.5", "5e-07", "0.1", "128"]
 
 
 def test_what_is_shown_is_a_recipe(call, tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from simpo_trainer.recipe.keys import KEYS
+from simpo_trainer.recipe.keys import keys_of
 from simpo_trainer.recipe.load import load_recipe
 from simpo_trainer.recipe.paths import recipe_files, recipes_folder
 
@@ -25,7 +25,7 @@ def test_the_search_goes_through_all_folders():
 def test_every_recipe_resolves(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(name)
-    assert set(recipe.settings) <= set(KEYS)
+    assert set(recipe.settings) <= set(keys_of(recipe.method))
     assert recipe.notices == []  # no aged keys in files of today
 
 
@@ -90,8 +90,42 @@ def test_the_papers_settings(name):
     assert recipe.model.attn_implementation == ("eager" if name.startswith("gemma") else None)
 
 
+# Learning rates of the paper's DPO runs.
+DPO_RATES = {
+    "mistral-7b-base": 5e-7,
+    "mistral-7b-instruct": 5e-7,
+    "llama3-8b-base": 5e-7,
+    "llama3-8b-instruct": 7e-7,
+    "llama3-8b-instruct-v0.2": 3e-7,
+}
+
+
+@pytest.mark.parametrize("name", DPO_RATES)
+def test_the_papers_dpo_runs_differ_in_the_method_alone(name):
+    simpo, dpo = load_recipe(f"paper/{name}"), load_recipe(f"paper/{name}-dpo")
+    assert (dpo.method, dpo.baseline.beta, dpo.baseline.learning_rate) == ("dpo", 0.01, DPO_RATES[name])
+    assert dpo.baseline.loss_type == ["sigmoid"]
+    own = {"method", "beta", "gamma_beta_ratio", "loss_type", "learning_rate", "output_dir"}
+    own |= {"per_device_train_batch_size"}  # a reference model takes its place
+    assert {key: value for key, value in dpo.settings.items() if key not in own} == {
+        key: value for key, value in simpo.settings.items() if key not in own
+    }
+    assert dpo.training.output_dir != simpo.training.output_dir
+
+
+def test_the_stage_before_the_preference_training():
+    recipe = load_recipe("paper/llama3-8b-base-sft")
+    training, data = recipe.baseline, recipe.data
+    assert (recipe.method, training.learning_rate, training.num_train_epochs) == ("sft", 2e-5, 1)
+    assert (data.dataset_name, data.dataset_train_split) == ("HuggingFaceH4/ultrachat_200k", "train_sft")
+    assert recipe.model.model_name_or_path == "meta-llama/Meta-Llama-3-8B"
+    assert training.per_device_train_batch_size * training.gradient_accumulation_steps == 128
+    assert (training.lr_scheduler_type, training.warmup_steps, training.gradient_checkpointing) == ("cosine", 0.1, True)
+
+
 def test_every_setting_of_the_paper_has_a_recipe():
-    assert {name.removeprefix("paper/") for name in RECIPES if name.startswith("paper/")} == set(PAPER)
+    expected = {*PAPER, *(f"{name}-dpo" for name in DPO_RATES), "llama3-8b-base-sft"}
+    assert {name.removeprefix("paper/") for name in RECIPES if name.startswith("paper/")} == expected
 
 
 # Starting points by size: beta, ratio, range of the learning rate, sft_weight of an instruct model, pairs per device.

@@ -72,7 +72,7 @@ def make(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    monkeypatch.setattr(run_module, "load_preferences", lambda config, seed: ("train rows", "test rows"))
+    monkeypatch.setattr(run_module, "load_preferences", lambda config, seed, conversations: ("train rows", "test rows"))
     monkeypatch.setattr(run_module, "load_tokenizer", lambda name, args, instead: SimpleNamespace(name=instead or name))
 
     def make(*overrides):
@@ -92,7 +92,7 @@ def checkpoint(folder, complete=True):
 
 @pytest.fixture
 def nothing_is_loaded(monkeypatch):
-    def fail(*arguments):
+    def fail(*arguments, **settings):
         raise AssertionError("loaded before it was checked")
 
     monkeypatch.setattr(run_module, "load_preferences", fail)
@@ -124,7 +124,7 @@ def test_order_of_a_run(make, caplog):
 
 
 def test_without_evaluation_pairs(make, monkeypatch):
-    monkeypatch.setattr(run_module, "load_preferences", lambda config, seed: ("train rows", None))
+    monkeypatch.setattr(run_module, "load_preferences", lambda config, seed, conversations: ("train rows", None))
     assert run(make(), StubTrainer) == {"train_loss": 0.5}
     assert "evaluate" not in StubTrainer.last.calls
     with pytest.raises(SimPOError, match="there are no evaluation pairs. Set dataset_test_split"):

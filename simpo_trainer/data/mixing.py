@@ -18,6 +18,8 @@ from .places import MESSAGES
 from .ranking import RANKINGS, has_ranked_answers
 from .sources import Rows
 
+# What is read of a row that is a whole conversation.
+CONVERSATION_FIELDS = ("messages", "tools", "chat_template_kwargs")
 # Part of the cache's key: raise it with every change of this file that changes rows.
 _CODE_VERSION = 2
 
@@ -83,6 +85,8 @@ def concatenate(sets: Mapping[str, Rows]) -> Rows:
     if len(sets) == 1:
         return next(iter(sets.values()))
     _check_same_rows(sets)
+    if "messages" in next(iter(sets.values())).features:
+        return _joined(sets, CONVERSATION_FIELDS)
     _check_margins_everywhere(sets)
     for column in ("chosen", "rejected"):
         _check_same_kind(sets, column)
@@ -92,8 +96,13 @@ def concatenate(sets: Mapping[str, Rows]) -> Rows:
     for column in FIELDS:
         if column != "tools":
             _check_same_kind(sets, column)
+    return _joined(sets, FIELDS)
+
+
+def _joined(sets: Mapping[str, Rows], columns: Sequence[str]) -> Rows:
+    """The rows of all sets with the types that hold these columns of each."""
     sets = _with_tools_alike(sets)
-    common = {column: _common_feature(sets, column) for column in FIELDS}
+    common = {column: _common_feature(sets, column) for column in columns}
     return concatenate_datasets([_cast(rows, common) for rows in sets.values()])
 
 
@@ -138,11 +147,12 @@ def _check_same_kind(sets: Mapping[str, Rows], column: str) -> None:
 
 
 def _check_same_rows(sets: Mapping[str, Rows]) -> None:
-    """Refuses pairs beside ranked answers, and scores beside ranks."""
+    """Refuses pairs beside ranked answers or whole conversations, and scores beside ranks."""
     kinds: dict[str, str] = {}
     for name, rows in sets.items():
         ranking = next((column for column in RANKINGS if column in rows.features), None)
         kind = f"ranked answers with {ranking}" if has_ranked_answers(rows.features) else "pairs"
+        kind = "rows of messages" if "messages" in rows.features else kind
         kinds.setdefault(kind, name)
     if len(kinds) < 2:
         return

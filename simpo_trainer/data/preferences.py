@@ -4,6 +4,7 @@ import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -13,7 +14,7 @@ from ..errors import SimPOError
 from ..log import get_logger
 from .data_config import DataConfig, data_problems, split_use
 from .formats import to_pairs
-from .mixing import carve_test, concatenate, rows_of_fraction, rows_of_shares
+from .mixing import CONVERSATION_FIELDS, carve_test, concatenate, rows_of_fraction, rows_of_shares
 from .ranking import RANKINGS, has_ranked_answers, read_fields
 from .sources import Rows, Source, load_splits, pick_split, readable_rows
 
@@ -34,11 +35,12 @@ class _Part:
     keep: tuple[str, ...] | None = None  # columns; None for all
 
 
-def load_preferences(config: DataConfig, seed: int = 42) -> tuple[Rows, Dataset | None]:
+def load_preferences(config: DataConfig, seed: int = 42, *, conversations: bool = False) -> tuple[Rows, Dataset | None]:
     """Load the training pairs and, where there are any, the evaluation pairs.
 
     Args:
         seed: which pairs `test_split_size` takes depends on it.
+        conversations: whether rows of `messages` without answers to choose from will do, as they are.
 
     Returns:
         The training set (an IterableDataset with `streaming`) and the evaluation set (None without one), each with the
@@ -52,18 +54,19 @@ def load_preferences(config: DataConfig, seed: int = 42) -> tuple[Rows, Dataset 
     if problems := data_problems(asdict(config)):
         raise SimPOError("\n".join(problems))
     loaded: dict[str, dict[str, Rows]] = {}
+    read = partial(_conversations_or_pairs if conversations else _pairs, config)
 
     def splits_of(source: Source) -> dict[str, Rows]:
         if repr(source) not in loaded:
             loaded[repr(source)] = load_splits(source, streaming=config.streaming)
         return loaded[repr(source)]
 
-    train = _load_set(_train_parts(config), splits_of, config)
+    train = _load_set(_train_parts(config), splits_of, config, read)
     assert train is not None  # no training part is optional
     if config.test_split_size is not None:
         train, test_set = carve_test(train, config.test_split_size, seed)
     else:
-        test_set = _load_set(_test_parts(config, splits_of), splits_of, config)
+        test_set = _load_set(_test_parts(config, splits_of), splits_of, config, read)
     if isinstance(train, IterableDataset):
         train = _shuffled_stream(train, seed, len(_train_parts(config)))
     return train, None if test_set is None else _whole(test_set)
@@ -161,8 +164,13 @@ def _test_parts(config: DataConfig, splits_of: Callable[[Source], dict[str, Rows
 # --- From splits to sets ----------------------------------------------------------------------------------------------
 
 
-def _load_set(parts: list[_Part], splits_of: Callable[[Source], dict[str, Rows]], config: DataConfig) -> Rows | None:
-    """The rows of all parts as one set; None without a part."""
+def _load_set(
+    parts: list[_Part],
+    splits_of: Callable[[Source], dict[str, Rows]],
+    config: DataConfig,
+    read: Callable[[Rows, str], Rows],
+) -> Rows | None:
+    """The rows of all parts, as `read` gives them, as one set; None without a part."""
     if not parts:
         return None
     names = [f"Split {part.split!r} of {part.source.name}" for part in parts]
@@ -172,10 +180,23 @@ def _load_set(parts: list[_Part], splits_of: Callable[[Source], dict[str, Rows]]
     for name, rows in zip(names, _first_rows(picked, parts, names, bool(config.datasets)), strict=True):
         if isinstance(rows, Dataset) and len(rows) == 0:  # its fraction is less than a row
             continue
-        pairs = to_pairs(rows, config.columns, config.dataset_format, name)
-        check_columns(pairs.column_names, name, rows.column_names)
-        sets[name if name not in sets else f"{name} (entry {len(sets) + 1})"] = pairs
+        sets[name if name not in sets else f"{name} (entry {len(sets) + 1})"] = read(rows, name)
     return concatenate(sets)
+
+
+def _pairs(config: DataConfig, rows: Rows, name: str) -> Rows:
+    """The rows as preference pairs or ranked answers."""
+    pairs = to_pairs(rows, config.columns, config.dataset_format, name)
+    check_columns(pairs.column_names, name, rows.column_names)
+    return pairs
+
+
+def _conversations_or_pairs(config: DataConfig, rows: Rows, name: str) -> Rows:
+    """The rows as pairs or, where they have no answers to choose from, their conversations and what belongs to them."""
+    columns = rows.column_names or []
+    if "messages" not in columns or {"chosen", "responses"} & {*columns, *(config.columns or {})}:
+        return _pairs(config, rows, name)
+    return rows.select_columns([column for column in CONVERSATION_FIELDS if column in columns])
 
 
 def _kept_columns(rows: Rows, part: _Part, name: str) -> Rows:

@@ -13,6 +13,8 @@ from .preferences import check_margin
 TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 # `chosen` and `rejected` hold places in `response_ids`, one each for every pair.
 RANKED_TOKEN_COLUMNS = ("prompt_ids", "response_ids", "chosen", "rejected")
+# Rows of one text, of which what is not trained on has the label -100.
+LABELLED_COLUMNS = ("input_ids", "labels")
 
 
 def token_columns(columns: Iterable[str]) -> tuple[str, ...] | None:

@@ -243,7 +243,7 @@ def _fingerprint(dataset: Dataset, work: PairTokenizer) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def _opening(tokenizer: PreTrainedTokenizerBase) -> list[Message]:
+def opening_messages(tokenizer: PreTrainedTokenizerBase) -> list[Message]:
     """The empty system message of alignment-handbook's runs, for a template that by its text knows such messages."""
     text = str(tokenizer.chat_template)
     return [{"role": "system", "content": ""}] if "system" in text or "<|im_start|>" in text else []
@@ -268,7 +268,7 @@ def _pair_tokenizer(
     features = {"row": Value("int64"), **answers, **_NOTES}
     if margin_scale if ranked else "margin" in columns:
         features["margin"] = margin
-    opening = _opening(tokenizer) if auto_insert_empty_system_msg else []
+    opening = opening_messages(tokenizer) if auto_insert_empty_system_msg else []
     return PairTokenizer(
         tokenizer,
         turn_end=_find_turn_end(dataset, tokenizer, opening, "responses" if ranked else "chosen"),

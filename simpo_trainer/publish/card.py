@@ -3,40 +3,22 @@
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..losses import LOSSES
 from .manifest import describe_run, final_metrics
+from .methods import METHOD_TEXTS, MethodText
 from .privacy import hub_name
 from .report import training_curves
 
 if TYPE_CHECKING:
+    from ..baselines.common import BaselineTrainer
     from ..trainer import SimPOTrainer
 
-TAGS = ("simpo", "trl", "preference-optimization")
 CURVES = "training_curves.png"
-
-_CITATION = """\
-```bibtex
-@inproceedings{meng2024simpo,
-  title     = {{SimPO}: Simple Preference Optimization with a Reference-Free Reward},
-  author    = {Meng, Yu and Xia, Mengzhou and Chen, Danqi},
-  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
-  year      = {2024}
-}
-```"""
-
-# Metric, its name in the table, number format.
-_METRICS = (
-    ("loss", "loss", ".4f"),
-    ("rewards/accuracies", "accuracy (share of pairs whose chosen answer is likelier)", ".3f"),
-    ("logps/margins", "margin, {unit}", "+.4f"),
-    ("logps/past_target", "share of pairs past the target margin", ".3f"),
-    ("logps/chosen", "log-probability of chosen answers, {unit}", ".4f"),
-    ("logps/rejected", "log-probability of rejected answers, {unit}", ".4f"),
-)
+# Settings that change nothing about what is trained, or stand elsewhere.
+_NOT_SHOWN = ("dataset_num_proc", "global_batch_size")
 
 
 def write_card(
@@ -57,6 +39,7 @@ def write_card(
         metadata: further entries of the card's head, such as `language` and `license`.
     """
     run = trainer.run_record.manifest or describe_run(trainer)
+    method = METHOD_TEXTS[trainer.method]
     named = [source["name"] for source in run["data"]["sources"] if hub_name(source["name"])]
     adapter = run["model"]["adapter"] is not None
     head = {
@@ -64,41 +47,41 @@ def write_card(
         "datasets": list(dict.fromkeys([*named, *datasets])) or None,
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": list(dict.fromkeys([*TAGS, *tags])),
+        "tags": list(dict.fromkeys([*method.tags, *tags])),
         **(metadata or {}),
     }
     # Not written over: a push in the background may hold a link to the last one.
     (folder / CURVES).unlink(missing_ok=True)
     has_curves = training_curves(
-        trainer.state.log_history, folder / CURVES, target_margin=trainer.args.gamma_beta_ratio, unit=_unit(trainer)
+        trainer.state.log_history,
+        folder / CURVES,
+        target_margin=trainer.args.objective.target_margin if trainer.method == "simpo" else None,
+        unit=_unit(trainer),
     )
     # A repository that nothing is pushed to may not be there.
     repo = trainer.hub_model_id or (trainer.args.hub_model_id if trainer.args.push_to_hub else None)
-    title = model_name or (repo or "").split("/")[-1] or "Model trained with SimPO"
+    title = model_name or (repo or "").split("/")[-1] or f"Model trained with {method.name}"
     parts = [
-        f"# {title}\n\n{_introduction(trainer, run)}",
+        f"# {title}\n\n{_introduction(trainer, run, method)}",
         f"## Use\n\n{_usage(repo, adapter, bool(run['tokenizer']['chat_template_sha256']))}",
-        f"## Results\n\n{_results(trainer)}",
+        f"## Results\n\n{_results(trainer, method)}",
         f"![Training curves: loss, margin, log-probabilities, accuracy]({CURVES})" if has_curves else "",
         f"## Training\n\n{_settings(trainer, run)}",
         f"## Data\n\n{_data(run, datasets)}",
         "## Versions\n\n" + "\n".join(f"- {name}: {version}" for name, version in run["versions"].items()),
-        f"## Citation\n\nSimPO, the method ([arXiv 2405.14734](https://arxiv.org/abs/2405.14734)):\n\n{_CITATION}",
+        f"## Citation\n\n{method.citation}" if method.citation else "",
     ]
     text = "\n\n".join(part for part in parts if part)
     ModelCard(f"---\n{ModelCardData(**head).to_yaml()}\n---\n\n{text}\n").save(folder / "README.md")
 
 
-def _introduction(trainer: "SimPOTrainer", run: dict[str, Any]) -> str:
+def _introduction(trainer: "SimPOTrainer", run: dict[str, Any], method: MethodText) -> str:
     model, state = run["model"], trainer.state
     base = (
         f"[{model['name']}](https://huggingface.co/{model['name']})" if model["name"] else f"a model ({model['label']})"
     )
     what = "An adapter for" if model["adapter"] else "A fine-tuned version of"
-    lines = [
-        f"{what} {base}, trained on preference pairs with SimPO (Simple Preference Optimization): a loss without a "
-        "reference model, in which the reward of an answer is its log-probability per token."
-    ]
+    lines = [f"{what} {base}, trained {method.training}."]
     if state.global_step < state.max_steps:
         lines.append(f"**Not the end of its training:** step {state.global_step} of {state.max_steps}.")
     return "\n\n".join(lines)
@@ -135,16 +118,19 @@ def _code(*lines: str) -> str:
     return "\n".join(["```python", *lines, "```"])
 
 
-def _results(trainer: "SimPOTrainer") -> str:
+def _results(trainer: "SimPOTrainer", method: MethodText) -> str:
     """The last value of each metric, a column for the training and for each evaluation set."""
-    metrics, key = final_metrics(trainer.state.log_history), "rewards/accuracies"
+    metrics, key = final_metrics(trainer.state.log_history), method.metrics[1][0]
     prefixes = [name.removesuffix(key) for name in metrics if name.endswith(key)]
     if not prefixes:
         return "Nothing was measured."
     headers = [prefix.rstrip("_").replace("_", " ") or "training, last log" for prefix in prefixes]
     rows = [
-        [title.format(unit=_unit(trainer)), *(_number(metrics.get(prefix + name), fmt) for prefix in prefixes)]
-        for name, title, fmt in _METRICS
+        [
+            title.format(unit=_unit(trainer)),
+            *(_number(metrics.get(prefix + name), fmt) for prefix in prefixes),
+        ]
+        for name, title, fmt in method.metrics
     ]
     return _table(["metric", *headers], rows)
 
@@ -153,9 +139,9 @@ def _settings(trainer: "SimPOTrainer", run: dict[str, Any]) -> str:
     args, batch, model = trainer.args, run["batch"], run["model"]
     warmup = f"{args.warmup_steps:g} of all steps" if 0 < args.warmup_steps < 1 else f"{args.warmup_steps:g} steps"
     scheduler = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-    own = {name: value for name, value in run["simpo"].items() if name not in ("dataset_num_proc", "global_batch_size")}
+    own = {name: value for name, value in run[run["method"]].items() if value is not None and name not in _NOT_SHOWN}
     sets = run["data"]["sets"]
-    unit = "prompts" if sets.get("train", {}).get("ranked") else "pairs"
+    unit = "prompts" if sets.get("train", {}).get("ranked") else METHOD_TEXTS[trainer.method].rows
     rest = {
         "learning_rate": f"{args.learning_rate:g}, {scheduler}, warm-up {warmup}",
         "optimiser": str(getattr(args.optim, "value", args.optim)),
@@ -175,25 +161,45 @@ def _settings(trainer: "SimPOTrainer", run: dict[str, Any]) -> str:
 
 
 def _loss_line(trainer: "SimPOTrainer") -> str:
-    """The loss as a formula, where it is one that the package brings."""
-    name = trainer.args.loss_type
+    """The loss as a formula, where it is one that the package brings, and otherwise in words."""
+    if trainer.method != "simpo":
+        return cast("BaselineTrainer", trainer).describe_loss()
     if type(trainer).pair_loss.__module__.split(".")[0] != __package__.split(".")[0]:
         return f"Loss: that of the trainer class `{type(trainer).__name__}`."
-    formulas = {"sigmoid": "-log sigmoid(beta * z)", "hinge": "max(0, 1 - beta * z)"}
-    if name not in formulas:
-        return f"Loss: `{name}`, {(LOSSES[name].__doc__ or '').splitlines()[0]}"
-    score = "average log-probability per token" if trainer.args.average_log_prob else "log-probability"
-    line = (
-        f"Loss of a pair: `{formulas[name]}` with `z = s(chosen) - s(rejected) - gamma_beta_ratio`, where `s` is an "
-        f"answer's {score}"
-    )
-    if trainer.args.label_smoothing and name == "sigmoid":
+    objective = trainer.args.objective
+    terms = [
+        f"`{part.loss.formula}` ({part.name}, {_paper(part.loss.source)})"
+        if len(objective.parts) == 1
+        else f"{part.weight:g} times `{part.loss.formula}` ({part.name}, {_paper(part.loss.source)})"
+        for part in objective.parts
+    ]
+    line = f"Loss of a pair: {' plus '.join(terms)}"
+    if objective.parts[0].loss.compares == "either" and not objective.compares_averages:
+        line += ", on log-probabilities of whole answers"
+    if trainer.args.label_smoothing and any(part.name in ("sigmoid", "cpo") for part in objective.parts):
         line += ", smoothed by `label_smoothing`"
     if trainer.args.margin_scale:
-        line += "; with ranked answers, `z` is less by `margin_scale` times the difference of their scores or ranks"
+        line += (
+            "; with ranked answers, the target margin grows by `margin_scale` times the difference of scores or ranks"
+        )
     if trainer.args.sft_weight:
         line += "; added to it, `sft_weight` times the negative log-likelihood of the chosen answer"
-    return f"{line}."
+    notation = "`delta` is the log-probability of the chosen answer less that of the rejected one"
+    if objective.compares_averages:
+        notation += ", each per token (`a`)"
+    if any("z" in part.loss.formula for part in objective.parts):
+        notation += ", and `z = delta - gamma_beta_ratio`"
+    return f"{line}. {notation[0].upper() if notation[0] != '`' else notation[0]}{notation[1:]}."
+
+
+def _unit(trainer: "SimPOTrainer") -> str:
+    """The unit of log-probabilities and margins; trl's are sums over answers."""
+    return trainer.args.objective.unit if trainer.method == "simpo" else "nats"
+
+
+def _paper(source: str) -> str:
+    is_number = source.replace(".", "").isdigit()
+    return f"[arXiv {source}](https://arxiv.org/abs/{source})" if is_number else source
 
 
 def _data(run: dict[str, Any], datasets: Sequence[str]) -> str:
@@ -213,7 +219,7 @@ def _data(run: dict[str, Any], datasets: Sequence[str]) -> str:
                 f"`{found['tokens_sha256'][:12]}`" if found["tokens_sha256"] else "-",
             ]
         )
-    table = _table(["set", "pairs", "left out", "cut to length", "hash of the tokens"], rows)
+    table = _table(["set", METHOD_TEXTS[run["method"]].rows, "left out", "cut to length", "hash of the tokens"], rows)
     return "\n".join(sources or ["The data sets are not named."]) + f"\n\n{table}"
 
 
@@ -243,7 +249,3 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 def _number(value: float | None, fmt: str) -> str:
     return "-" if value is None else f"{value:{fmt}}"
-
-
-def _unit(trainer: "SimPOTrainer") -> str:
-    return "nats per token" if trainer.args.average_log_prob else "nats"

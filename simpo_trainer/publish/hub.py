@@ -22,6 +22,7 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
+from ..baselines.settings import method_settings
 from ..config import SimPOConfig
 from ..errors import SimPOError
 from ..log import get_logger
@@ -29,7 +30,10 @@ from .card import write_card
 from .privacy import hub_name, private_texts, public_label
 
 if TYPE_CHECKING:
+    from ..data.drops import DropReport
+    from ..recipe.load import Recipe
     from ..trainer import SimPOTrainer
+    from .manifest import ManifestCallback
 
 logger = get_logger(__name__)
 
@@ -98,6 +102,22 @@ def _check_token(token: str) -> None:
 
 class HubTrainer(Trainer):
     """A trainer whose pushes bring a card of their own and leave out what is private."""
+
+    # What it trains by, as a recipe says it.
+    method = "simpo"
+    interrupted: bool
+    recipe: "Recipe | None"
+    drop_reports: "dict[str, DropReport]"
+    run_record: "ManifestCallback"
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether to stop after this step; the same on every process."""
+        raise NotImplementedError
+
+    def method_settings(self) -> dict[str, Any]:
+        """The settings of the method, apart from those of `TrainingArguments` and what the model's loader takes."""
+        return method_settings(self.args)
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """As `Trainer.init_hf_repo`, whose arguments depend on the version: make the repository if it is not there.

@@ -21,15 +21,16 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 from ..config import SimPOConfig
 from ..data.drops import DropReport
 from ..data.preferences import describe_sources
-from ..data.token_rows import is_ranked, token_columns
+from ..data.token_rows import LABELLED_COLUMNS, is_ranked, token_columns
 from ..data.token_sets import columns_of, pair_counts
 from ..segments import SEGMENT_ATTENTION
 from ..versions import library_versions
+from .memory import forget_peak, peak_memory
 from .privacy import hub_name, public_label, public_settings
 
 if TYPE_CHECKING:
     from ..recipe.load import Recipe
-    from ..trainer import SimPOTrainer
+    from .hub import HubTrainer
 
 FILE_NAME = "run_manifest.json"
 
@@ -37,24 +38,38 @@ FILE_NAME = "run_manifest.json"
 class ManifestCallback(TrainerCallback):
     """Writes the manifest when training starts, so that a killed run has one, and completes it as results come."""
 
-    def __init__(self, trainer: "SimPOTrainer"):
+    def __init__(self, trainer: "HubTrainer"):
         self.trainer = trainer
         self.manifest: dict[str, Any] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        forget_peak(self.trainer.accelerator.device)
         if not self.trainer.is_world_process_zero():
             return
-        start = {"status": "running", "started": _now(), "finished": None, "resumed_from_step": state.global_step}
-        self.manifest = {"manifest_version": 1, **start, **describe_run(self.trainer)}
+        begun = {"status": "running", "started": _now(), "finished": None, "resumed_from_step": state.global_step}
+        self.manifest = {
+            "manifest_version": 1,
+            **begun,
+            "peak_memory": None,
+            **describe_run(self.trainer),
+            "start": None,
+        }
         self._write()
+
+    def record_start(self, metrics: dict[str, float]) -> None:
+        """Add what the untrained model was measured to do on some of the training pairs."""
+        if self.manifest:
+            self._write(start=metrics)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        peak = peak_memory(self.trainer.accelerator)
         if self.manifest:
-            self._write(status="interrupted" if self.trainer.interrupted else "finished", finished=_now())
+            status = "interrupted" if self.trainer.interrupted else "finished"
+            self._write(status=status, finished=_now(), peak_memory=peak)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.manifest:
@@ -70,7 +85,7 @@ class ManifestCallback(TrainerCallback):
         scratch.replace(file)  # whoever reads it meanwhile finds the old or the new one whole
 
 
-def describe_run(trainer: "SimPOTrainer") -> dict[str, Any]:
+def describe_run(trainer: "HubTrainer") -> dict[str, Any]:
     """What is known of a run beside its results: versions, hardware, settings, model, data and batch."""
     recipe = trainer.recipe
     return {
@@ -82,7 +97,9 @@ def describe_run(trainer: "SimPOTrainer") -> dict[str, Any]:
             "full_determinism": trainer.args.full_determinism,
         },
         "recipe": _describe_recipe(recipe) if recipe else None,
-        "simpo": public_settings({name: getattr(trainer.args, name) for name in _own_fields()}),
+        "method": trainer.method,
+        trainer.method: public_settings(trainer.method_settings()),
+        "log_prob_unit": _log_prob_unit(trainer.args),
         "model": _describe_model(trainer),
         "tokenizer": _describe_tokenizer(trainer.processing_class),
         "data": {
@@ -117,7 +134,7 @@ def rows_fingerprint(dataset: Any) -> str | None:
     if not isinstance(dataset, Dataset):
         return None
     digest = hashlib.sha256()
-    names = token_columns(dataset.column_names) or ()
+    names = token_columns(dataset.column_names) or LABELLED_COLUMNS
     for batch in dataset.select_columns(list(names)).with_format("arrow").iter(batch_size=10_000):
         for name in names:
             column = batch[name].combine_chunks()
@@ -132,10 +149,9 @@ def _int32(values: Any) -> bytes:
     return values.to_numpy(zero_copy_only=False).astype("<i4").tobytes()
 
 
-def _own_fields() -> list[str]:
-    """The settings of SimPO, apart from those of `TrainingArguments` and what the model's loader takes."""
-    parents = TrainingArguments.__dataclass_fields__
-    return [name for name in SimPOConfig.__dataclass_fields__ if name not in parents and name != "model_init_kwargs"]
+def _log_prob_unit(args: TrainingArguments) -> str | None:
+    """What `logps/*` are measured in; None where a trainer of trl logs them."""
+    return args.objective.unit if isinstance(args, SimPOConfig) else None
 
 
 def _describe_recipe(recipe: "Recipe") -> dict[str, Any]:
@@ -146,7 +162,7 @@ def _describe_recipe(recipe: "Recipe") -> dict[str, Any]:
     }
 
 
-def _describe_model(trainer: "SimPOTrainer") -> dict[str, Any]:
+def _describe_model(trainer: "HubTrainer") -> dict[str, Any]:
     model: Any = trainer.model
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     parameters = list(model.named_parameters())
@@ -189,7 +205,7 @@ def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _describe_sets(trainer: "SimPOTrainer") -> dict[str, Any]:
+def _describe_sets(trainer: "HubTrainer") -> dict[str, Any]:
     sets: dict[str, Any] = {"train": trainer.train_dataset}
     if isinstance(trainer.eval_dataset, Mapping):
         sets |= {f"eval_{name}": dataset for name, dataset in trainer.eval_dataset.items()}
@@ -224,7 +240,7 @@ def _describe_drops(report: DropReport | None) -> dict[str, Any] | None:
     return public_settings({**asdict(report), "dropped": dropped})
 
 
-def _describe_batch(trainer: "SimPOTrainer") -> dict[str, Any]:
+def _describe_batch(trainer: "HubTrainer") -> dict[str, Any]:
     # Not the argument: `auto_find_batch_size` may have made it smaller.
     micro, processes = trainer._train_batch_size, trainer.accelerator.num_processes
     accumulation = trainer.args.gradient_accumulation_steps or 1

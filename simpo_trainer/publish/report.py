@@ -41,21 +41,38 @@ def training_curves(
     with rc_context({"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "font.family": "DejaVu Sans"}):
         figure = Figure(figsize=(11, 6), dpi=150, layout="constrained")
         axes = figure.subplots(2, 3).flatten()
-        _draw(axes[0], log_history, {"loss": ("train", _BLUE)}, "Loss", "loss per pair")
-        _draw(axes[1], log_history, {"logps/margins": ("train", _BLUE)}, "Margin (chosen - rejected)", unit)
-        if target_margin is not None:
-            axes[1].axhline(target_margin, color=_GREY, linestyle=":", label=f"target {target_margin:g}")
-        sides = {"logps/chosen": ("chosen", _GREEN), "logps/rejected": ("rejected", _ORANGE)}
-        _draw(axes[2], log_history, sides, "Log-probability of answers", unit)
-        _draw(axes[3], log_history, {"rewards/accuracies": ("train", _BLUE)}, "Accuracy", "share of pairs won")
-        axes[3].axhline(0.5, color=_GREY, linestyle=":", label="chance")
-        axes[3].set_ylim(-0.02, 1.02)
+        logged = {key for entry in log_history for key in entry}
+        if "mean_token_accuracy" in logged and "rewards/accuracies" not in logged:
+            _draw_texts(axes, log_history)
+        else:
+            _draw_pairs(axes, log_history, target_margin, unit)
         _draw(axes[4], log_history, {"learning_rate": ("train", _BLUE)}, "Learning rate", "learning rate")
         _draw(axes[5], log_history, {"grad_norm": ("train", _BLUE)}, "Gradient norm", "norm before clipping")
         for axis in axes:
-            _finish(axis)
+            finish_panel(axis)
         figure.savefig(path)
     return True
+
+
+def _draw_pairs(axes: Any, log_history: Sequence[Mapping[str, float]], target_margin: float | None, unit: str) -> None:
+    """The first four panels of training on pairs."""
+    _draw(axes[0], log_history, {"loss": ("train", _BLUE)}, "Loss", "loss per pair")
+    _draw(axes[1], log_history, {"logps/margins": ("train", _BLUE)}, "Margin (chosen - rejected)", unit)
+    if target_margin is not None:
+        axes[1].axhline(target_margin, color=_GREY, linestyle=":", label=f"target {target_margin:g}")
+    sides = {"logps/chosen": ("chosen", _GREEN), "logps/rejected": ("rejected", _ORANGE)}
+    _draw(axes[2], log_history, sides, "Log-probability of answers", unit)
+    _draw(axes[3], log_history, {"rewards/accuracies": ("train", _BLUE)}, "Accuracy", "share of pairs won")
+    axes[3].axhline(0.5, color=_GREY, linestyle=":", label="chance")
+    axes[3].set_ylim(-0.02, 1.02)
+
+
+def _draw_texts(axes: Any, log_history: Sequence[Mapping[str, float]]) -> None:
+    """The first four panels of training on single texts."""
+    _draw(axes[0], log_history, {"loss": ("train", _BLUE)}, "Loss", "nats per token")
+    _draw(axes[1], log_history, {"mean_token_accuracy": ("train", _BLUE)}, "Token accuracy", "share of tokens")
+    _draw(axes[2], log_history, {"entropy": ("train", _BLUE)}, "Entropy", "nats per token")
+    _draw(axes[3], log_history, {"num_tokens": ("train", _BLUE)}, "Tokens", "tokens seen")
 
 
 def _draw(
@@ -92,12 +109,14 @@ def _series(log_history: Sequence[Mapping[str, float]], name: str) -> tuple[list
 
 def _eval_prefixes(entry: Mapping[str, float]) -> list[str]:
     """ "eval_", or "eval_<set>_" of each set, that an entry of the log has results of."""
-    end = "rewards/accuracies"
-    return [name.removesuffix(end) for name in entry if name.endswith(end) and name != end]
+    for end in ("rewards/accuracies", "mean_token_accuracy"):
+        if found := [name.removesuffix(end) for name in entry if name.endswith(end) and name != end]:
+            return found
+    return []
 
 
-def _finish(axis: Any) -> None:
-    """What all panels share."""
+def finish_panel(axis: Any) -> None:
+    """What the panels of all pictures share: grid, frame, numbers, and a legend for more than one labelled line."""
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..baselines.settings import own_keys
 from .file import Entry, Layer
 from .other_trainers import as_text
 
@@ -120,6 +121,14 @@ _AGED: dict[str, Callable[[Any], _Reading]] = {
 }
 
 
+_NEEDED_COLUMNS = _without_effect("the trainer gets the columns that it needs, and no others")
+
+# Keys of the handbook's files for the other methods.
+_AGED_OF: dict[str, dict[str, Callable[[Any], _Reading]]] = {
+    "dpo": {"remove_unused_columns": _NEEDED_COLUMNS},
+    "sft": {"remove_unused_columns": _NEEDED_COLUMNS, "max_seq_length": _renamed("max_length")},
+}
+
 # Those that may be switched on and off on a command line by --key and --no-key.
 SWITCHES = {
     *("use_flash_attention_2", "trust_remote_code", "no_cuda", "group_by_length", "save_safetensors"),
@@ -127,16 +136,21 @@ SWITCHES = {
 }
 
 
-def translate(layer: Layer) -> tuple[Layer, list[str]]:
-    """A layer with today's keys in place of aged ones, and one notice for each that was translated."""
-    entries: dict[str, Entry] = {key: entry for key, entry in layer.entries.items() if key not in _AGED}
+def translate(layer: Layer, method: str = "simpo") -> tuple[Layer, list[str]]:
+    """A layer with today's keys in place of aged ones, and one notice for each that was translated.
+
+    Args:
+        method: the recipe's; a key that it has under that very name is not aged.
+    """
+    aged = {key: read for key, read in (_AGED | _AGED_OF.get(method, {})).items() if key not in own_keys(method)}
+    entries: dict[str, Entry] = {key: entry for key, entry in layer.entries.items() if key not in aged}
     problems, notices = list(layer.problems), []
     undone: dict[str, Any] = {}
     for key, entry in layer.entries.items():
-        if key not in _AGED:
+        if key not in aged:
             continue
         try:
-            reading = _AGED[key](entry.value)
+            reading = aged[key](entry.value)
         except _Unreadable as unreadable:
             problems.append(f"{entry.place}{key}: {unreadable}.")
             continue

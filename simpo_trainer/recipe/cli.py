@@ -12,6 +12,7 @@ from .paths import recipe_files
 app = typer.Typer(no_args_is_help=True, help="List the recipes that come with the package, and show what one says.")
 
 _COLUMNS = {
+    "method": "method",
     "beta": "beta",
     "gamma_beta_ratio": "ratio",
     "learning_rate": "lr",
@@ -27,7 +28,8 @@ def list_recipes() -> None:
     rows = [["recipe", *_COLUMNS.values()]]
     for name, path in recipe_files().items():
         entries = merge_layers(read_layers(path))
-        rows.append([name, *(_cell(entries[key].value) if key in entries else "" for key in _COLUMNS)])
+        values = {"method": "simpo"} | {key: entry.value for key, entry in entries.items()}
+        rows.append([name, *(_cell(values[key]) if key in values else "" for key in _COLUMNS)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -54,33 +56,41 @@ def show(
     for notice in loaded.notices:
         get_logger(__name__).info(notice)
     resolved = loaded.resolved()
-    for title, names in _sections(list(resolved)):
+    for title, names in _sections(list(resolved), loaded.method):
         typer.echo(f"# {title}")
         for name in names:
             origin = f"  # {loaded.origins.get(name, 'default')}" if origins else ""
             typer.echo(_line(name, resolved[name]) + origin)
 
 
-def _sections(names: list[str]) -> list[tuple[str, list[str]]]:
-    """The keys under headings: model, data, what SimPO adds to training, and training."""
+def _sections(names: list[str], method: str) -> list[tuple[str, list[str]]]:
+    """The keys under headings: the method and what it adds to training, model, data, and training."""
+    from trl import ModelConfig
+
+    from ..baselines.settings import MethodConfig
     from ..config import SimPOConfig
     from ..data.data_config import DataConfig
-    from .keys import KEYS
+    from .keys import keys_of
 
     def section(name: str) -> str:
-        owner = KEYS[name].owner
+        owner = keys[name].owner
+        if owner is MethodConfig:
+            return "Method"
         if owner is DataConfig:
             return "Data"
-        if owner is not SimPOConfig:
+        if owner is ModelConfig:
             return "Model"
-        return "SimPO" if name in ours else "Training"
+        return own if owner is not SimPOConfig or name in ours else "Training"
 
-    ours = list(SimPOConfig.__annotations__)
-    found: dict[str, list[str]] = {"Model": [], "Data": [], "SimPO": [], "Training": []}
+    keys, ours, own = keys_of(method), list(SimPOConfig.__annotations__), _TITLES[method]
+    found: dict[str, list[str]] = {"Method": [], "Model": [], "Data": [], own: [], "Training": []}
     for name in names:
         found[section(name)].append(name)
-    found["SimPO"].sort(key=ours.index)
+    found[own].sort(key=lambda name: ours.index(name) if name in ours else -1)
     return list(found.items())
+
+
+_TITLES = {"simpo": "SimPO", "dpo": "DPO", "sft": "SFT"}
 
 
 def _line(name: str, value: Any) -> str:

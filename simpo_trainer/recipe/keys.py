@@ -4,8 +4,9 @@ import difflib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from enum import Enum
+from functools import cache
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -13,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import SchedulerType
 from trl import ModelConfig
 
+from ..baselines.settings import ARGUMENTS, DEFAULTS, MethodConfig, own_keys, shared_keys
 from ..config import SimPOConfig
 from ..data.data_config import DataConfig
 from .file import Entry
@@ -26,6 +28,17 @@ class Key:
     owner: type
     field: Field
     hint: Any
+    own_default: Any = None
+
+    @property
+    def default(self) -> Any:
+        """The value without the key, of the key's type; None where it is decided elsewhere."""
+        if self.own_default is not None:
+            return self.own_default
+        if self.field.name == "dtype":
+            return None  # trl's own default would load weights in it; here the trainer decides by what trains
+        value = self.field.default_factory() if self.field.default_factory is not MISSING else self.field.default
+        return None if value is None else convert(value, self.hint)
 
 
 # Where a recipe takes more, or less, than the field's annotation says.
@@ -37,9 +50,9 @@ _OWN_HINTS: dict[str, Any] = {
 }
 
 
-def _keys() -> dict[str, Key]:
+def _keys(*owners: type) -> dict[str, Key]:
     keys: dict[str, Key] = {}
-    for owner in (ModelConfig, DataConfig, SimPOConfig):
+    for owner in owners:
         hints = get_type_hints(owner)
         for field in fields(owner):
             keys[field.name] = Key(owner, field, _OWN_HINTS.get(field.name, _narrow(hints[field.name], field)))
@@ -57,26 +70,38 @@ def _narrow(hint: Any, field: Field) -> Any:
     return hint
 
 
-KEYS = _keys()
+KEYS = _keys(ModelConfig, DataConfig, SimPOConfig, MethodConfig)
 
 
-def check_entries(entries: Mapping[str, Entry]) -> tuple[dict[str, Any], list[str]]:
+@cache
+def keys_of(method: str) -> dict[str, Key]:
+    """The keys that a recipe of this method reads; :data:`KEYS` are SimPO's."""
+    if method == "simpo":
+        return KEYS
+    read = {name: key for name, key in KEYS.items() if key.owner is not SimPOConfig or name in shared_keys(method)}
+    read |= {name: replace(read[name], own_default=value) for name, value in DEFAULTS.get(method, {}).items()}
+    theirs = _keys(ARGUMENTS[method])
+    return read | {name: key for name, key in theirs.items() if name in own_keys(method)}
+
+
+def check_entries(entries: Mapping[str, Entry], known: Mapping[str, Key] = KEYS) -> tuple[dict[str, Any], list[str]]:
     """Converted values of the known keys, and what is wrong with the rest."""
     recipe = {key: entry.value for key, entry in entries.items()}
     values: dict[str, Any] = {}
     problems = []
     for key, entry in entries.items():
-        foreign = OTHER_TRAINERS[key](entry.value, recipe) if key in OTHER_TRAINERS else None
+        is_simpos = key not in known or known[key].owner is SimPOConfig
+        foreign = OTHER_TRAINERS[key](entry.value, recipe) if key in OTHER_TRAINERS and is_simpos else None
         if foreign:
             problems.append(f"{entry.place}{key}: {foreign}.")
-        elif key not in KEYS:
-            problems.append(f"{entry.place}unknown key {key}{_meant(key)}")
+        elif key not in known:
+            problems.append(f"{entry.place}unknown key {key}{_meant(key, known)}")
         else:
             try:
-                values[key] = convert(entry.value, KEYS[key].hint, entry.text)
+                values[key] = convert(entry.value, known[key].hint, entry.text)
             except ValueError:
                 found = json.dumps(entry.value, default=str, ensure_ascii=False)
-                problems.append(f"{entry.place}{key} is {found}; it must be {_needed(KEYS[key].hint, entry.value)}")
+                problems.append(f"{entry.place}{key} is {found}; it must be {_needed(known[key].hint, entry.value)}")
     return values, problems
 
 
@@ -84,16 +109,18 @@ def check_entries(entries: Mapping[str, Entry]) -> tuple[dict[str, Any], list[st
 _OPTIONS = ("launcher", "num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
 
 
-def _meant(key: str) -> str:
-    near = difflib.get_close_matches(key.lower().replace("-", "_"), [*KEYS, *_OPTIONS], n=1)
+def _meant(key: str, known: Mapping[str, Key]) -> str:
+    if methods := [method for method in ARGUMENTS if key in own_keys(method)]:
+        return f"; it belongs to method: {' and '.join(methods)}"
+    near = difflib.get_close_matches(key.lower().replace("-", "_"), [*known, *_OPTIONS], n=1)
     if near and near[0] in _OPTIONS:
         return f"; --{near[0].replace('_', '-')} is an option of `simpo train`, and no setting of a recipe"
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def takes_bool(key: str) -> bool:
-    """Whether `key` is one that true and false can be given to."""
-    return key in KEYS and _takes_bool(KEYS[key].hint)
+    """Whether `key` is one that true and false can be given to, under any method."""
+    return any(key in known and _takes_bool(known[key].hint) for known in map(keys_of, ("simpo", *ARGUMENTS)))
 
 
 def convert(value: Any, hint: Any, text: str | None = None) -> Any:

@@ -6,19 +6,24 @@ any of them is built, because building `SimPOConfig` initialises devices, and al
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from trl import ModelConfig, get_quantization_config
 
+from ..baselines.dpo_losses import settle_losses
+from ..baselines.settings import ARGUMENTS, DEFAULTS, BaselineArguments, MethodConfig, build_arguments
 from ..config import SimPOConfig
 from ..data.data_config import DataConfig, data_problems
 from ..errors import SimPOError
+from ..objective import LOSS_SETTINGS
 from .aged_keys import SWITCHES, translate
 from .file import Entry, Layer, merge_layers, read_layers, scalar
-from .keys import KEYS, Key, check_entries, convert, takes_bool
+from .keys import KEYS, check_entries, keys_of, takes_bool
+from .loss_keys import fit_to_loss
+from .method import fit_to_method, method_of
 from .other_trainers import as_text
 from .packages import has_package
 from .paths import find_recipe
@@ -36,6 +41,8 @@ class Recipe:
     origins: dict[str, str]  # key of `settings` to where it was given: "file:line" or "command line"
     overrides: dict[str, str]  # key to text, as on a command line
     notices: list[str]  # what the reader should know of keys that were translated
+    method: str = "simpo"
+    baseline: BaselineArguments | None = None  # the arguments of trl's trainer, under another method
 
     def resolved(self) -> dict[str, Any]:
         """All settings of a run, in the order of the classes that own them: given ones and defaults that are set.
@@ -44,9 +51,11 @@ class Recipe:
         recipe anywhere. No secret is shown.
         """
         found = {}
-        for name, key in KEYS.items():
-            value = self.settings.get(name, _default(key) if self._counts(name) else None)
-            if name == "model_init_kwargs" and value:
+        for name, key in keys_of(self.method).items():
+            # What a recipe leaves open of the loss is settled by its `loss_type`.
+            default = getattr(self.training, name) if self.method == "simpo" and name in LOSS_SETTINGS else key.default
+            value = self.settings.get(name, default if self._counts(name) else None)
+            if name.endswith("model_init_kwargs") and value:
                 value = {kwarg: given for kwarg, given in value.items() if kwarg != "token"}
             if value is not None and name not in _SECRETS:
                 found[name] = value.value if isinstance(value, Enum) else value
@@ -83,8 +92,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
         SimPOError: the file cannot be read, or keys or values are wrong; one message names all problems.
     """
     read = check_recipe(path, overrides)
-    training, model, data = _build(read.path, read.values)
-    return Recipe(training, model, data, read.path, read.values, read.origins, read.overrides, read.notices)
+    training, model, data, baseline = _build(read)
+    given = (read.values, read.origins, read.overrides, read.notices)
+    return Recipe(training, model, data, read.path, *given, read.method, baseline)
 
 
 @dataclass
@@ -96,6 +106,7 @@ class ReadRecipe:
     origins: dict[str, str]
     overrides: dict[str, str]
     notices: list[str]
+    method: str
 
 
 def check_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> ReadRecipe:
@@ -103,23 +114,44 @@ def check_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] 
     path = find_recipe(path)
     texts, bad_words = _parse_overrides(overrides)
     typed = {key: Entry(scalar(text), "command line", "command line: ", text) for key, text in texts.items()}
-    translated = [translate(layer) for layer in [*read_layers(path), Layer(typed, bad_words)]]
-    entries = merge_layers([layer for layer, _ in translated])
-    values, bad_entries = check_entries(entries)
-    problems = [*(problem for layer, _ in translated for problem in layer.problems), *bad_entries]
+    layers = [*read_layers(path), Layer(typed, bad_words)]
+    method = method_of(layers)
+    translated = [translate(layer, method) for layer in layers]
+    fitted, told = fit_to_method([layer for layer, _ in translated])
+    if method == "simpo":
+        fitted, of_loss = fit_to_loss(fitted)
+        told += of_loss
+    entries = merge_layers(fitted)
+    values, bad_entries = check_entries(entries, keys_of(method))
+    problems = [*(problem for layer in fitted for problem in layer.problems), *bad_entries]
     problems += [f"{key} is missing: {text}." for key, text in _REQUIRED.items() if _is_empty(entries.get(key))]
     known = all(key in values for key in entries if key in KEYS and KEYS[key].owner is DataConfig)
     if known and "dataset_mixture" not in entries:
         problems += data_problems(values)
-    if values.get("streaming") and values.get("max_steps", -1) <= 0:
-        problems.append(
-            "streaming does not tell how many pairs there are. Set max_steps, the number of optimiser steps."
-        )
+    problems += _streaming_problems(values, method)
+    notices = [*(notice for _, found in translated for notice in found), *told]
+    if method == "dpo":
+        values, bad_losses, hints = settle_losses(values)
+        problems += bad_losses
+        notices += hints
     if problems:
         head = f"{path}: " if len(problems) == 1 else f"{path}: {len(problems)} problems\n  "
         raise SimPOError(head + "\n  ".join(problems))
     origins = {key: entry.origin for key, entry in entries.items()}
-    return ReadRecipe(path, values, origins, texts, [notice for _, found in translated for notice in found])
+    return ReadRecipe(path, values, origins, texts, notices, method)
+
+
+def _streaming_problems(values: Mapping[str, Any], method: str) -> list[str]:
+    if not values.get("streaming"):
+        return []
+    if method != "simpo":
+        return [
+            f"streaming is true, but method {method} needs the whole training set before it starts: rows that cannot "
+            "teach are left out of it first, so that it trains on SimPO's rows. Remove streaming."
+        ]
+    if values.get("max_steps", -1) > 0:
+        return []
+    return ["streaming does not tell how many pairs there are. Set max_steps, the number of optimiser steps."]
 
 
 def _is_empty(entry: Entry | None) -> bool:
@@ -152,10 +184,11 @@ def _parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> tuple[dict
     return texts, problems
 
 
-def _build(path: Path, values: dict[str, Any]) -> tuple[SimPOConfig, ModelConfig, DataConfig]:
+def _build(read: ReadRecipe) -> tuple[SimPOConfig, ModelConfig, DataConfig, BaselineArguments | None]:
+    path, values, keys = read.path, read.values, keys_of(read.method)
     parts = {
-        owner: {key: value for key, value in values.items() if KEYS[key].owner is owner}
-        for owner in (SimPOConfig, ModelConfig, DataConfig)
+        owner: {key: value for key, value in values.items() if keys[key].owner is owner}
+        for owner in (SimPOConfig, ModelConfig, DataConfig, MethodConfig, *ARGUMENTS.values())
     }
     try:
         # trl's default dtype is float32; unset must stay unset, because the trainer decides by what trains.
@@ -163,13 +196,14 @@ def _build(path: Path, values: dict[str, Any]) -> tuple[SimPOConfig, ModelConfig
         model.model_name_or_path = os.path.expanduser(values["model_name_or_path"])
         data = DataConfig(**parts[DataConfig])
         _check_adapter(model, parts[ModelConfig])
-        training = SimPOConfig(**parts[SimPOConfig])
+        training = SimPOConfig(**DEFAULTS.get(read.method, {}) | parts[SimPOConfig])
         training.model_init_kwargs = _model_init_kwargs(model, training)
+        baseline = None if read.method == "simpo" else build_arguments(read.method, training, values)
     except SimPOError as error:
         raise SimPOError(f"{path}: {error}") from None
     except (ValueError, TypeError, OSError, ImportError) as error:  # what transformers and trl find wrong
         raise SimPOError(f"{path}: {error}") from error
-    return training, model, data
+    return training, model, data, baseline
 
 
 def _check_adapter(model: ModelConfig, given: Mapping[str, Any]) -> None:
@@ -198,11 +232,3 @@ def _model_init_kwargs(model: ModelConfig, training: SimPOConfig) -> dict[str, A
     if twice := sorted(ours.keys() & given.keys()):
         raise SimPOError(f"{', '.join(twice)} is given both as a key and inside model_init_kwargs; keep one.")
     return ours | given
-
-
-def _default(key: Key) -> Any:
-    field = key.field
-    if field.name == "dtype":
-        return None  # trl's own default would load weights in it; here the trainer decides by what trains
-    value = field.default_factory() if field.default_factory is not MISSING else field.default
-    return None if value is None else convert(value, key.hint)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..config import SimPOConfig
+from ..losses import DEFAULTS
 
 Explain = Callable[[Any, Mapping[str, Any]], str | None]
 
@@ -28,7 +29,8 @@ def _needless(reason: str) -> Explain:
 
 def _gamma(value: Any, recipe: Mapping[str, Any]) -> str:
     given = [recipe[key] for key in ("beta", "pref_beta", "rl_beta") if key in recipe]
-    beta, origin = (given[0], "") if given else (SimPOConfig.beta, ", the default")
+    beta: Any
+    beta, origin = (given[0], "") if given else (DEFAULTS["beta"], ", the default")
     meaning = "is the margin in units of the reward; here it is given in nats per token, gamma / beta"
     try:
         return f"{meaning}. Write gamma_beta_ratio: {float(value) / float(beta):.6g} ({value} / beta {beta}{origin})"
@@ -54,6 +56,12 @@ def _mixture(value: Any, recipe: Mapping[str, Any]) -> str:
     )
 
 
+def _rl(value: Any, recipe: Mapping[str, Any]) -> str:
+    if value == "dpo":
+        return "is called method here. Write method: dpo"
+    return "is not needed: method is simpo unless said otherwise, and loss_type chooses the loss. Leave it out"
+
+
 def _loss_named_simpo(value: Any, recipe: Mapping[str, Any]) -> str | None:
     return "simpo is what this trainer does. Write loss_type: sigmoid, or leave it out" if value == "simpo" else None
 
@@ -67,9 +75,12 @@ OTHER_TRAINERS: dict[str, Explain] = {
     "cpo_alpha": _renamed("sft_weight", ", and sft_reduction: token for the same mean over tokens"),
     "pref_ftx": _renamed("sft_weight"),
     "pref_loss": _needless("the loss is loss_type, sigmoid unless said otherwise"),
-    "rl": _needless("this trainer does SimPO, and loss_type chooses the loss"),
+    "rl": _rl,
     "loss_type": _loss_named_simpo,
     "dpo_label_smoothing": _renamed("label_smoothing"),
     "max_completion_length": _completion_length,
+    "max_seq_length": lambda value, recipe: (
+        "is a key of SFT files. Add method: sft (--method sft), or write max_length"
+    ),
     "dataset_mixture": _mixture,
 }

@@ -1,0 +1,149 @@
+"""What trl's trainers lack of a run here: our token rows, float32 weights, the record, readable lines, a clean stop."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from ..config import SimPOConfig
+from ..data.token_sets import TokenSet, token_set
+from ..errors import SimPOError
+from ..interrupt import StopCallback, StopRequest
+from ..log import get_logger
+from ..modeling import check_positions, check_trainable_dtypes, disable_dropout
+from ..processes import end_group_at_exit, keep_scores_float32
+from ..progress import show_lines
+from ..publish.hub import HubTrainer
+from ..publish.manifest import ManifestCallback
+from ..startup import say_size
+from .settings import method_settings
+
+if TYPE_CHECKING:
+    from ..recipe.load import Recipe
+
+logger = get_logger(__name__)
+
+
+class BaselineTrainer(HubTrainer):
+    """The part that the baselines share; it stands before trl's trainer among the bases.
+
+    `shared` are the recipe's settings as SimPO takes them, which made the rows and the model.
+    """
+
+    shared: SimPOConfig
+    # What the rows of its training set are called.
+    unit = "pairs"
+
+    def describe_loss(self) -> str:
+        """What is minimised, for the log."""
+        raise NotImplementedError
+
+    def method_settings(self) -> dict[str, Any]:
+        """The settings of the method and of its data, for the record of the run."""
+        return method_settings(self.args, self.shared)
+
+    def _tokens(self, dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, model: Any) -> TokenSet:
+        """The token rows that SimPO would train on."""
+        found = token_set(dataset, name, tokenizer, self.shared)
+        if found.report:
+            self.drop_reports[name] = found.report
+        check_positions(model, found.longest)
+        return found
+
+    def _begin(self) -> None:
+        """What follows the constructor of trl's trainer."""
+        model: Any = self.model
+        if self.shared.disable_dropout:
+            disable_dropout(model)
+        if not self.is_deepspeed_enabled:
+            _float_adapters(model)
+            check_trainable_dtypes(model)
+        keep_scores_float32(self.accelerator)
+        if self.accelerator.num_processes > 1:
+            end_group_at_exit()
+        self.interrupted = False
+        self._stop_request = StopRequest()
+        self.recipe: Recipe | None = None  # set by a run, for the record of it
+        self.run_record = ManifestCallback(self)
+        for callback in (self.run_record, _BaselineStart(self), StopCallback(self)):
+            self.add_callback(callback)
+        show_lines(self)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; Ctrl-C ends the step, saves a checkpoint and sets `interrupted`."""
+        self.interrupted = False
+        with self._stop_request, _quiet():
+            return super().train(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As `Trainer.evaluate`."""
+        with _quiet():
+            return super().evaluate(*args, **kwargs)
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether to stop after this step; every process must ask, and all get the same answer."""
+        asked = torch.tensor(float(self._stop_request.requested), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, reduction="sum") > 0)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # trl's own would write the card at every checkpoint.
+        Trainer._save_checkpoint(self, model, trial)
+
+    def _send_telemetry(self) -> None:
+        """trl would tell its makers of the run; nobody is told here."""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """While entered, nothing is said of a name that trl reads and transformers has renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing", FutureWarning)
+        yield
+
+
+def _float_adapters(model: torch.nn.Module) -> None:
+    """Adapter weights as float32: trl makes those on a quantised model bfloat16, too coarse for small steps."""
+    if not hasattr(model, "peft_config"):
+        return
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+class _BaselineStart(TrainerCallback):
+    """Logs the size of the run and what is minimised."""
+
+    def __init__(self, trainer: BaselineTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        say_size(self.trainer, self.trainer.shared.global_batch_size, self.trainer.unit)
+        logger.info(self.trainer.describe_loss())
+        if state.global_step:
+            logger.info(f"Resuming after step {state.global_step}.")
+
+
+def refused_as_error(build: Callable[[], Any], trainer: str) -> Any:
+    """What `build` makes; what trl's constructor finds wrong becomes a message.
+
+    Raises:
+        SimPOError: with trl's words.
+    """
+    try:
+        with _quiet():
+            return build()
+    except (ValueError, NotImplementedError) as error:
+        raise SimPOError(f"trl's {trainer} refuses these settings: {error}") from error

@@ -1,0 +1,119 @@
+"""DPO on SimPO's token rows: the one place that knows how trl's `DPOTrainer` takes rows and a reference model."""
+
+from copy import copy
+from typing import Any
+
+from datasets import Dataset
+from peft import PeftConfig, PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import DPOTrainer
+
+from ..config import SimPOConfig
+from ..data.token_rows import TOKEN_COLUMNS
+from ..errors import SimPOError
+from ..log import get_logger
+from ..modeling import disable_dropout, load_model
+from .common import BaselineTrainer, refused_as_error
+from .rows import pair_rows
+from .settings import DPOArguments
+
+logger = get_logger(__name__)
+
+
+class DPOBaseline(BaselineTrainer, DPOTrainer):
+    """trl's `DPOTrainer` on the token rows that `SimPOTrainer` would train on.
+
+    Args:
+        model: folder or Hub name of the model to train, which is the reference too; of an adapter's folder the reference
+            is that adapter as it was.
+        args: trl's settings.
+        shared: the settings that make rows and model.
+        train_dataset: preference rows, ranked rows, or token rows of either kind.
+        eval_dataset: the same, or None.
+        processing_class: the tokenizer.
+        peft_config: puts a new adapter on the model; the reference is then the model without it.
+
+    Raises:
+        SimPOError: settings, model or data cannot give the training that was asked for.
+    """
+
+    args: DPOArguments
+    method = "dpo"
+
+    def __init__(
+        self,
+        model: str,
+        args: DPOArguments,
+        shared: SimPOConfig,
+        train_dataset: Any,
+        eval_dataset: Any,
+        processing_class: PreTrainedTokenizerBase,
+        peft_config: PeftConfig | None = None,
+    ):
+        self.shared, self.drop_reports = shared, {}
+        policy = load_model(model, shared, adapter_follows=peft_config is not None)
+        pairs = self._pairs(train_dataset, "train", processing_class, policy)
+        held_out = None if eval_dataset is None else self._pairs(eval_dataset, "eval", processing_class, policy)
+        has_adapter = peft_config is not None or isinstance(policy, PeftModel)
+        refused_as_error(
+            lambda: DPOTrainer.__init__(
+                self,
+                model=policy,
+                ref_model=None if has_adapter or args.precompute_ref_log_probs else _reference(model, args, shared),
+                args=args,
+                train_dataset=pairs,
+                eval_dataset=held_out,
+                processing_class=processing_class,
+                peft_config=peft_config,
+            ),
+            "DPOTrainer",
+        )
+        self._begin()
+
+    def describe_loss(self) -> str:
+        """The losses, beta, and where the reference's log-probabilities come from."""
+        if self.args.precompute_ref_log_probs:
+            reference = "log-probabilities computed before training"
+        elif self.ref_model is not None:
+            reference = "a frozen copy of the starting model"
+        else:
+            reference = "the model without its new adapter"
+            if "ref" in getattr(self.model, "peft_config", {}):
+                reference = "the adapter as it was"
+        losses = [f"{weight:g} x {name}" for name, weight in zip(self.loss_types, self.loss_weights, strict=True)]
+        shown = self.loss_types[0] if self.loss_weights == [1.0] else " + ".join(losses)
+        return f"DPO: loss {shown}, beta {self.args.beta:g}. Reference: {reference}."
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As trl logs, with the margin of log-probabilities under the name that it has for SimPO."""
+        model: Any = self.model
+        metrics = self._metrics["train" if model.training else "eval"]
+        sides = zip(metrics.get("logps/chosen", ()), metrics.get("logps/rejected", ()), strict=True)
+        if margins := [chosen - rejected for chosen, rejected in sides]:
+            metrics["logps/margins"] = margins
+        super().log(logs, start_time)
+
+    def _pairs(
+        self, dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | PeftModel
+    ) -> Dataset:
+        rows = self._tokens(dataset, name, tokenizer, model).rows
+        if "margin" in rows.column_names:
+            logger.warning(f"{name}: the column 'margin' is not read by DPO, which has no target margin.")
+        return pair_rows(rows)
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """The rows as they are: trl would tokenize them again, from texts."""
+        if missing := set(TOKEN_COLUMNS) - set(dataset.column_names):
+            raise SimPOError(
+                f"DPO is evaluated on token rows here; the columns {', '.join(sorted(missing))} are missing."
+            )
+        return dataset
+
+
+def _reference(name: str, args: DPOArguments, shared: SimPOConfig) -> Any:
+    """The starting model once more, frozen by whoever uses it."""
+    settings = copy(shared)
+    settings.model_init_kwargs = {**(shared.model_init_kwargs or {}), **(args.ref_model_init_kwargs or {})}  # type: ignore[dict-item]
+    reference = load_model(name, settings, adapter_follows=False)
+    disable_dropout(reference)
+    return reference

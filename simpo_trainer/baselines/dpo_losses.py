@@ -1,0 +1,74 @@
+"""The losses of trl's `DPOTrainer` by name: what older guides call otherwise, and what a recipe should be told."""
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+# As trl names them; a test compares.
+DPO_LOSSES = (
+    *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
+    *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
+)
+_RENAMED = {"aot_pair": "aot"}
+_SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
+
+
+def settle_losses(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """The values of a DPO recipe with today's names of losses; what is wrong with them, and what should be said.
+
+    Args:
+        values: the recipe's keys, of their types.
+    """
+    given = values.get("loss_type", ["sigmoid"])
+    names = [_RENAMED.get(name, name) for name in given]
+    problems = [_unknown(name) for name in names if name not in DPO_LOSSES]
+    notices = [
+        f"loss_type {name} is called {_RENAMED[name]} by trl now, and is read as that."
+        for name in given
+        if name in _RENAMED
+    ]
+    if "aot" in given:
+        notices.append(
+            "loss_type aot is trl's paired loss; guides from before trl renamed it mean the unpaired one, which is "
+            "aot_unpaired. Write aot_pair for this one and no such warning."
+        )
+    if problems:
+        return dict(values), problems, notices
+    found = dict(values) | ({"loss_type": names} if "loss_type" in values else {})
+    return found, _number_problems(found, names), [*notices, *_hints(found, names)]
+
+
+def _unknown(name: str) -> str:
+    if name == "simpo":
+        return "loss_type simpo is no loss of DPO. Set method: simpo."
+    near = difflib.get_close_matches(name, [*DPO_LOSSES, *_RENAMED], n=2)
+    meant = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(DPO_LOSSES)}."
+    return f"loss_type {name} is no loss of DPO; {meant}"
+
+
+def _number_problems(values: Mapping[str, Any], names: list[str]) -> list[str]:
+    problems = []
+    beta, smoothing, weights = values.get("beta", 1), values.get("label_smoothing", 0.0), values.get("loss_weights")
+    if not 0 < beta < math.inf:
+        problems.append(f"beta is {beta}; it must be above 0. Set beta: 0.01, or leave it out.")
+    if "exo_pair" in names and not smoothing > 0:
+        problems.append("loss_type exo_pair needs a label_smoothing above 0. Set label_smoothing: 0.001, its paper's.")
+    if not 0 <= smoothing < 0.5 and set(names) & set(_SMOOTHED):
+        problems.append(f"label_smoothing is {smoothing}; it must lie in [0, 0.5). Set label_smoothing: 0.1.")
+    if weights is not None and len(weights) != len(names):
+        problems.append(f"loss_weights has {len(weights)} numbers for {len(names)} losses. Give one for each.")
+    return problems
+
+
+def _hints(values: Mapping[str, Any], names: list[str]) -> list[str]:
+    hints = []
+    if values.get("beta", 0) >= 1:
+        hints.append(
+            f"beta={values['beta']} is SimPO-sized. DPO sums log-probabilities over an answer and uses 0.01 to 0.5."
+        )
+    if values.get("label_smoothing") and not set(names) & set(_SMOOTHED):
+        hints.append(
+            f"label_smoothing has no effect on {' and '.join(names)} in trl; it belongs to {', '.join(_SMOOTHED)}."
+        )
+    return hints

@@ -1,0 +1,89 @@
+"""Our token rows as trl's trainers take them."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import pyarrow.compute as pc
+from datasets import Dataset, Features, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from ..config import SimPOConfig
+from ..data.messages import settle_system_messages
+from ..data.token_rows import LABELLED_COLUMNS, TOKEN_COLUMNS, is_ranked
+from ..data.tokenization import opening_messages
+from ..errors import SimPOError
+
+_IDS = List(Value("int32"))
+_PAIRS = Features(dict.fromkeys(TOKEN_COLUMNS, _IDS))
+_LABELLED = Features(dict.fromkeys(LABELLED_COLUMNS, _IDS))
+# The label of a token that is not trained on, in every library.
+_IGNORED = -100
+
+
+def pair_rows(tokens: Dataset) -> Dataset:
+    """Token rows as pairs, `prompt_ids`, `chosen_ids` and `rejected_ids` alone: ranked answers two by two."""
+    if not is_ranked(tokens.column_names):
+        return tokens.select_columns(list(TOKEN_COLUMNS))
+    return tokens.map(
+        _two_by_two, batched=True, remove_columns=tokens.column_names, features=_PAIRS, desc="Pairs of ranked answers"
+    )
+
+
+def _two_by_two(batch: Mapping[str, list]) -> dict[str, list]:
+    rows = zip(*(batch[name] for name in ("prompt_ids", "response_ids", "chosen", "rejected")), strict=True)
+    pairs = [
+        (prompt, answers[chosen], answers[rejected])
+        for prompt, answers, better, worse in rows
+        for chosen, rejected in zip(better, worse, strict=True)
+    ]
+    return {name: [pair[place] for pair in pairs] for place, name in enumerate(TOKEN_COLUMNS)}
+
+
+def answer_rows(tokens: Dataset, *, with_prompt: bool = False) -> Dataset:
+    """The chosen answers of token rows (the best ones of ranked rows) behind their prompts, `input_ids` and `labels`.
+
+    Args:
+        with_prompt: whether the prompt is trained on too.
+    """
+    return tokens.map(
+        partial(_labelled, with_prompt=with_prompt),
+        remove_columns=tokens.column_names,
+        features=_LABELLED,
+        desc="Chosen answers",
+    )
+
+
+def _labelled(row: Mapping[str, Any], with_prompt: bool) -> dict[str, list[int]]:
+    prompt = row["prompt_ids"]
+    answer = row["response_ids"][0] if is_ranked(row) else row["chosen_ids"]
+    return {"input_ids": prompt + answer, "labels": (prompt if with_prompt else [_IGNORED] * len(prompt)) + answer}
+
+
+def conversation_rows(dataset: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, args: SimPOConfig) -> Dataset:
+    """Rows of `messages` with their system messages settled; trl writes them through the chat template.
+
+    Raises:
+        SimPOError: there is no chat template, or a row has no messages.
+    """
+    if not tokenizer.chat_template:
+        raise SimPOError(
+            f"{name}: the rows are conversations, but the tokenizer has no chat template. Use the tokenizer of a chat "
+            "model, or set chat_template."
+        )
+    for number, messages in enumerate(dataset["messages"]):
+        if not messages:
+            raise SimPOError(f"{name}: row {number} has no messages. Remove the row.")
+    opening = opening_messages(tokenizer) if args.auto_insert_empty_system_msg else []
+    if args.system_messages == "keep" and not opening:
+        return dataset
+    return dataset.map(
+        lambda row: {"messages": settle_system_messages(row["messages"], args.system_messages, opening)},
+        desc=f"System messages of {name}",
+    )
+
+
+def longest_row(dataset: Dataset) -> int:
+    """Tokens of the longest row of a set with `input_ids`."""
+    tables = dataset.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=10_000)
+    return max(pc.max(pc.list_value_length(table["input_ids"])).as_py() for table in tables)

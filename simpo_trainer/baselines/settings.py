@@ -1,0 +1,143 @@
+"""Methods a recipe can ask for, the arguments of trl's trainers, and what of our settings holds for them too."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from transformers import TrainingArguments
+from trl import DPOConfig, SFTConfig
+
+from ..config import SimPOConfig
+
+Method = Literal["simpo", "dpo", "sft"]
+
+
+def _key(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class MethodConfig:
+    """What is done with model and data (a key of a recipe)."""
+
+    method: Method = _key(
+        "simpo",
+        "How the model is trained: 'simpo'; or, from the same recipe, what it is compared with: 'dpo' by trl's DPOTrainer, "
+        "'sft' (supervised fine-tuning on chosen answers, or on rows of `messages`) by trl's SFTTrainer.",
+    )
+
+
+class _WithoutToken:
+    """Keeps the Hub's token out of the arguments that a trainer pickles into every folder that it saves."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "hub_token": None}
+
+
+@dataclass
+class DPOArguments(_WithoutToken, DPOConfig):
+    """Arguments of trl's `DPOTrainer`, with the beta of the SimPO paper's DPO runs as default."""
+
+    beta: float = _key(
+        0.01,
+        "How hard the model is held at the reference model, > 0. DPO sums log-probabilities, so values of SimPO (2 to 10) "
+        "do not carry over; the SimPO paper's DPO runs use 0.01, others up to 0.5.",
+    )
+    ref_model_init_kwargs: dict[str, Any] | None = _key(
+        None, "Keyword arguments of `from_pretrained` for the reference model, on top of the model's own."
+    )
+
+
+@dataclass
+class SFTArguments(_WithoutToken, SFTConfig):
+    """Arguments of trl's `SFTTrainer`."""
+
+
+BaselineArguments = DPOArguments | SFTArguments
+ARGUMENTS: dict[str, type[Any]] = {"dpo": DPOArguments, "sft": SFTArguments}
+
+_COMMON = set(TrainingArguments.__dataclass_fields__)
+# Settings of SimPOConfig that are not of the loss: they make the token rows and the model, whatever trains on them.
+SHARED = (
+    *("max_length", "max_prompt_length", "truncation_mode", "overlong", "system_messages", "pairs"),
+    *("auto_insert_empty_system_msg", "disable_dropout", "dataset_num_proc", "model_init_kwargs", "global_batch_size"),
+)
+# Fields of trl's arguments that a recipe has under another name, or that nothing reads here.
+_NOT_OFFERED = {
+    *("trust_remote_code", "pad_token", "chat_template_path"),
+    *("eos_token", "dataset_text_field", "dataset_kwargs"),
+}
+# Recorded of each run; of other fields of trl's arguments, what differs from their defaults.
+_ALWAYS_TOLD = ("beta", "loss_type")
+# What a machine decides, settled by SimPOConfig.
+_OF_THE_MACHINE = ("use_cpu", "disable_tqdm")
+# Where a recipe is silent, and SimPO's value would be none for the method.
+DEFAULTS: dict[str, dict[str, Any]] = {"sft": {"learning_rate": 2e-5}}
+
+
+def shared_keys(method: str) -> set[str]:
+    """Fields of `SimPOConfig` that mean under `method` what they mean for SimPO."""
+    if method == "simpo":
+        return set(SimPOConfig.__dataclass_fields__)
+    return _COMMON | set(SHARED)
+
+
+def own_keys(method: str) -> set[str]:
+    """Fields of trl's arguments that a recipe gives under their own name."""
+    if method == "simpo":
+        return set()
+    return set(ARGUMENTS[method].__dataclass_fields__) - _COMMON - set(SHARED) - _NOT_OFFERED
+
+
+def method_settings(args: TrainingArguments, shared: SimPOConfig | None = None) -> dict[str, Any]:
+    """The settings of a run apart from those of `TrainingArguments`, for the record of it; of trl's, those that are set.
+
+    Args:
+        args: the trainer's arguments.
+        shared: what made the data and the model, where `args` are trl's.
+    """
+    if shared is None:
+        names = [
+            name for name in type(args).__dataclass_fields__ if name not in _COMMON and name != "model_init_kwargs"
+        ]
+        return {name: getattr(args, name) for name in names}
+    method = next(name for name, owner in ARGUMENTS.items() if isinstance(args, owner))
+    ours = {name: getattr(shared, name) for name in SHARED if name != "model_init_kwargs"}
+    theirs = {name: getattr(args, name) for name in sorted(own_keys(method))}
+    usual = {each.name: each.default for each in fields(type(args))} | {"pad_to_multiple_of": None}
+    return {name: value for name, value in theirs.items() if value != usual[name] or name in _ALWAYS_TOLD} | ours
+
+
+def build_arguments(method: str, training: SimPOConfig, given: Mapping[str, Any]) -> BaselineArguments:
+    """The arguments of trl's trainer that stand for the same training as `training` does.
+
+    Args:
+        method: "dpo" or "sft".
+        training: the recipe's settings as SimPO takes them, without those of the loss.
+        given: what the recipe says.
+
+    Raises:
+        ValueError: trl finds values that do not go together.
+    """
+    owner = ARGUMENTS[method]
+    names = {each.name for each in fields(owner) if each.init}
+    arguments = {name: value for name, value in given.items() if name in names & (_COMMON | own_keys(method))}
+    arguments |= {name: getattr(training, name) for name in _settled(owner)}
+    arguments |= {name: getattr(training, name) for name in ("dataset_num_proc", "disable_dropout") if name in names}
+    # Token rows have their length; rows of `messages` get it from the trainer.
+    arguments["max_length"] = None
+    with warnings.catch_warnings():
+        # The newer name is unknown to the oldest version of transformers that this package works with.
+        warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
+        built: BaselineArguments = owner(**arguments)
+    built.mixed_precision = training.mixed_precision
+    return built
+
+
+def _settled(owner: type[Any]) -> set[str]:
+    """Fields of `TrainingArguments` in which SimPOConfig's word counts: it or trl has a default of its own."""
+    ours, theirs = ({each.name: each for each in fields(config)} for config in (SimPOConfig, owner))
+    common = {name for name in _COMMON if theirs[name].init}
+    differing = {name for name in common if theirs[name].default != ours[name].default}
+    return differing | (common & set(SimPOConfig.__annotations__)) | set(_OF_THE_MACHINE)

@@ -1,0 +1,92 @@
+"""Supervised fine-tuning by trl's `SFTTrainer`: on the chosen answers of SimPO's token rows, or on whole conversations."""
+
+from typing import Any
+
+from datasets import Dataset
+from peft import PeftConfig, PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTTrainer
+
+from ..config import SimPOConfig
+from ..data.token_sets import columns_of
+from ..log import get_logger
+from ..modeling import check_positions, load_model
+from .common import BaselineTrainer, refused_as_error
+from .rows import answer_rows, conversation_rows, longest_row
+from .settings import SFTArguments
+
+logger = get_logger(__name__)
+
+
+class SFTBaseline(BaselineTrainer, SFTTrainer):
+    """trl's `SFTTrainer` on chosen answers behind their prompts, or on rows of `messages`.
+
+    Args:
+        model: folder or Hub name of the model to train, or of an adapter's folder.
+        args: trl's settings.
+        shared: the settings that make rows and model.
+        train_dataset: preference rows, ranked rows, token rows of either kind, or rows of `messages`.
+        eval_dataset: the same, or None.
+        processing_class: the tokenizer.
+        peft_config: puts a new adapter on the model.
+
+    Raises:
+        SimPOError: settings, model or data cannot give the training that was asked for.
+    """
+
+    args: SFTArguments
+    method = "sft"
+    unit = "rows"
+
+    def __init__(
+        self,
+        model: str,
+        args: SFTArguments,
+        shared: SimPOConfig,
+        train_dataset: Any,
+        eval_dataset: Any,
+        processing_class: PreTrainedTokenizerBase,
+        peft_config: PeftConfig | None = None,
+    ):
+        self.shared, self.drop_reports = shared, {}
+        loaded = load_model(model, shared, adapter_follows=peft_config is not None)
+        self._on_conversations = "messages" in columns_of(train_dataset)
+        if self._on_conversations or args.packing:
+            args.max_length = shared.max_length  # token rows have their length
+        rows = self._rows(train_dataset, "train", processing_class, loaded, args)
+        held_out = None if eval_dataset is None else self._rows(eval_dataset, "eval", processing_class, loaded, args)
+        refused_as_error(
+            lambda: SFTTrainer.__init__(
+                self,
+                model=loaded,
+                args=args,
+                train_dataset=rows,
+                eval_dataset=held_out,
+                processing_class=processing_class,
+                peft_config=peft_config,
+            ),
+            "SFTTrainer",
+        )
+        check_positions(loaded, longest_row(self.train_dataset))
+        self._begin()
+
+    def describe_loss(self) -> str:
+        """The loss, and which tokens it is a mean over."""
+        if not self._on_conversations:
+            scored = "chosen answers" if self.args.completion_only_loss is not False else "prompts and chosen answers"
+        else:
+            scored = "assistant messages" if self.args.assistant_only_loss else "whole conversations"
+        return f"SFT: loss {self.args.loss_type}, a mean over the tokens of {scored}."
+
+    def _rows(
+        self,
+        dataset: Any,
+        name: str,
+        tokenizer: PreTrainedTokenizerBase,
+        model: PreTrainedModel | PeftModel,
+        args: SFTArguments,
+    ) -> Dataset:
+        if "messages" in columns_of(dataset):
+            return conversation_rows(dataset, name, tokenizer, self.shared)
+        tokens = self._tokens(dataset, name, tokenizer, model).rows
+        return answer_rows(tokens, with_prompt=args.completion_only_loss is False)

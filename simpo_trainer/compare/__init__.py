@@ -1,0 +1,1 @@
+"""`simpo compare`: what several runs came to, side by side, from the files that they left."""

@@ -1,0 +1,71 @@
+"""Which folders are runs, and what to call each."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import SimPOError
+
+MANIFEST = "run_manifest.json"
+_SHOWN = 8
+
+
+def check_runs(folders: Sequence[Path]) -> None:
+    """Check that each folder is the output folder of a run, and none is given twice.
+
+    Raises:
+        SimPOError: one is not; the message says what is there instead.
+    """
+    seen: set[Path] = set()
+    for folder in folders:
+        if not (folder / MANIFEST).is_file():
+            raise SimPOError(f"{_what_is_wrong(folder)} compare needs the output folder of a run.{_remedy(folder)}")
+        if folder.resolve() in seen:
+            raise SimPOError(f"{folder} is given twice; each run is compared once. Leave one of them out.")
+        seen.add(folder.resolve())
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """The name of each folder; where some share it, with the parent's before it, and else with a number behind it."""
+    last = [folder.resolve().name or "run" for folder in folders]
+    names: list[str] = []
+    for folder, name in zip(folders, last, strict=True):
+        parent = folder.resolve().parent
+        if last.count(name) > 1 and parent.name and parent != Path.home():
+            name = f"{parent.name}/{name}"
+        candidate, number = name, 1
+        while candidate in names:
+            number += 1
+            candidate = f"{name} ({number})"
+        names.append(candidate)
+    return names
+
+
+def _what_is_wrong(folder: Path) -> str:
+    if not folder.exists():
+        return f"{folder} does not exist;"
+    if not folder.is_dir():
+        return f"{folder} is a file;"
+    return f"{folder} has no {MANIFEST}, which every run writes when it starts; {_content(folder)}"
+
+
+def _content(folder: Path) -> str:
+    names = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir())
+    if not names:
+        return "it is empty;"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"it holds {', '.join(names[:_SHOWN])}{more};"
+
+
+def _remedy(folder: Path) -> str:
+    """Runs that may be meant: around the folder, in it, or beside it by a like name."""
+    if (folder.parent / MANIFEST).is_file():
+        return f" {folder.parent} is one: give that."
+    below = sorted(file.parent for pattern in ("*", "*/*") for file in folder.glob(f"{pattern}/{MANIFEST}"))
+    if below:
+        return f" In it, these are runs: {', '.join(map(str, below[:_SHOWN]))}. Give them."
+    beside = {file.parent.name: file.parent for file in folder.parent.glob(f"*/{MANIFEST}")}
+    near = difflib.get_close_matches(folder.name, beside, n=3, cutoff=0.5) or list(beside)[:_SHOWN]
+    if near:
+        return f" Beside it, these are runs: {', '.join(str(beside[name]) for name in sorted(near))}. Give one of them."
+    return " Give the output_dir of a recipe that was trained."

@@ -1,0 +1,55 @@
+"""Trains the quickstart's model once with each of several losses, and compares the runs.
+
+Nothing here loads torch: the peak memory of a process that is started includes that of the one that starts it.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from ..compare.command import compare
+from ..errors import SimPOError
+
+LOSSES = ("sigmoid", "hinge", "ipo", "simper", "orpo", "dpo")
+RECIPE = "quickstart"  # by name, from wherever this is called
+# Often enough for a curve; with the untrained model in it, so that all begin at one point.
+EVALUATIONS = ("--eval_on_start=true", "--eval_strategy=steps", "--eval_steps=21")
+
+
+def train_and_compare(folder: Path, names: Sequence[str], console: Console, recipe: str = RECIPE) -> None:
+    """Trains `folder/losses/NAME` for each name, prints their table, and writes it and a picture into `folder/losses`.
+
+    Args:
+        folder: the quickstart's world, with `model/` and `data/`.
+        names: values of `loss_type`, or "dpo" for the method.
+        console: what to print on.
+        recipe: what all runs share.
+
+    Raises:
+        SimPOError: `folder` is not prepared, or a training failed.
+    """
+    if not (folder / "model" / "config.json").is_file():
+        raise SimPOError(
+            f"{folder} has no model/; the runs need what prepare writes. Run `python scripts/quickstart.py prepare --folder "
+            f"{folder}`."
+        )
+    runs = [folder / "losses" / name for name in names]
+    for name, run in zip(names, runs, strict=True):
+        console.print(f"Training with {name} into {run}")
+        if status := subprocess.run(training_command(recipe, folder, name, run)).returncode:
+            raise SimPOError(
+                f"The training with {name} ended with status {status}; its own message stands above. Correct that, or leave "
+                f"{name} out."
+            )
+    compare(runs, folder / "losses", console)
+
+
+def training_command(recipe: str, folder: Path, name: str, run: Path) -> list[str]:
+    """The command that trains with one loss; what belongs to another loss than the recipe's is left to its default."""
+    loss = ["--method=dpo"] if name == "dpo" else [f"--loss_type={name}", "--beta=null", "--gamma_beta_ratio=null"]
+    places = {"model_name_or_path": folder / "model", "dataset_name": folder / "data", "output_dir": run}
+    given = [f"--{key}={place}" for key, place in places.items()]
+    return [sys.executable, "-m", "simpo_trainer", "train", recipe, *loss, *given, *EVALUATIONS]
