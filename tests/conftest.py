@@ -20,3 +20,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def pytest_collection_finish():
     """Each training collects garbage at its start; what the libraries have made by now need not be searched again."""
     gc.freeze()
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """The same for what a file of tests leaves behind."""
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()

@@ -232,6 +232,7 @@ def test_strategies(home, hub, strategy, messages, checkpoints):
         assert {"model.safetensors", "README.md", "run_manifest.json", "tokenizer.json"} <= set(repo.commits[0].files)
 
 
+@pytest.mark.slow
 def test_the_last_checkpoint_of_the_hub_goes_on_as_the_local_one(home, hub):
     push(home, hub_strategy="checkpoint", hub_always_push=True)
     state = json.loads(hub.repos["tester/out"].files["last-checkpoint/trainer_state.json"])
@@ -264,6 +265,7 @@ def test_an_adapter_of_a_local_base(home, hub, caplog):
     assert f"The adapter's base {home}/base is a folder of this machine" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_hub_that_fails_costs_the_push_alone(home, hub, caplog):
     hub.refuse_commits = True
     with pytest.raises(SimPOError) as caught:

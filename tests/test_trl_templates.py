@@ -85,7 +85,7 @@ def test_table_names_no_other_templates():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("bos", ["<bos>", None], ids=["bos", "no bos"])
+@pytest.mark.parametrize("bos", [pytest.param("<bos>", marks=pytest.mark.slow), None], ids=["bos", "no bos"])
 def test_what_is_trained_is_what_the_model_sees(name, bos):
     """Prompt ids of inference with one BOS at most; answers whole, with one end token, their last."""
     tokenizer = shipped(name, bos)
