@@ -86,6 +86,11 @@ class Objective:
         ratios = (part.settings.get("gamma_beta_ratio") for part in self.parts)
         return next((ratio for ratio in ratios if ratio is not None), 0.0)
 
+    @property
+    def reads_margins(self) -> bool:
+        """Whether margins of the data change anything."""
+        return any("gamma_beta_ratio" in part.settings for part in self.parts)
+
     def shared(self, name: str) -> float | None:
         """The value of a setting where all parts that use it agree; None otherwise."""
         values = {part.settings[name] for part in self.parts if name in part.settings}

@@ -27,7 +27,7 @@ from .batching import Batch, PairCollator, count_tokens
 from .checkpoints import check_resumable
 from .config import SimPOConfig
 from .data.drops import DropReport
-from .data.token_sets import spread_rows, token_set
+from .data.token_sets import columns_of, spread_rows, token_set
 from .errors import SimPOError
 from .experts import BalanceTerm
 from .finite import check_finite
@@ -265,6 +265,10 @@ class SimPOTrainer(HubTrainer):
         if found.report:
             self.drop_reports[name] = found.report
         check_positions(self._model_to_train, found.longest, at_most=found.streamed)
+        own_loss = type(self).pair_loss is not SimPOTrainer.pair_loss
+        if name == "train" and not own_loss and not self.args.objective.reads_margins:
+            if "margin" in columns_of(found.rows):
+                logger.warning(f"{name}: the margins of the data have no effect on the loss {self.args.loss_type}.")
         return found.rows
 
     def get_train_dataloader(self) -> DataLoader:

@@ -1,11 +1,15 @@
 """The losses in training: their own defaults, mixes, and one result whatever the layout and the split."""
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
 
-from models import random_pairs, tiny_model
+from models import as_text, random_pairs, tiny_model, word_tokenizer
 from reference import in_float64, score_pairs
 from runs import assert_same_run, make_trainer, train_log, weights_of
 from simpo_trainer import SimPOConfig
@@ -51,6 +55,34 @@ def test_margins_of_the_data_count(tmp_path, name):
     rows = [{**row, "margin": margin} for row, margin in zip(ROWS, margins, strict=True)]
     found = first_loss(tmp_path, rows, loss_type=name)
     assert found == pytest.approx(slow_loss(ROWS, name, margins), rel=1e-4) != slow_loss(ROWS, name)
+
+
+def test_margins_that_nobody_reads_are_said(tmp_path, caplog):
+    rows = [{**row, "margin": 0.1} for row in ROWS]
+    for loss_type, told in (("ipo", True), ("sigmoid", False), (["ipo", "sigmoid"], False)):
+        caplog.clear()
+        make_trainer(tmp_path, rows, loss_type=loss_type)
+        assert ("the margins of the data have no effect on the loss ipo" in caplog.text) == told
+
+
+def test_the_documented_loss_of_ones_own_runs_with_a_recipe(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[1] / "docs" / "losses.md").read_text()
+    example = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "def pair_loss" in block)
+    tiny_model().save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(as_text(row)) for row in ROWS))
+    (tmp_path / "my.yaml").write_text(
+        f"model_name_or_path: {tmp_path}/model\ndataset_name: {tmp_path}/rows.jsonl\noutput_dir: {tmp_path}/out\n"
+        "max_length: 64\nmax_prompt_length: 32\nmax_steps: 1\nuse_cpu: true\nper_device_train_batch_size: 8\n"
+    )
+    monkeypatch.setattr("sys.argv", ["mine.py", str(tmp_path / "my.yaml"), "--learning_rate", "1e-3"])
+    exec(example, {"__name__": "__main__"})
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    scored = score_pairs(in_float64(tiny_model()), ROWS)
+    floor = sum(max(0.0, -2.0 - answer.average.item()) for answer in scored.chosen) / len(ROWS)
+    assert floor > 1
+    assert history[-1]["train_loss"] == pytest.approx(slow_loss(ROWS, "sigmoid") + floor, rel=0.2)  # other ids, as text
+    assert "Loss: that of the trainer class `LogisticWithFloor`." in (tmp_path / "out" / "README.md").read_text()
 
 
 # The rates are such that two steps move the weights by something that differs from rounding.
