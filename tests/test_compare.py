@@ -415,6 +415,11 @@ def test_errors_of_the_command(tmp_path, capsys):
     assert code == 1 and "does not exist; compare needs the output folder of a run." in printed.err
 
 
+def test_a_loss_of_ones_own_goes_by_its_class(tmp_path):
+    run = write_run(tmp_path / "mine", SIMPO, own_loss="FlooredSimPOTrainer")
+    assert rows(compared(run)[1])["method, loss"] == ["simpo FlooredSimPOTrainer"]
+
+
 # ---- The quickstart's losses ----
 
 

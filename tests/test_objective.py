@@ -82,6 +82,7 @@ def test_the_documented_loss_of_ones_own_runs_with_a_recipe(tmp_path, monkeypatc
     floor = sum(max(0.0, -2.0 - answer.average.item()) for answer in scored.chosen) / len(ROWS)
     assert floor > 1
     assert history[-1]["train_loss"] == pytest.approx(slow_loss(ROWS, "sigmoid") + floor, rel=0.2)  # other ids, as text
+    assert json.loads((tmp_path / "out" / "run_manifest.json").read_text())["own_loss"] == "LogisticWithFloor"
     assert "Loss: that of the trainer class `LogisticWithFloor`." in (tmp_path / "out" / "README.md").read_text()
 
 

@@ -126,7 +126,7 @@ def _run(manifest: Json, log: Sequence[Json], results: Json, prefix: str, name: 
         name=name,
         status=_status(manifest, log),
         method=method,
-        loss=_loss(settings),
+        loss=str(manifest.get("own_loss") or _loss(settings)),
         unit=_unit(manifest, method, settings),
         evaluations=evaluations,
         final=final,

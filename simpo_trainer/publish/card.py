@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .manifest import describe_run, final_metrics
+from .manifest import describe_run, final_metrics, own_loss
 from .methods import METHOD_TEXTS, MethodText
 from .privacy import hub_name
 from .report import training_curves
@@ -164,8 +164,8 @@ def _loss_line(trainer: "SimPOTrainer") -> str:
     """The loss as a formula, where it is one that the package brings, and otherwise in words."""
     if trainer.method != "simpo":
         return cast("BaselineTrainer", trainer).describe_loss()
-    if type(trainer).pair_loss.__module__.split(".")[0] != __package__.split(".")[0]:
-        return f"Loss: that of the trainer class `{type(trainer).__name__}`."
+    if own := own_loss(trainer):
+        return f"Loss: that of the trainer class `{own}`."
     objective = trainer.args.objective
     terms = [
         f"`{part.loss.formula}` ({part.name}, {_paper(part.loss.source)})"

@@ -98,6 +98,7 @@ def describe_run(trainer: "HubTrainer") -> dict[str, Any]:
         },
         "recipe": _describe_recipe(recipe) if recipe else None,
         "method": trainer.method,
+        "own_loss": own_loss(trainer),
         trainer.method: public_settings(trainer.method_settings()),
         "log_prob_unit": _log_prob_unit(trainer.args),
         "model": _describe_model(trainer),
@@ -160,6 +161,13 @@ def _describe_recipe(recipe: "Recipe") -> dict[str, Any]:
         "settings": public_settings(recipe.settings),
         "origins": public_settings({key: os.path.basename(origin) for key, origin in recipe.origins.items()}),
     }
+
+
+def own_loss(trainer: Any) -> str | None:
+    """The name of a trainer's class, where its `pair_loss` is not one of the package."""
+    package = __package__.split(".")[0]
+    pair_loss = getattr(type(trainer), "pair_loss", None)
+    return None if pair_loss is None or pair_loss.__module__.split(".")[0] == package else type(trainer).__name__
 
 
 def _describe_model(trainer: "HubTrainer") -> dict[str, Any]:
