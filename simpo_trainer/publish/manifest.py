@@ -167,7 +167,7 @@ def own_loss(trainer: Any) -> str | None:
     """The name of a trainer's class, where its `pair_loss` is not one of the package."""
     package = __package__.split(".")[0]
     pair_loss = getattr(type(trainer), "pair_loss", None)
-    return None if pair_loss is None or pair_loss.__module__.split(".")[0] == package else type(trainer).__name__
+    return None if pair_loss is None or str(pair_loss.__module__).split(".")[0] == package else type(trainer).__name__
 
 
 def _describe_model(trainer: "HubTrainer") -> dict[str, Any]:
