@@ -157,6 +157,21 @@ def gradients(model: nn.Module, value: Tensor) -> dict[str, Tensor]:
     }
 
 
+def assert_scored_as_single_sequences(model: nn.Module, slow: nn.Module, pairs: list, found: Tensor) -> None:
+    """Averages that `model` found, all chosen answers and then all rejected, and their gradients are those of `slow`."""
+    scored = score_pairs(slow, pairs)
+    expected = torch.stack([answer.average for answer in [*scored.chosen, *scored.rejected]])
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    weights = torch.linspace(-1, 1, len(expected))
+    (found * weights).sum().backward()
+    reference = gradients(slow, (expected * weights).sum())
+    for parameter, value in model.named_parameters():
+        if parameter in reference:
+            gradient = torch.zeros_like(value) if value.grad is None else value.grad
+            difference = (gradient - reference[parameter]).norm()
+            assert difference <= 1e-5 * reference[parameter].norm() + 1e-6, parameter
+
+
 def _mean(values: Iterable[float]) -> float:
     numbers = list(values)
     return sum(numbers) / len(numbers)

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from models import ARCHITECTURES, SMALL, halved_llama, random_pairs, tiny_architecture, tiny_model
-from reference import gradients, in_float64, score_pairs
+from reference import assert_scored_as_single_sequences, in_float64, score_pairs
 from runs import assert_same_run, make_trainer, train_log
 from simpo_trainer import layouts
 from simpo_trainer.attention import MaskPlan
@@ -79,18 +79,7 @@ def test_values_and_gradients_are_those_of_single_sequences(name, attention, lay
     config = ARCHITECTURES[name]()
     config._attn_implementation = attention
     model = prepared(tiny_model(config))
-    slow = in_float64(model)
-    expected = expected_averages(slow, UNEVEN)
-    weights = torch.linspace(-1, 1, len(expected))
-    found = averages(model, UNEVEN, layout)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
-    (found * weights).sum().backward()
-    reference = gradients(slow, (expected * weights).sum())
-    for parameter, value in model.named_parameters():
-        if parameter in reference:
-            gradient = torch.zeros_like(value) if value.grad is None else value.grad
-            difference = (gradient - reference[parameter]).norm()
-            assert difference <= 1e-5 * reference[parameter].norm() + 1e-6, parameter
+    assert_scored_as_single_sequences(model, in_float64(model), UNEVEN, averages(model, UNEVEN, layout))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[1:])

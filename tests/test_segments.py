@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from models import ARCHITECTURES, random_pairs, tiny_architecture, tiny_model
-from reference import gradients, in_float64, score_pairs
+from reference import assert_scored_as_single_sequences, in_float64
 from simpo_trainer import segments
 from simpo_trainer.attention import MaskPlan
 from simpo_trainer.batching import PairCollator
@@ -34,18 +34,8 @@ def in_segments(model):
 
 
 def assert_scores_as_single_sequences(model, slow):
-    scored = score_pairs(slow, PAIRS)
-    expected = torch.stack([answer.average for answer in [*scored.chosen, *scored.rejected]])
-    weights = torch.linspace(-1, 1, len(expected))
     found = score_answers(model, PACKED(PAIRS)).average
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
-    (found * weights).sum().backward()
-    reference = gradients(slow, (expected * weights).sum())
-    for parameter, value in model.named_parameters():
-        if parameter in reference:
-            gradient = torch.zeros_like(value) if value.grad is None else value.grad
-            difference = (gradient - reference[parameter]).norm()
-            assert difference <= 1e-5 * reference[parameter].norm() + 1e-6, parameter
+    assert_scored_as_single_sequences(model, slow, PAIRS, found)
 
 
 @pytest.mark.parametrize("name", SDPA)
