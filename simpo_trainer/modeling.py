@@ -180,6 +180,11 @@ def check_positions(model: PreTrainedModel | PeftModel, longest: int, *, at_most
 
 def describe(model: nn.Module) -> str:
     """One line on size and trainable share, for the start of the log."""
-    total = sum(p.numel() for p in model.parameters())
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(weight_size(p) for p in model.parameters())
+    trainable = sum(weight_size(p) for p in model.parameters() if p.requires_grad)
     return f"{total:,} parameters, {trainable:,} of them train ({trainable / total:.2%})"
+
+
+def weight_size(parameter: torch.Tensor) -> int:
+    """The number of elements of a weight; ZeRO-3 leaves an empty tensor and keeps the size of the whole beside it."""
+    return getattr(parameter, "ds_numel", None) or parameter.numel()

@@ -21,6 +21,7 @@ from .batching import NOT_SCORED, Batch
 from .errors import SimPOError
 from .experts import BalanceTerm, asks_for_balance, check_balance, router_logits_by_row
 from .head import LogitTransform, token_logps
+from .modes import evaluating
 
 
 @dataclass
@@ -206,12 +207,10 @@ def check_scoring(model: PreTrainedModel) -> None:
         return
     vocab_size = model.get_output_embeddings().weight.shape[0]
     tokens = torch.linspace(0, vocab_size - 1, 8, device=device).long()[None]
-    was_training = model.training
-    model.eval()
-    with able_to_run(_attention(model), device):
-        plain = model(input_ids=tokens[:, :-1])
-    output = model(input_ids=tokens[:, :-1], scored_labels=tokens[:, 1:])
-    model.train(was_training)
+    with evaluating(model):
+        with able_to_run(_attention(model), device):
+            plain = model(input_ids=tokens[:, :-1])
+        output = model(input_ids=tokens[:, :-1], scored_labels=tokens[:, 1:])
     expected = plain.logits.float().log_softmax(-1).gather(-1, tokens[:, 1:, None])[0, :, 0]
     scored = output.logps.float()
     exact = all(parameter.dtype in (torch.float32, torch.float64) for parameter in model.parameters())

@@ -37,6 +37,7 @@ from .loaders import Collator, evaluation_pairs, pair_loader, training_pairs
 from .log import get_logger
 from .metrics import MetricSums, PairRecords, accumulation_dtype, pair_metrics
 from .modeling import check_positions, check_trainable_dtypes, load_model, load_tokenizer, prepare_model
+from .modes import evaluating, in_training
 from .processes import end_group_at_exit, keep_scores_float32
 from .progress import show_lines
 from .publish.hub import HubTrainer
@@ -186,7 +187,7 @@ class SimPOTrainer(HubTrainer):
             return_outputs: also return the per-pair results.
             num_items_in_batch: pairs of the optimiser step over all processes; without it the micro-batch is averaged.
         """
-        batch = cast(Batch, inputs)
+        batch, training = cast(Batch, inputs), in_training(model)
         answers, router_logits = score_batch(model, batch)
         chosen, rejected = answers.select(batch["chosen"]), answers.select(batch["rejected"])
         weight = batch["pair_weight"].to(answers.sum.dtype)
@@ -207,7 +208,7 @@ class SimPOTrainer(HubTrainer):
             count = chosen_tokens if self.args.sft_reduction == "token" else pairs
             sft = -(likelihood * weight).sum() * scale / count
             loss = loss + objective.sft_weight * sft
-        sums = self._train_sums if model.training else self._eval_sums
+        sums = self._train_sums if training else self._eval_sums
         if self._balance and router_logits:
             # A mean of micro-batches, each as heavy as its pairs: filler alone adds nothing.
             balance = self._balance.loss(router_logits, batch) * weight.sum()
@@ -227,7 +228,7 @@ class SimPOTrainer(HubTrainer):
                 sft_reduction=self.args.sft_reduction,
             )
         )
-        if model.training:
+        if training:
             check_finite(loss, losses, batch, answers, model=model, step=self.state.global_step)
         if not return_outputs:
             return loss
@@ -407,12 +408,9 @@ class SimPOTrainer(HubTrainer):
             loader = self.get_eval_dataloader(spread_rows(self.train_dataset, num_rows))
         self._eval_sums = MetricSums()
         model = self.model_wrapped
-        was_training = model.training
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             for inputs in loader:
                 self.compute_loss(model, self._prepare_inputs(inputs))
-        model.train(was_training)
         return self._eval_sums.reduce(self.accelerator)
 
 

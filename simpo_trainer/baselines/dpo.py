@@ -13,6 +13,7 @@ from ..data.token_rows import TOKEN_COLUMNS
 from ..errors import SimPOError
 from ..log import get_logger
 from ..modeling import disable_dropout, load_model
+from ..modes import in_training
 from .common import BaselineTrainer, refused_as_error
 from .rows import pair_rows
 from .settings import DPOArguments
@@ -87,7 +88,7 @@ class DPOBaseline(BaselineTrainer, DPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As trl logs, with the margin of log-probabilities under the name that it has for SimPO."""
         model: Any = self.model
-        metrics = self._metrics["train" if model.training else "eval"]
+        metrics = self._metrics["train" if in_training(model) else "eval"]
         sides = zip(metrics.get("logps/chosen", ()), metrics.get("logps/rejected", ()), strict=True)
         if margins := [chosen - rejected for chosen, rejected in sides]:
             metrics["logps/margins"] = margins

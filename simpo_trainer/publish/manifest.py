@@ -23,6 +23,7 @@ from ..data.drops import DropReport
 from ..data.preferences import describe_sources
 from ..data.token_rows import LABELLED_COLUMNS, is_ranked, token_columns
 from ..data.token_sets import columns_of, pair_counts
+from ..modeling import weight_size
 from ..segments import SEGMENT_ATTENTION
 from ..versions import library_versions
 from .memory import forget_peak, peak_memory
@@ -181,8 +182,8 @@ def _describe_model(trainer: "HubTrainer") -> dict[str, Any]:
         "label": public_label(base.config._name_or_path),
         "commit": getattr(base.config, "_commit_hash", None),
         "class": type(base).__name__,
-        "parameters": sum(_size(parameter) for _, parameter in parameters),
-        "trained_parameters": sum(_size(parameter) for parameter in trained),
+        "parameters": sum(weight_size(parameter) for _, parameter in parameters),
+        "trained_parameters": sum(weight_size(parameter) for parameter in trained),
         "dtype": str(base.dtype).removeprefix("torch."),
         "trained_dtype": ", ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in trained})),
         "autocast": precision,
@@ -196,11 +197,6 @@ def _describe_adapter(model: PeftModel) -> dict[str, Any]:
     adapter = model.active_peft_config.to_dict()
     left_out = ("base_model_name_or_path", "inference_mode", "auto_mapping")
     return public_settings({key: value for key, value in adapter.items() if value and key not in left_out})
-
-
-def _size(parameter: torch.Tensor) -> int:
-    # DeepSpeed's ZeRO-3 leaves an empty tensor here and keeps the true size beside it.
-    return getattr(parameter, "ds_numel", None) or parameter.numel()
 
 
 def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
