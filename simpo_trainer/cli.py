@@ -57,7 +57,7 @@ app.command("losses")(losses)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 an error to put right, 2 wrong usage, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 an error to put right, 2 wrong usage, 128 + N stopped by signal N."""
     app(args=arguments, prog_name="simpo")
 
 
@@ -195,12 +195,12 @@ def _train(recipe: Path, overrides: list[str]) -> None:
     leave_group_of_parent()
     try:
         run(load_recipe(recipe, overrides))
-    except Interrupted:  # run() has said how to go on
+    except Interrupted as stop:  # run() has said how to go on
         from accelerate import PartialState
 
         # A launcher ends all processes when one has ended so, and the main one may still be saving.
         PartialState().wait_for_everyone()
-        raise typer.Exit(130) from None
+        raise typer.Exit(128 + stop.number) from None
 
 
 def _launch(recipe_words: list[str], launcher: str, given: dict[str, Any]) -> int:

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import SimPOConfig
 from .errors import SimPOError
+from .loading import folder_holds_adapter, load_adapter, load_causal_lm
 from .log import get_logger
 
 logger = get_logger(__name__)
@@ -28,18 +30,18 @@ def load_model(name: str, args: SimPOConfig, *, adapter_follows: bool) -> PreTra
         adapter_follows: whether a new adapter will be put on the model, which freezes it.
 
     Raises:
-        SimPOError: nothing can be loaded under that name.
+        SimPOError: nothing can be loaded under that name, or weights are missing.
     """
     check_model_name(name)
     kwargs: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
-    is_adapter = (Path(name) / "adapter_config.json").is_file()
+    is_adapter = folder_holds_adapter(name)
     frozen = adapter_follows or is_adapter
     kwargs.setdefault("dtype", torch.bfloat16 if frozen and args.bf16 else torch.float32)
     try:
-        if is_adapter:
-            return AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=True, **kwargs)
-        return AutoModelForCausalLM.from_pretrained(name, **kwargs)
-    except OSError as error:
+        return load_adapter(name, **kwargs) if is_adapter else load_causal_lm(name, **kwargs)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        if isinstance(error, SimPOError):
+            raise
         raise SimPOError(
             f"The model {name!r} could not be loaded: {error}\nmodel_name_or_path must be a folder made by "
             "save_pretrained or a name on the Hugging Face Hub (for a private one, log in with `hf auth login`)."

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 import tempfile
 from collections.abc import Iterator
@@ -12,10 +11,11 @@ from typing import Any
 
 from trl import get_peft_config
 
-from .checkpoints import check_resumable
+from .checkpoints import find_checkpoint, set_aside_earlier, step_of
 from .data.chat_templates import resolve_chat_template
 from .data.preferences import load_preferences
 from .errors import SimPOError
+from .interrupt import StopRequest
 from .launch.options import LAUNCHER_OPTIONS
 from .log import get_logger
 from .modeling import check_model_name, load_tokenizer
@@ -30,17 +30,20 @@ logger = get_logger(__name__)
 
 
 class Interrupted(Exception):
-    """The run was stopped on request, with a checkpoint; `command` goes on from there."""
+    """The run was stopped by the signal `number`, with a checkpoint; `command` goes on from there."""
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command: str, number: int) -> None:
         super().__init__(f"interrupted; go on with: {command}")
         self.command = command
+        self.number = number
 
 
 def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dict[str, float]:
     """Train as `recipe` says, save model and tokenizer in its output_dir, evaluate, and return all metrics.
 
-    Everything that can be found wrong without loading data or a model is checked first.
+    Everything that can be found wrong without loading data or a model is checked first, and nothing of an earlier run in
+    output_dir is touched before both are loaded. Ctrl-C and SIGTERM end the process at once until training begins; then
+    the step is finished and a checkpoint saved.
 
     Args:
         recipe: what :func:`~simpo_trainer.recipe.load_recipe` returned.
@@ -50,6 +53,11 @@ def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dic
         SimPOError: a setting, the data or the environment must be put right first.
         Interrupted: the run was stopped before its end and can be resumed.
     """
+    with StopRequest() as stop_request:
+        return _run(recipe, trainer_class, stop_request)
+
+
+def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRequest) -> dict[str, float]:
     args = recipe.training
     output_dir = Path(args.output_dir or "")
     for notice in recipe.notices:
@@ -59,10 +67,8 @@ def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dic
     check_model_name(str(recipe.model.model_name_or_path))
     _check_not_an_input(output_dir, recipe)
     _check_same_method(output_dir, recipe.method)
-    checkpoint = _find_checkpoint(output_dir, args.resume_from_checkpoint)
+    checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
     check_credentials(args)
-    if not checkpoint and args.process_index == 0:
-        _set_aside_earlier(output_dir)
     chat_template = recipe.data.chat_template and resolve_chat_template(recipe.data.chat_template)
 
     with args.main_process_first(desc="loading the data"):
@@ -83,10 +89,14 @@ def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dic
         "peft_config": get_peft_config(recipe.model),
     }
     trainer = _trainer(recipe, trainer_class, arguments)
-    trainer.recipe = recipe
-    metrics = _train(trainer, recipe, checkpoint)
-    # Saved before the evaluation, which may fail: hours of training should not hang on it.
-    _save(trainer, output_dir)
+    trainer.recipe, trainer.stop_request = recipe, stop_request
+    if not checkpoint and args.process_index == 0:
+        set_aside_earlier(output_dir)
+    with stop_request.deferred():
+        metrics = _train(trainer, recipe, checkpoint)
+        # Saved before the evaluation, which may fail: hours of training should not hang on it.
+        _save(trainer, output_dir)
+    stop_request.obey()
     if test is not None:
         evaluation = _evaluate(trainer)
         trainer.save_metrics("eval", evaluation)
@@ -112,14 +122,14 @@ def _trainer(recipe: Recipe, trainer_class: type[SimPOTrainer], arguments: dict[
     return baseline(args=recipe.baseline, shared=recipe.training, **arguments)
 
 
-def _train(trainer: HubTrainer, recipe: Recipe, checkpoint: str | None) -> dict[str, float]:
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+def _train(trainer: HubTrainer, recipe: Recipe, checkpoint: Path | None) -> dict[str, float]:
+    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.interrupted:
         folder = Path(str(recipe.training.output_dir)) / f"checkpoint-{trainer.state.global_step}"
         command = resume_command(recipe, folder)
         logger.info(f"Stopped at step {trainer.state.global_step}. Go on with:\n  {command}")
-        raise Interrupted(command)
-    if checkpoint and trainer.state.global_step == int(checkpoint.rpartition("-")[2]):
+        raise Interrupted(command, trainer.agreed_signal())
+    if checkpoint and trainer.state.global_step == step_of(checkpoint):
         logger.warning(f"{checkpoint} is the last step of this run already; nothing was trained.")
         return {}
     trainer.save_metrics("train", result.metrics)
@@ -223,46 +233,3 @@ def _check_same_method(output_dir: Path, method: str) -> None:
             f"output_dir {output_dir} holds a run of method {earlier}, and this one is of method {method}: its model would be "
             f"written over the other. Set output_dir to another folder, such as {output_dir}-{method}."
         )
-
-
-def _set_aside_earlier(output_dir: Path) -> None:
-    """Rename the checkpoints of an earlier run: a later resume must not take them for this run's, nor rotation count them."""
-    if not (earlier := _checkpoints(output_dir)):
-        return
-    for folder in earlier:
-        kept = output_dir / f"_earlier-{folder.name}"
-        number = 1
-        while kept.exists():
-            number += 1
-            kept = output_dir / f"_earlier-{number}-{folder.name}"
-        folder.rename(kept)
-    logger.warning(
-        f"{output_dir} holds checkpoints of an earlier run up to {earlier[-1].name}; this run starts over, and they are kept "
-        f"as {output_dir}/_earlier-*. To go on from the last of them instead, stop this run and use "
-        f"--resume_from_checkpoint {kept}"
-    )
-
-
-def _checkpoints(output_dir: Path) -> list[Path]:
-    """Complete checkpoints, oldest first. The state file is written near the end, so a torn checkpoint has none."""
-    complete = [file.parent for file in output_dir.glob("checkpoint-*/trainer_state.json")]
-    numbered = [(int(match[1]), folder) for folder in complete if (match := re.fullmatch(r".*-(\d+)", folder.name))]
-    return [folder for _, folder in sorted(numbered)]
-
-
-def _find_checkpoint(output_dir: Path, wanted: str | bool | None) -> str | None:
-    if not wanted:
-        return None
-    there = _checkpoints(output_dir)
-    if wanted is True:
-        if there:
-            return str(there[-1])
-        raise SimPOError(
-            f"resume_from_checkpoint is true, but there is no complete checkpoint in {output_dir}. "
-            "Leave resume_from_checkpoint out to start from the beginning."
-        )
-    if re.fullmatch(r".*checkpoint-\d+", Path(wanted).name) and (Path(wanted) / "trainer_state.json").is_file():
-        check_resumable(wanted)
-        return wanted
-    hint = f"Complete ones are: {', '.join(map(str, there))}" if there else f"There is no complete one in {output_dir}"
-    raise SimPOError(f"resume_from_checkpoint {wanted} is not a checkpoint-N folder with a trainer_state.json. {hint}.")

@@ -24,7 +24,6 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
 from .batching import Batch, PairCollator, count_tokens
-from .checkpoints import check_resumable
 from .config import SimPOConfig
 from .data.drops import DropReport
 from .data.token_sets import columns_of, spread_rows, token_set
@@ -43,6 +42,7 @@ from .progress import show_lines
 from .publish.hub import HubTrainer
 from .publish.manifest import ManifestCallback
 from .sampler import PairBatchSampler
+from .saving import check_saves
 from .scoring import AnswerScores, add_scoring_forward, check_scoring, score_batch
 from .startup import StartReport
 from .streaming import StreamedPairs
@@ -113,10 +113,11 @@ class SimPOTrainer(HubTrainer):
         elif args.model_init_kwargs:
             raise SimPOError("model_init_kwargs is set, but the model is an object already; it would do nothing there.")
         model = prepare_model(model, args, peft_config)
+        processing_class = processing_class or load_tokenizer(name, args)
+        check_saves(model, processing_class, args)
         self._balance = BalanceTerm.of_run(model.config, args)
         base_model = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
         add_scoring_forward(base_model)
-        processing_class = processing_class or load_tokenizer(name, args)
 
         # Before `super().__init__`, which wants to know the data sets.
         self._tokenizer = processing_class
@@ -146,8 +147,7 @@ class SimPOTrainer(HubTrainer):
         self._lay_out(own_collator=data_collator is not None)
         if self.accelerator.num_processes > 1:
             end_group_at_exit()
-        self.interrupted = False
-        self._stop_request = StopRequest()
+        self.stop_request = StopRequest()
         self._train_pairs: PairBatchSampler | StreamedPairs
         self._train_sums = MetricSums()
         self._eval_sums = MetricSums()
@@ -303,7 +303,7 @@ class SimPOTrainer(HubTrainer):
         if not batches:
             return batches, None
         local = sum((count_tokens(batch) for batch in batches), torch.zeros(3, dtype=torch.float64))
-        counts = torch.cat([local, torch.tensor([float(self._stop_request.requested)], dtype=torch.float64)])
+        counts = torch.cat([local, torch.tensor([float(self.stop_request.requested)], dtype=torch.float64)])
         counts = self.accelerator.reduce(counts.to(device, accumulation_dtype(device)), reduction="sum")
         self._step_totals = _StepTotals(*counts.tolist())
         self.state.num_input_tokens_seen += int(self._step_totals.tokens)
@@ -312,14 +312,9 @@ class SimPOTrainer(HubTrainer):
     # ---- Training ----
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer.train`; Ctrl-C ends the step, saves a checkpoint and sets `interrupted`."""
+        """As :meth:`~simpo_trainer.run_trainer.RunTrainer.train`."""
         check_attention_trains(cast(Any, self._model_to_train))
-        self.interrupted = False
-        checkpoint = kwargs.get("resume_from_checkpoint", args[0] if args else None)
-        if checkpoint and checkpoint is not True:
-            check_resumable(checkpoint)
-        with self._stop_request:
-            return super().train(*args, **kwargs)
+        return super().train(*args, **kwargs)
 
     def reset_window(self) -> None:
         """Begin a logging window: what an aborted or finished run left open is not this run's."""
@@ -330,7 +325,7 @@ class SimPOTrainer(HubTrainer):
         """Whether to stop after this step; the same on every process."""
         if self.accelerator.num_processes > 1:
             return self._step_totals.stop_requests > 0
-        return self._stop_request.requested
+        return self.stop_request.requested
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of the logging window to a training log, then log."""

@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,16 +71,17 @@ def test_a_defect_keeps_its_traceback(recipe, monkeypatch):
     assert isinstance(simpo("train", recipe).exception, RuntimeError)
 
 
-def test_an_interrupted_run_exits_with_130(recipe, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_a_signal_stopped_exits_with_128_and_its_number(recipe, monkeypatch, number):
     """Together with the other processes: a launcher ends all where one has ended so, be it in the middle of saving."""
 
     def interrupted(recipe):
-        raise run_module.Interrupted("simpo train r.yaml")
+        raise run_module.Interrupted("simpo train r.yaml", number)
 
     waits = []
     monkeypatch.setattr(run_module, "run", interrupted)
     monkeypatch.setattr(PartialState, "wait_for_everyone", lambda state: waits.append(state))
-    assert simpo("train", recipe).exit_code == 130
+    assert simpo("train", recipe).exit_code == 128 + number
     assert len(waits) == 1
 
 

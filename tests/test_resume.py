@@ -1,5 +1,6 @@
-"""Ending a run early and going on: from a checkpoint, and after Ctrl-C."""
+"""Ending a run early and going on: from a checkpoint, after Ctrl-C and after SIGTERM."""
 
+import json
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ from transformers import GPT2Config, TrainerCallback
 
 from models import random_pairs, tiny_model
 from runs import assert_same_weights, make_trainer, train_log, weights_of
+from simpo_trainer import interrupt
 from simpo_trainer.interrupt import StopRequest
 
 ROWS = random_pairs(22)
@@ -85,33 +87,39 @@ def test_an_adapter_is_resumed(tmp_path):
     assert_resumed(resumed, whole, 4)
 
 
-# ---- Ctrl-C ----
+# ---- Signals ----
 
 
-class PressCtrlC(TrainerCallback):
-    """Sends SIGINT to this process in the middle of a step, once or more."""
+class SendSignal(TrainerCallback):
+    """Sends a signal to this process in the middle of a step, once or more."""
 
-    def __init__(self, step: int, *, times: int = 1):
+    def __init__(self, step: int, number: int = signal.SIGINT, *, times: int = 1):
         self.step = step
+        self.number = number
         self.times = times
 
     def on_substep_end(self, args, state, control, **kwargs):
         if state.global_step == self.step - 1:
             for _ in range(self.times):
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), self.number)
 
 
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGINT, "Interrupted"), (signal.SIGTERM, "Asked to stop by SIGTERM")]
+)
 @pytest.mark.parametrize("step", [3, 4])
-def test_ctrl_c_ends_the_step_and_saves_it_for_a_resumed_run(tmp_path, whole, step, caplog):
+def test_a_signal_ends_the_step_and_saves_it_for_a_resumed_run(tmp_path, whole, step, number, said, caplog):
     """At an end of an epoch and inside one, though the settings save nothing."""
     settings = {**SETTINGS, "save_strategy": "no"}
-    stopped = make_trainer(tmp_path, ROWS, arguments={"callbacks": [PressCtrlC(step)]}, **settings)
+    stopped = make_trainer(tmp_path, ROWS, arguments={"callbacks": [SendSignal(step, number)]}, **settings)
     with caplog.at_level(logging.INFO, "simpo_trainer"):
         stopped.train()
     assert stopped.interrupted
+    assert stopped.agreed_signal() == number
     assert stopped.state.global_step == step
     assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{step}"]
-    assert "Interrupted: finishing the step, then saving a checkpoint" in caplog.text
+    assert json.loads((tmp_path / "run_manifest.json").read_text())["status"] == "interrupted"
+    assert f"{said}: finishing the step, then saving a checkpoint" in caplog.text
 
     resumed = make_trainer(tmp_path / "resumed", ROWS, model=tiny_model(seed=5), **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
@@ -121,7 +129,7 @@ def test_ctrl_c_ends_the_step_and_saves_it_for_a_resumed_run(tmp_path, whole, st
 
 def test_the_same_trainer_may_go_on_after_ctrl_c(tmp_path, whole):
     """An earlier interruption is forgotten when training starts again."""
-    trainer = make_trainer(tmp_path, ROWS, arguments={"callbacks": [PressCtrlC(2)]}, **SETTINGS)
+    trainer = make_trainer(tmp_path, ROWS, arguments={"callbacks": [SendSignal(2)]}, **SETTINGS)
     trainer.train()
     assert trainer.interrupted
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
@@ -129,29 +137,79 @@ def test_the_same_trainer_may_go_on_after_ctrl_c(tmp_path, whole):
     assert_resumed(trainer, whole, 2)
 
 
-def test_a_second_ctrl_c_stops_at_once(tmp_path):
-    trainer = make_trainer(tmp_path, ROWS, arguments={"callbacks": [PressCtrlC(2, times=2)]}, **SETTINGS)
-    previous = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+@pytest.mark.parametrize(("number", "end"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_second_signal_stops_at_once(tmp_path, number, end, monkeypatch):
+    monkeypatch.setattr(interrupt, "_SAME", 0)
+    trainer = make_trainer(tmp_path, ROWS, arguments={"callbacks": [SendSignal(2, number, times=2)]}, **SETTINGS)
+    previous = signal.getsignal(number)
+    with pytest.raises(end):
         trainer.train()
     assert trainer.state.global_step == 1
-    assert signal.getsignal(signal.SIGINT) is previous
+    assert signal.getsignal(number) is previous
 
 
-def test_sigint_is_taken_over_during_training_only(tmp_path):
-    """Whatever handled it before handles it again, also when training fails."""
+def test_a_sigterm_that_comes_twice_together_is_one(tmp_path):
+    """A scheduler signals the whole group, and the launcher in it passes the signal on."""
+    callbacks = [SendSignal(2, signal.SIGTERM, times=3)]
+    trainer = make_trainer(tmp_path, ROWS, arguments={"callbacks": callbacks}, **SETTINGS)
+    trainer.train()
+    assert trainer.interrupted and trainer.state.global_step == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_taken_over_during_training_only(tmp_path, number):
+    """Whatever handled them before handles them again, also when training fails."""
     handlers = []
 
     class Look(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
-            handlers.append(signal.getsignal(signal.SIGINT))
+            handlers.append(signal.getsignal(number))
             raise RuntimeError("enough")
 
-    previous = signal.getsignal(signal.SIGINT)
+    previous = signal.getsignal(number)
     with pytest.raises(RuntimeError, match="enough"):
         make_trainer(tmp_path, ROWS, arguments={"callbacks": [Look()]}).train()
     assert handlers[0] is not previous
-    assert signal.getsignal(signal.SIGINT) is previous
+    assert signal.getsignal(number) is previous
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_is_ignored_stays_so(tmp_path, number):
+    """As under nohup, and SIGINT in a background job of a shell."""
+    previous = signal.signal(number, signal.SIG_IGN)
+    try:
+        trainer = make_trainer(tmp_path, ROWS, arguments={"callbacks": [SendSignal(2, number)]}, **SETTINGS)
+        trainer.train()
+    finally:
+        signal.signal(number, previous)
+    assert not trainer.interrupted and trainer.state.global_step == 6
+
+
+@pytest.mark.parametrize(("number", "end"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_before_training_a_signal_ends_the_process(number, end):
+    """Nothing is lost yet; what came while a signal was deferred is obeyed when asked for."""
+    with StopRequest() as request:
+        with pytest.raises(end) as caught:
+            os.kill(os.getpid(), number)
+        with request.deferred():
+            os.kill(os.getpid(), number)
+        assert request.number == number
+        with pytest.raises(end):
+            request.obey()
+    if end is SystemExit:
+        assert caught.value.code == 143
+
+
+def test_a_request_may_be_entered_again(tmp_path):
+    """A run enters it before the data is loaded, and its trainer once more."""
+    previous = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as request:
+        own = signal.getsignal(signal.SIGTERM)
+        with request, request.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == own != previous
+        assert request.requested
+    assert signal.getsignal(signal.SIGTERM) is previous
 
 
 def test_a_request_in_another_thread_leaves_signals_alone():

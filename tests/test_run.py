@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shlex
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -32,6 +33,9 @@ class StubTrainer:
         )
         self.model = SimpleNamespace(config=SimpleNamespace(use_cache=False))
         StubTrainer.last = self
+
+    def agreed_signal(self):
+        return signal.SIGTERM
 
     def train(self, resume_from_checkpoint=None):
         self.calls.append(("train", resume_from_checkpoint))
@@ -85,7 +89,7 @@ def make(tmp_path, monkeypatch):
 def checkpoint(folder, complete=True):
     os.makedirs(folder)
     if complete:
-        for name in ("trainer_state.json", "optimizer.pt"):
+        for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt", "model.safetensors"):
             with open(os.path.join(folder, name), "w") as file:
                 json.dump({}, file)
 
@@ -197,6 +201,7 @@ def test_an_interrupted_run_saves_nothing_as_if_finished(make, caplog):
     with pytest.raises(Interrupted) as caught:
         run(make("--beta=2.5", "--run_name", "it's mine"), InterruptedTrainer)
     assert StubTrainer.last.calls == [("train", None)]
+    assert caught.value.number == signal.SIGTERM
     words = shlex.split(caught.value.command)
     assert words[:3] == ["simpo", "train", "my recipe.yaml"]
     assert words[3:5] == ["--beta=2.5", "--run_name=it's mine"]
@@ -299,6 +304,54 @@ def test_starting_over_in_a_used_folder_sets_its_checkpoints_aside(make, caplog)
     assert "_earlier-2-checkpoint-12" in os.listdir("runs/out")
     run(make("--resume_from_checkpoint", "runs/out/_earlier-checkpoint-12"), StubTrainer)
     assert StubTrainer.last.calls[0] == ("train", "runs/out/_earlier-checkpoint-12")
+
+
+@pytest.mark.parametrize("broken", ["load_preferences", "load_tokenizer", "_trainer"])
+def test_a_start_that_fails_moves_nothing(make, broken, monkeypatch):
+    """A typo in dataset_name must not rename the checkpoints of the run before."""
+    checkpoint("runs/out/checkpoint-2")
+
+    def fail(*arguments, **settings):
+        raise SimPOError("not found")
+
+    monkeypatch.setattr(run_module, broken, fail)
+    with pytest.raises(SimPOError, match="not found"):
+        run(make(), StubTrainer)
+    assert os.listdir("runs/out") == ["checkpoint-2"]
+
+
+def test_a_trailing_slash_names_the_same_checkpoint(make, caplog):
+    """Only at the end, before the model was saved, its step could not be read from the name."""
+    checkpoint("runs/out/checkpoint-7")
+    run(make("--resume_from_checkpoint", "runs/out/checkpoint-7/"), StubTrainer)
+    assert StubTrainer.last.calls[0] == ("train", "runs/out/checkpoint-7")
+    assert "checkpoint-7 is the last step of this run already" in caplog.text
+
+
+@pytest.mark.parametrize("stage", ["load_preferences", "load_tokenizer"])
+def test_sigterm_before_training_ends_the_run_at_once(make, stage, monkeypatch):
+    monkeypatch.setattr(run_module, stage, lambda *arguments, **settings: os.kill(os.getpid(), signal.SIGTERM))
+    previous = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        run(make(), StubTrainer)
+    assert caught.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is previous
+
+
+@pytest.mark.parametrize("during", ["train", "save_model"])
+def test_sigterm_at_the_end_of_training_does_not_lose_the_model(make, during, monkeypatch):
+    """Behind the last step, or while the model is saved: it is saved, and then the process ends."""
+    plain = getattr(StubTrainer, during)
+
+    def signalled(self, *arguments, **settings):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, *arguments, **settings)
+
+    monkeypatch.setattr(StubTrainer, during, signalled)
+    with pytest.raises(SystemExit) as caught:
+        run(make(), StubTrainer)
+    assert caught.value.code == 143
+    assert StubTrainer.last.calls[-1] == "save_model"
 
 
 @pytest.mark.parametrize("key", ["model_name_or_path", "tokenizer_name_or_path"])

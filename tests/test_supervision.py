@@ -126,28 +126,20 @@ def test_an_error_in_the_processes_is_shown_once(folder, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("to_group", [True, False], ids=["group", "launcher"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("launcher", "count"), [("ddp", 2), ("single", 1)])
-def test_ctrl_c_ends_the_processes_with_one_checkpoint(folder, tmp_path, launcher, count):
-    """The terminal signals a whole group; the processes, which stop at once at a second signal, get it once."""
+def test_a_signal_ends_the_processes_with_one_checkpoint(folder, tmp_path, launcher, count, number, to_group):
+    """The terminal and some schedulers signal a whole group, others the launcher alone."""
     log = tmp_path / launcher
     with in_training(folder, log, launcher, count) as (process, _):
-        os.killpg(process.pid, signal.SIGINT)
+        (os.killpg if to_group else os.kill)(process.pid, number)
         status, text = finish(process, log)
-    assert status == 130, text
+    assert status == 128 + number, text
     assert "Stopped at step" in text
     assert "Traceback" not in text
     [checkpoint] = (folder / log.stem).glob("checkpoint-*")
     assert (checkpoint / "trainer_state.json").is_file()
-
-
-@pytest.mark.slow
-def test_termination_reaches_the_processes(folder, tmp_path):
-    log = tmp_path / "terminated"
-    with in_training(folder, log, "single", 1) as (process, _):
-        process.terminate()
-        status, text = finish(process, log)
-    assert status == 128 + signal.SIGTERM
-    assert "Traceback" not in text
 
 
 @pytest.mark.slow

@@ -3,12 +3,11 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import (
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -25,6 +24,7 @@ from ..processes import end_group_at_exit, keep_scores_float32
 from ..progress import show_lines
 from ..publish.hub import HubTrainer
 from ..publish.manifest import ManifestCallback
+from ..saving import check_saves
 from ..startup import say_size
 from .settings import method_settings
 
@@ -65,14 +65,14 @@ class BaselineTrainer(HubTrainer):
         model: Any = self.model
         if self.shared.disable_dropout:
             disable_dropout(model)
+        check_saves(model, cast(PreTrainedTokenizerBase, self.processing_class), self.args)
         if not self.is_deepspeed_enabled:
             _float_adapters(model)
             check_trainable_dtypes(model)
         keep_scores_float32(self.accelerator)
         if self.accelerator.num_processes > 1:
             end_group_at_exit()
-        self.interrupted = False
-        self._stop_request = StopRequest()
+        self.stop_request = StopRequest()
         self.recipe: Recipe | None = None  # set by a run, for the record of it
         self.run_record = ManifestCallback(self)
         for callback in (self.run_record, _BaselineStart(self), StopCallback(self)):
@@ -80,9 +80,8 @@ class BaselineTrainer(HubTrainer):
         show_lines(self)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer.train`; Ctrl-C ends the step, saves a checkpoint and sets `interrupted`."""
-        self.interrupted = False
-        with self._stop_request, _quiet():
+        """As :meth:`~simpo_trainer.run_trainer.RunTrainer.train`."""
+        with _quiet():
             return super().train(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -93,12 +92,8 @@ class BaselineTrainer(HubTrainer):
     @property
     def stop_requested(self) -> bool:
         """Whether to stop after this step; every process must ask, and all get the same answer."""
-        asked = torch.tensor(float(self._stop_request.requested), device=self.accelerator.device)
+        asked = torch.tensor(float(self.stop_request.requested), device=self.accelerator.device)
         return bool(self.accelerator.reduce(asked, reduction="sum") > 0)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # trl's own would write the card at every checkpoint.
-        Trainer._save_checkpoint(self, model, trial)
 
     def _send_telemetry(self) -> None:
         """trl would tell its makers of the run; nobody is told here."""

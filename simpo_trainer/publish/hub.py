@@ -18,7 +18,6 @@ from huggingface_hub import CommitInfo, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
 from peft import PeftModel
-from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
@@ -26,6 +25,7 @@ from ..baselines.settings import method_settings
 from ..config import SimPOConfig
 from ..errors import SimPOError
 from ..log import get_logger
+from ..run_trainer import RunTrainer
 from .card import write_card
 from .privacy import hub_name, private_texts, public_label
 
@@ -100,20 +100,14 @@ def _check_token(token: str) -> None:
         )
 
 
-class HubTrainer(Trainer):
+class HubTrainer(RunTrainer):
     """A trainer whose pushes bring a card of their own and leave out what is private."""
 
     # What it trains by, as a recipe says it.
     method = "simpo"
-    interrupted: bool
     recipe: "Recipe | None"
     drop_reports: "dict[str, DropReport]"
     run_record: "ManifestCallback"
-
-    @property
-    def stop_requested(self) -> bool:
-        """Whether to stop after this step; the same on every process."""
-        raise NotImplementedError
 
     def method_settings(self) -> dict[str, Any]:
         """The settings of the method, apart from those of `TrainingArguments` and what the model's loader takes."""
