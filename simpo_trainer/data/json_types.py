@@ -83,10 +83,10 @@ def load_widened(read: Callable[..., Any]) -> tuple[DatasetDict | IterableDatase
         try:
             return read(), read
         except Exception as error:
-            if not isinstance(error, DatasetGenerationError):  # so do files that are not read in chunks
+            if not isinstance(error, DatasetGenerationError):
                 if failed is None:
                     raise
-                raise failed from failed.__cause__
+                raise failed from failed.__cause__  # these files are not read in chunks
             if failed is None or isinstance(failed.__cause__, OtherType):
                 failed = error
             other = error.__cause__
