@@ -22,13 +22,13 @@ from datasets import (
     ReadInstruction,
     Value,
     concatenate_datasets,
-    load_dataset,
     load_from_disk,
 )
 from datasets.exceptions import DatasetGenerationError
 from datasets.table import CastError
 
 from ..errors import SimPOError
+from .json_types import OtherType, load_checked, load_widened
 
 # What a file name may end in, and the `datasets` loader that reads it.
 LOADERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -96,8 +96,8 @@ def readable_rows(rows: Iterable[dict[str, Any]], name: str) -> Iterator[dict[st
     """
     try:
         yield from rows
-    except (pa.ArrowInvalid, ValueError, TypeError) as error:  # the second is what a failed cast of a table is
-        if not (isinstance(error, pa.ArrowInvalid) or str(error).startswith("Couldn't cast")):
+    except (pa.ArrowInvalid, ValueError, TypeError) as error:  # the last is what a failed cast of a table is
+        if not (isinstance(error, pa.ArrowInvalid | OtherType) or str(error).startswith("Couldn't cast")):
             raise
         raise SimPOError(
             f"{name}: a row cannot be read ({_first_line(error)}). The types of a stream are those of the first rows "
@@ -193,21 +193,10 @@ def _load_folder(path: Path, source: Source, streaming: bool) -> dict[str, Rows]
         raise SimPOError(why) from error
 
 
-# Bytes of a JSON file, or rows of a CSV, that are read at once where the types of the beginning do not hold.
-_WHOLE = 1 << 30
-
-
 def _read(where: str, config: str | None = None, *, streaming: bool, **options: Any) -> dict[str, Rows]:
     """`load_dataset`, with the types that its loaders guess put right: those of the rows, and text as it is written."""
-    read = partial(load_dataset, where, config, streaming=streaming, **options)
-    try:
-        splits = _as_splits(read())
-    except DatasetGenerationError as error:
-        read = partial(read, chunksize=_WHOLE)  # the guess is made on the first 10 MB
-        try:
-            splits = _as_splits(read())
-        except Exception:  # still broken, or files that are not read in chunks
-            raise error from error.__cause__
+    found, read = load_widened(partial(load_checked, where, config, streaming=streaming, **options))
+    splits = _as_splits(found)
     rows = next(iter(splits.values()))
     if rows.builder_name == "csv":
         # All text: an answer may be "NA" or "5". A margin is made a number when pairs are.
@@ -220,8 +209,8 @@ def _read(where: str, config: str | None = None, *, streaming: bool, **options: 
 def _undated(splits: dict[str, Rows], rows: Rows, read: Callable[..., Any]) -> dict[str, Rows]:
     """The splits, read again where the loader took texts for points in time, as it does if all look like 2020-01-31."""
     features = rows.features
-    if features is None:  # the stream of a JSON array
-        features = Dataset.from_list(list(rows.take(100)), on_mixed_types="use_json").features
+    if features is None:  # of a stream without rows
+        return splits
     undated = Features({name: _without_dates(feature) for name, feature in features.items()})
     if undated == features:
         return splits
