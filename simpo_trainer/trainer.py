@@ -6,8 +6,7 @@ over all processes, `compute_loss` divides by that count.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -41,6 +40,7 @@ from .processes import end_group_at_exit, keep_scores_float32
 from .progress import show_lines
 from .publish.hub import HubTrainer
 from .publish.manifest import ManifestCallback
+from .same_rows import SameRowsCallback
 from .sampler import PairBatchSampler
 from .scoring import AnswerScores, add_scoring_forward, check_scoring, score_batch
 from .startup import StartReport
@@ -154,9 +154,9 @@ class SimPOTrainer(HubTrainer):
         self._step_totals = _StepTotals(0.0, 0.0, 0.0, 0.0)
         self.recipe: Recipe | None = None  # set by a run, for the record of it
         self.run_record = ManifestCallback(self)
-        self.add_callback(self.run_record)
-        self.add_callback(StartReport(self))
-        self.add_callback(StopCallback(self))
+        measured = SameRowsCallback(self)
+        for callback in (self.run_record, measured, StartReport(self, measured), StopCallback(self)):
+            self.add_callback(callback)
         show_lines(self)
 
     # ---- The loss ----
@@ -315,6 +315,7 @@ class SimPOTrainer(HubTrainer):
         check_attention_trains(cast(Any, self._model_to_train))
         self.interrupted = False
         checkpoint = kwargs.get("resume_from_checkpoint", args[0] if args else None)
+        self.run_record.checkpoint = checkpoint
         if checkpoint and checkpoint is not True:
             check_resumable(checkpoint)
         with self._stop_request:
@@ -395,22 +396,21 @@ class SimPOTrainer(HubTrainer):
         self._eval_records.add(cast(Batch, inputs), outputs["logps"], outputs["lengths"])
         return None, None, None
 
-    def measure_start(self, num_rows: int = 64) -> dict[str, float]:
-        """Metrics of the untrained model on rows from all over the training set, or on the first ones of a stream.
+    def rows_to_measure(self, count: int) -> Any:
+        """Rows from all over the training set, or the first usable ones of a stream; None where it has none."""
+        if not isinstance(self.train_dataset, IterableDataset):
+            return spread_rows(self.train_dataset, count)
+        stream = training_pairs(self.train_dataset, self.args, self._train_batch_size, self.accelerator)
+        return cast(StreamedPairs, stream).first_rows(count)
 
-        Every process must call it.
-        """
-        loader: Iterable = self.get_train_dataloader()
-        if isinstance(self._train_pairs, StreamedPairs):
-            loader = islice(loader, max(1, num_rows // self._train_pairs.rows_per_step))
-        else:  # the first micro-batches would be rows of one length
-            loader = self.get_eval_dataloader(spread_rows(self.train_dataset, num_rows))
+    def measure(self, rows: Any) -> dict[str, float]:
+        """Metrics of the model as it is on token rows; every process must call it."""
         self._eval_sums = MetricSums()
         model = self.model_wrapped
         was_training = model.training
         model.eval()
         with torch.no_grad():
-            for inputs in loader:
+            for inputs in self.get_eval_dataloader(rows):
                 self.compute_loss(model, self._prepare_inputs(inputs))
         model.train(was_training)
         return self._eval_sums.reduce(self.accelerator)

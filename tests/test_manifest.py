@@ -75,14 +75,14 @@ def test_a_killed_run_leaves_a_manifest_and_a_finished_one_its_results(tmp_path)
     assert "eval_loss" not in late["results"]["metrics"]
     metrics = trainer.evaluate()
     assert read(tmp_path)["results"]["metrics"]["eval_loss"] == metrics["eval_loss"]
-    changed = ("status", "finished", "results", "peak_memory")
+    changed = ("status", "finished", "results", "peak_memory", "end")
     assert {k: v for k, v in late.items() if k not in changed} == {k: v for k, v in early.items() if k not in changed}
 
 
 def test_the_untrained_model_and_the_peak_of_memory_are_recorded(tmp_path):
     rows, peek = random_pairs(10), Peek()
     trainer = make_trainer(tmp_path, rows, max_steps=2, arguments={"callbacks": [peek]})
-    expected = trainer.measure_start()
+    expected = trainer.measure(trainer.rows_to_measure(64))
     resident = int(re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
     trainer.train()
     assert peek.found["start"] == read(tmp_path)["start"] == pytest.approx(expected)

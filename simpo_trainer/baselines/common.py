@@ -25,6 +25,7 @@ from ..processes import end_group_at_exit, keep_scores_float32
 from ..progress import show_lines
 from ..publish.hub import HubTrainer
 from ..publish.manifest import ManifestCallback
+from ..same_rows import SameRowsCallback
 from ..startup import say_size
 from .settings import method_settings
 
@@ -75,13 +76,14 @@ class BaselineTrainer(HubTrainer):
         self._stop_request = StopRequest()
         self.recipe: Recipe | None = None  # set by a run, for the record of it
         self.run_record = ManifestCallback(self)
-        for callback in (self.run_record, _BaselineStart(self), StopCallback(self)):
+        for callback in (self.run_record, SameRowsCallback(self), _BaselineStart(self), StopCallback(self)):
             self.add_callback(callback)
         show_lines(self)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; Ctrl-C ends the step, saves a checkpoint and sets `interrupted`."""
         self.interrupted = False
+        self.run_record.checkpoint = kwargs.get("resume_from_checkpoint", args[0] if args else None)
         with self._stop_request, _quiet():
             return super().train(*args, **kwargs)
 
