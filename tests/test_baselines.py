@@ -300,6 +300,9 @@ def test_two_processes_take_the_steps_of_one(recipe, method):
     assert "2 per device x 2 processes x 1 accumulation" in done.stderr
     assert manifest("two")["batch"]["global"] == manifest("out")["batch"]["global"] == 4
     assert losses_of("two") == pytest.approx(losses_of("out"), rel=1e-4)
+    for measured in ("start", "end"):
+        assert manifest("two")[measured] == pytest.approx(manifest()[measured], rel=1e-4)
+    assert manifest("two")["measured_rows"] == manifest()["measured_rows"]
 
 
 @pytest.mark.slow
