@@ -211,6 +211,17 @@ def test_other_data_or_models_are_told(tmp_path):
     assert "Mind: The runs started from different models: one, two, unknown: org/base; other: org/new." in text
 
 
+def test_other_training_pairs_are_told_where_the_drift_is_over_them(tmp_path):
+    def measured(name, train):
+        sets = {"train": {"tokens_sha256": train}, "eval": {"tokens_sha256": train}}
+        points = {"start": {"logps/chosen": -2.0}, "end": {"step": 30, "logps/chosen": -1.75}}
+        return write_run(tmp_path / name, SIMPO[-1:], data={"sets": sets}, **points)
+
+    _, text = compared(measured("one", "1" * 64), measured("two", "2" * 64))
+    assert "Mind: The held-out pairs differ, so accuracy and margin do not compare: one: hash" in text
+    assert "Mind: The training pairs differ, so drift does not compare: one: hash 11111111" in text
+
+
 def test_a_run_that_did_not_end_shows_its_last_checkpoint(tmp_path):
     """What an earlier run left in the folder is not its own."""
     folder = write_run(tmp_path / "run", DPO)

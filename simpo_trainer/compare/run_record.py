@@ -62,7 +62,7 @@ class Run:
         unit: of log-probabilities, `PER_TOKEN` or `PER_ANSWER`.
         evaluations: measured on the held-out set during training, and at its end.
         final: the held-out evaluation of the model that was saved.
-        same_rows: the untrained and the trained model on one slice of the training set; empty if one is not known.
+        same_rows: the untrained and the trained model on one slice of the training set; empty points if not measured.
         seconds: duration of the training, evaluations in it included.
         resumed_from: the step at which the training that took `seconds` began.
         memory: `bytes` at the peak, and `of` what.
@@ -156,9 +156,9 @@ def _evaluations(
 
 
 def _same_rows(manifest: Json) -> tuple[Point, ...]:
+    """The untrained and the trained model on the rows that the run measured both on."""
     start, end = _part(manifest, "start"), _part(manifest, "end")
-    points = Point.of(start, "", 0), Point.of(end, "", _step(end))
-    return () if any(point.is_empty for point in points) else points
+    return Point.of(start, "", 0), Point.of(end, "", _step(end))
 
 
 def _prefixes(entries: Sequence[Json]) -> list[str]:
