@@ -17,10 +17,12 @@ from .saving import weights_rescued
 class RunTrainer(Trainer):
     """A trainer that loses nothing: see the methods, each of which says what `Trainer` does otherwise.
 
-    `stop_request` holds the signals that came; `interrupted` says whether the last training ended because of one.
+    `stop_request` holds the signals that came; `interrupted` says whether the last training ended because of one, and
+    `resumed_from` which checkpoint it went on from.
     """
 
     interrupted = False
+    resumed_from: Path | None = None
     stop_request: StopRequest
     _saves_checkpoint = False
 
@@ -40,7 +42,7 @@ class RunTrainer(Trainer):
             SimPOError: the checkpoint is incomplete, or is of another model, adapter or optimiser.
         """
         self.interrupted = False
-        checkpoint = find_checkpoint(Path(str(self.args.output_dir)), resume_from_checkpoint)
+        self.resumed_from = checkpoint = find_checkpoint(Path(str(self.args.output_dir)), resume_from_checkpoint)
         if checkpoint and isinstance(self.model, PeftModel):
             check_adapter_fits(checkpoint, self.model)
         with self.stop_request, self.stop_request.deferred():

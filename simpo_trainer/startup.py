@@ -8,6 +8,7 @@ from .data.token_rows import is_ranked
 from .data.token_sets import columns_of, pair_counts
 from .log import get_logger
 from .modeling import describe
+from .same_rows import SameRowsCallback
 
 if TYPE_CHECKING:
     from .trainer import SimPOTrainer
@@ -18,8 +19,9 @@ logger = get_logger(__name__)
 class StartReport(TrainerCallback):
     """Logs the size of the run and the measured starting margin beside the target margin."""
 
-    def __init__(self, trainer: "SimPOTrainer"):
+    def __init__(self, trainer: "SimPOTrainer", measured: SameRowsCallback):
         self.trainer = trainer
+        self.measured = measured
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -30,8 +32,9 @@ class StartReport(TrainerCallback):
         if state.global_step:
             logger.info(f"Resuming after step {state.global_step}.")
             return
-        start = trainer.measure_start()
-        trainer.run_record.record_start(start)
+        start = self.measured.start
+        if start is None:
+            return
         objective = trainer.args.objective
         target = ""
         if objective.target_margin is not None:

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator
 from itertools import count, islice
 from typing import Any
 
+from datasets import Dataset
 from torch.utils.data import IterableDataset
 
 from .data.drops import DropReport
 from .data.preferences import check_margin
 from .data.sources import readable_rows
-from .data.token_rows import check_token_rows, is_ranked, row_answers, row_length, row_pairs
+from .data.token_rows import check_token_rows, is_ranked, row_answers, row_length, row_pairs, token_columns
 from .data.tokenization import ignored_parts, second_rendering
 from .errors import SimPOError
 from .log import get_logger
@@ -73,6 +74,16 @@ class StreamedPairs(IterableDataset):
     def pairs_after(self, steps: int) -> int | None:
         """Pairs trained on in the first `steps` optimiser steps; None where rows have several, which nobody counted."""
         return None if self.ranked else steps * self.rows_per_step * self.accumulation
+
+    def first_rows(self, count: int) -> Dataset | None:
+        """At most `count` rows from the beginning of the first pass, the same on every process; None of an empty stream."""
+        if hasattr(self.rows, "set_epoch"):
+            self.rows.set_epoch(0)
+        found = list(islice(self._kept(DropReport(self.name, ranked=self.ranked)), count))
+        if not found:
+            return None
+        names = [*(token_columns(found[0]) or ()), *(["margin"] if "margin" in found[0] else [])]
+        return Dataset.from_list([{name: row[name] for name in names} for row in found])
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         start = self.process_index * self.batch_size

@@ -6,8 +6,7 @@ over all processes, `compute_loss` divides by that count.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -41,6 +40,7 @@ from .processes import end_group_at_exit, keep_scores_float32
 from .progress import show_lines
 from .publish.hub import HubTrainer
 from .publish.manifest import ManifestCallback
+from .same_rows import SameRowsCallback
 from .sampler import PairBatchSampler
 from .saving import check_saves
 from .scoring import AnswerScores, add_scoring_forward, check_scoring, score_batch
@@ -155,9 +155,9 @@ class SimPOTrainer(HubTrainer):
         self._step_totals = _StepTotals(0.0, 0.0, 0.0, 0.0)
         self.recipe: Recipe | None = None  # set by a run, for the record of it
         self.run_record = ManifestCallback(self)
-        self.add_callback(self.run_record)
-        self.add_callback(StartReport(self))
-        self.add_callback(StopCallback(self))
+        measured = SameRowsCallback(self)
+        for callback in (self.run_record, measured, StartReport(self, measured), StopCallback(self)):
+            self.add_callback(callback)
         show_lines(self)
 
     # ---- The loss ----
@@ -391,20 +391,19 @@ class SimPOTrainer(HubTrainer):
         self._eval_records.add(cast(Batch, inputs), outputs["logps"], outputs["lengths"])
         return None, None, None
 
-    def measure_start(self, num_rows: int = 64) -> dict[str, float]:
-        """Metrics of the untrained model on rows from all over the training set, or on the first ones of a stream.
+    def rows_to_measure(self, count: int) -> Any:
+        """Rows from all over the training set, or the first usable ones of a stream; None where it has none."""
+        if not isinstance(self.train_dataset, IterableDataset):
+            return spread_rows(self.train_dataset, count)
+        stream = training_pairs(self.train_dataset, self.args, self._train_batch_size, self.accelerator)
+        return cast(StreamedPairs, stream).first_rows(count)
 
-        Every process must call it.
-        """
-        loader: Iterable = self.get_train_dataloader()
-        if isinstance(self._train_pairs, StreamedPairs):
-            loader = islice(loader, max(1, num_rows // self._train_pairs.rows_per_step))
-        else:  # the first micro-batches would be rows of one length
-            loader = self.get_eval_dataloader(spread_rows(self.train_dataset, num_rows))
+    def measure(self, rows: Any) -> dict[str, float]:
+        """Metrics of the model as it is on token rows; every process must call it."""
         self._eval_sums = MetricSums()
         model = self.model_wrapped
         with evaluating(model), torch.no_grad():
-            for inputs in loader:
+            for inputs in self.get_eval_dataloader(rows):
                 self.compute_loss(model, self._prepare_inputs(inputs))
         return self._eval_sums.reduce(self.accelerator)
 

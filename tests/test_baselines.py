@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -260,7 +261,7 @@ def test_nobody_is_told_of_a_run(world, tmp_path, monkeypatch, method):
 
 def test_ctrl_c_saves_a_checkpoint(recipe, monkeypatch):
     """The stop request is asked after each step, as for SimPO."""
-    monkeypatch.setattr(StopRequest, "__enter__", lambda self: setattr(self, "requested", True) or self)
+    monkeypatch.setattr(StopRequest, "__enter__", lambda self: setattr(self, "number", signal.SIGINT) or self)
     with pytest.raises(Interrupted, match="--resume_from_checkpoint=out/checkpoint-1"):
         run(recipe("--method=dpo"))
     assert Path("out/checkpoint-1/optimizer.pt").is_file() and manifest()["status"] == "interrupted"
@@ -300,6 +301,9 @@ def test_two_processes_take_the_steps_of_one(recipe, method):
     assert "2 per device x 2 processes x 1 accumulation" in done.stderr
     assert manifest("two")["batch"]["global"] == manifest("out")["batch"]["global"] == 4
     assert losses_of("two") == pytest.approx(losses_of("out"), rel=1e-4)
+    for measured in ("start", "end"):
+        assert manifest("two")[measured] == pytest.approx(manifest()[measured], rel=1e-4)
+    assert manifest("two")["measured_rows"] == manifest()["measured_rows"]
 
 
 @pytest.mark.slow

@@ -148,22 +148,40 @@ def test_the_unit_is_that_of_the_manifest(tmp_path, manifest, margins):
 
 def test_the_drift_is_measured_alike_for_all(tmp_path):
     late = [entry for entry in SIMPO if entry["step"]]
-    start = {"start": {"logps/chosen": -2.0, "rewards/accuracies": 0.5}}
+    start = {"start": {"logps/chosen": -2.0, "rewards/accuracies": 0.5}, "end": {"step": 29, "logps/chosen": -1.75}}
     both = write_run(tmp_path / "both", SIMPO, **start)
     measured = write_run(tmp_path / "measured", late, **start)
     plain = write_run(tmp_path / "plain", late)
     found, text = compared(both, measured)
-    assert "training pairs, from up to 64 rows under the untrained model to the last training log." in text
-    assert [drift.changes[-1] for drift in found.drifts] == [1.5, 1.5]
+    assert "training pairs, the same up to 64 rows under the untrained and the trained model." in text
+    assert [drift.changes for drift in found.drifts] == [(0.0, 0.25), (0.0, 0.25)]
+    assert [drift.steps for drift in found.drifts] == [(0, 29), (0, 29)]
     found, text = compared(both, measured, plain)
     assert (
         "held-out pairs, from the first evaluation to the last (both from step 0, measured from step 10, plain" in text
     )
     assert [drift.changes[-1] for drift in found.drifts] == [-0.5, -0.75, -0.75]
-    once = write_run(tmp_path / "once", [entry for entry in SIMPO if "loss" in entry or entry["step"] == 30])
-    found, text = compared(once, measured)
-    assert "training pairs, from the first training log to the last (from step 10)." in text
-    assert [drift.changes[-1] for drift in found.drifts] == [0.375, 0.375]
+
+
+@pytest.mark.parametrize("half", [{}, {"start": {"logps/chosen": -2.0}}, {"end": {"step": 30, "logps/chosen": -1.75}}])
+def test_training_logs_are_of_other_pairs_each_and_tell_no_drift(monkeypatch, tmp_path, half):
+    """Where the same pairs were not measured twice there is a dash, nothing in the files, and no line in the picture."""
+    once = [entry for entry in SIMPO if "loss" in entry or entry["step"] == 30]
+    folder = write_run(tmp_path / "once", once, **half)
+    found, text = compared(folder, output=tmp_path / "out")
+    assert not any("drift" in title for title in rows(text)) and "Drift" not in text
+    assert (found.drifts, found.drift_measure) == ((None,), None)
+    [run] = json.loads((tmp_path / "out" / "comparison.json").read_text())["runs"]
+    assert run["chosen_drift"] is run["chosen_drift_nats_per_token"] is None
+    [line] = csv.DictReader(io.StringIO((tmp_path / "out" / "comparison.csv").read_text()))
+    assert line["chosen_drift_nats_per_token"] == line["chosen_drift_nats_per_answer"] == ""
+    figure = drawn(monkeypatch, tmp_path, folder)
+    assert [axis.get_title() for axis in figure.axes if axis.lines] == [
+        "Held-out accuracy",
+        "Held-out margin (chosen - rejected)",
+    ]
+    _, text = compared(folder, write_run(tmp_path / "measured", SIMPO))
+    assert rows(text)["chosen drift, nats per token"] == ["-", "-0.500"]
 
 
 def test_what_was_not_measured_is_a_dash(tmp_path):
@@ -191,6 +209,17 @@ def test_other_data_or_models_are_told(tmp_path):
     assert "Mind: Whether the held-out pairs are the same is not known of unknown: no hash" in text
     assert "Mind: The training pairs differ: one, two, unknown: hash 11111111; other: hash 33333333." in text
     assert "Mind: The runs started from different models: one, two, unknown: org/base; other: org/new." in text
+
+
+def test_other_training_pairs_are_told_where_the_drift_is_over_them(tmp_path):
+    def measured(name, train):
+        sets = {"train": {"tokens_sha256": train}, "eval": {"tokens_sha256": train}}
+        points = {"start": {"logps/chosen": -2.0}, "end": {"step": 30, "logps/chosen": -1.75}}
+        return write_run(tmp_path / name, SIMPO[-1:], data={"sets": sets}, **points)
+
+    _, text = compared(measured("one", "1" * 64), measured("two", "2" * 64))
+    assert "Mind: The held-out pairs differ, so accuracy and margin do not compare: one: hash" in text
+    assert "Mind: The training pairs differ, so drift does not compare: one: hash 11111111" in text
 
 
 def test_a_run_that_did_not_end_shows_its_last_checkpoint(tmp_path):

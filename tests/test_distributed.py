@@ -37,10 +37,14 @@ def _train(folder: Path, processes: int, num_pairs: int, settings: dict[str, Any
     worker = [str(TESTS / "distributed_worker.py"), str(processes), str(folder), json.dumps(settings), str(num_pairs)]
     done = subprocess.run([*launcher, *worker], env=_environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((folder / "seen.json").read_text())
+    record = json.loads((folder / "run_manifest.json").read_text())
+    return json.loads((folder / "seen.json").read_text()) | {"record": record}
 
 
 def _assert_same(one: dict[str, Any], two: dict[str, Any]) -> None:
+    for measured in ("start", "end"):
+        assert two["record"][measured] == pytest.approx(one["record"][measured], rel=2e-4, abs=2e-5)
+    assert two["record"]["measured_rows"] == one["record"]["measured_rows"]
     assert len(one["history"]) == len(two["history"])
     for first, second in zip(one["history"], two["history"], strict=True):
         assert first.keys() == second.keys()

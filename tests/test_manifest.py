@@ -4,6 +4,7 @@ import json
 import pickle
 import platform
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -75,14 +76,14 @@ def test_a_killed_run_leaves_a_manifest_and_a_finished_one_its_results(tmp_path)
     assert "eval_loss" not in late["results"]["metrics"]
     metrics = trainer.evaluate()
     assert read(tmp_path)["results"]["metrics"]["eval_loss"] == metrics["eval_loss"]
-    changed = ("status", "finished", "results", "peak_memory")
+    changed = ("status", "finished", "results", "peak_memory", "end")
     assert {k: v for k, v in late.items() if k not in changed} == {k: v for k, v in early.items() if k not in changed}
 
 
 def test_the_untrained_model_and_the_peak_of_memory_are_recorded(tmp_path):
     rows, peek = random_pairs(10), Peek()
     trainer = make_trainer(tmp_path, rows, max_steps=2, arguments={"callbacks": [peek]})
-    expected = trainer.measure_start()
+    expected = trainer.measure(trainer.rows_to_measure(64))
     resident = int(re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
     trainer.train()
     assert peek.found["start"] == read(tmp_path)["start"] == pytest.approx(expected)
@@ -140,7 +141,7 @@ def test_a_system_that_does_not_tell_its_memory_stops_nothing(monkeypatch):
 def test_an_interrupted_run_says_so(tmp_path):
     class Interrupt(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            trainer._stop_request.requested = True
+            trainer.stop_request.number = signal.SIGINT
 
     trainer = make_trainer(tmp_path, random_pairs(10), max_steps=4, arguments={"callbacks": [Interrupt()]})
     trainer.train()

@@ -13,7 +13,7 @@ def test_measuring_the_start_leaves_the_run_as_it_was(tmp_path):
     """The starting margin is that of pairs from all over the set; weights, gradients and later steps know nothing of it."""
     trainer = make_trainer(tmp_path / "measured", ROWS)
     before = weights_of(trainer)
-    found = trainer.measure_start(num_rows=16)
+    found = trainer.measure(trainer.rows_to_measure(16))
     slow = in_float64(tiny_model())
     expected = score_pairs(slow, [ROWS[place * 22 // 16] for place in range(16)]).metrics()
     expected.pop("loss")
@@ -27,10 +27,10 @@ def test_measuring_the_start_leaves_the_run_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_measuring_the_start_leaves_the_mode_of_the_model(tmp_path, training):
+def test_measuring_leaves_the_mode_of_the_model(tmp_path, training):
     trainer = make_trainer(tmp_path, ROWS)
     trainer.model.train(training)
-    trainer.measure_start(num_rows=8)
+    trainer.measure(trainer.rows_to_measure(8))
     assert trainer.model.training == training
 
 

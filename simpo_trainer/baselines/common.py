@@ -24,6 +24,7 @@ from ..processes import end_group_at_exit, keep_scores_float32
 from ..progress import show_lines
 from ..publish.hub import HubTrainer
 from ..publish.manifest import ManifestCallback
+from ..same_rows import SameRowsCallback
 from ..saving import check_saves
 from ..startup import say_size
 from .settings import method_settings
@@ -75,7 +76,7 @@ class BaselineTrainer(HubTrainer):
         self.stop_request = StopRequest()
         self.recipe: Recipe | None = None  # set by a run, for the record of it
         self.run_record = ManifestCallback(self)
-        for callback in (self.run_record, _BaselineStart(self), StopCallback(self)):
+        for callback in (self.run_record, SameRowsCallback(self), _BaselineStart(self), StopCallback(self)):
             self.add_callback(callback)
         show_lines(self)
 

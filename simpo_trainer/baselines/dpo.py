@@ -10,12 +10,14 @@ from trl import DPOTrainer
 
 from ..config import SimPOConfig
 from ..data.token_rows import TOKEN_COLUMNS
+from ..data.token_sets import spread_rows
 from ..errors import SimPOError
 from ..log import get_logger
 from ..modeling import disable_dropout, load_model
 from ..modes import in_training
 from .common import BaselineTrainer, refused_as_error
-from .rows import pair_rows
+from .measure import mean_log_prob
+from .rows import labelled_text, pair_rows
 from .settings import DPOArguments
 
 logger = get_logger(__name__)
@@ -93,6 +95,18 @@ class DPOBaseline(BaselineTrainer, DPOTrainer):
         if margins := [chosen - rejected for chosen, rejected in sides]:
             metrics["logps/margins"] = margins
         super().log(logs, start_time)
+
+    def rows_to_measure(self, count: int) -> Dataset:
+        """Pairs from all over the training set."""
+        return spread_rows(self.train_dataset, count)
+
+    def measure(self, rows: Any) -> dict[str, float]:
+        """Mean log-probabilities of the answers of pairs, sums over their tokens; every process must call it."""
+        chosen, rejected = (
+            mean_log_prob(self, [labelled_text(row["prompt_ids"], row[side]) for row in rows])
+            for side in ("chosen_ids", "rejected_ids")
+        )
+        return {"logps/chosen": chosen, "logps/rejected": rejected, "logps/margins": chosen - rejected}
 
     def _pairs(
         self, dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | PeftModel

@@ -18,7 +18,7 @@ _IDS = List(Value("int32"))
 _PAIRS = Features(dict.fromkeys(TOKEN_COLUMNS, _IDS))
 _LABELLED = Features(dict.fromkeys(LABELLED_COLUMNS, _IDS))
 # The label of a token that is not trained on, in every library.
-_IGNORED = -100
+IGNORED = -100
 
 
 def pair_rows(tokens: Dataset) -> Dataset:
@@ -55,9 +55,13 @@ def answer_rows(tokens: Dataset, *, with_prompt: bool = False) -> Dataset:
 
 
 def _labelled(row: Mapping[str, Any], with_prompt: bool) -> dict[str, list[int]]:
-    prompt = row["prompt_ids"]
     answer = row["response_ids"][0] if is_ranked(row) else row["chosen_ids"]
-    return {"input_ids": prompt + answer, "labels": (prompt if with_prompt else [_IGNORED] * len(prompt)) + answer}
+    return labelled_text(row["prompt_ids"], answer, with_prompt=with_prompt)
+
+
+def labelled_text(prompt: list[int], answer: list[int], *, with_prompt: bool = False) -> dict[str, list[int]]:
+    """An answer behind its prompt, `input_ids` and `labels`, which the prompt's tokens have only `with_prompt`."""
+    return {"input_ids": prompt + answer, "labels": (prompt if with_prompt else [IGNORED] * len(prompt)) + answer}
 
 
 def conversation_rows(dataset: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, args: SimPOConfig) -> Dataset:

@@ -8,10 +8,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from ..config import SimPOConfig
-from ..data.token_sets import columns_of
+from ..data.token_sets import columns_of, spread_rows
 from ..log import get_logger
 from ..modeling import check_positions, load_model
 from .common import BaselineTrainer, refused_as_error
+from .measure import mean_log_prob
 from .rows import answer_rows, conversation_rows, longest_row
 from .settings import SFTArguments
 
@@ -77,6 +78,16 @@ class SFTBaseline(BaselineTrainer, SFTTrainer):
         else:
             scored = "assistant messages" if self.args.assistant_only_loss else "whole conversations"
         return f"SFT: loss {self.args.loss_type}, a mean over the tokens of {scored}."
+
+    def rows_to_measure(self, count: int) -> Dataset | None:
+        """Chosen answers from all over the training set; None where rows are not one answer each."""
+        if self._on_conversations or self.args.packing or self.args.completion_only_loss is False:
+            return None
+        return spread_rows(self.train_dataset, count)
+
+    def measure(self, rows: Any) -> dict[str, float]:
+        """Mean log-probability of chosen answers, sums over their tokens; every process must call it."""
+        return {"logps/chosen": mean_log_prob(self, list(rows))}
 
     def _rows(
         self,

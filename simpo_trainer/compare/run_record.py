@@ -62,7 +62,7 @@ class Run:
         unit: of log-probabilities, `PER_TOKEN` or `PER_ANSWER`.
         evaluations: measured on the held-out set during training, and at its end.
         final: the held-out evaluation of the model that was saved.
-        training: training logs; start: the untrained model on some training pairs.
+        same_rows: the untrained and the trained model on one slice of the training set; empty points if not measured.
         seconds: duration of the training, evaluations in it included.
         resumed_from: the step at which the training that took `seconds` began.
         memory: `bytes` at the peak, and `of` what.
@@ -78,8 +78,7 @@ class Run:
     unit: str
     evaluations: tuple[Point, ...]
     final: Point | None
-    training: tuple[Point, ...]
-    start: Point | None
+    same_rows: tuple[Point, ...]
     seconds: float | None
     resumed_from: int
     memory: Json | None
@@ -119,7 +118,6 @@ def _run(manifest: Json, log: Sequence[Json], results: Json, prefix: str, name: 
     method = str(manifest.get("method") or "simpo")
     sets, settings = _part(manifest, "data", "sets"), _part(manifest, method)
     held_out, trained_on = (_part(sets, which) for which in (prefix.rstrip("_"), "train"))
-    start = Point.of(_part(manifest, "start"), "", 0)
     if method in WITH_REFERENCE:
         evaluations = tuple(map(_without_tie, evaluations))
     return Run(
@@ -130,8 +128,7 @@ def _run(manifest: Json, log: Sequence[Json], results: Json, prefix: str, name: 
         unit=_unit(manifest, method, settings),
         evaluations=evaluations,
         final=final,
-        training=tuple(p for entry in log if "loss" in entry if not (p := Point.of(entry, "", _step(entry))).is_empty),
-        start=None if start.is_empty else start,
+        same_rows=_same_rows(manifest),
         seconds=_number(results.get("train_runtime")),
         resumed_from=int(manifest.get("resumed_from_step") or 0),
         memory=_part(manifest, "peak_memory") or None,
@@ -156,6 +153,12 @@ def _evaluations(
     if not _part(manifest, "recipe", "settings").get("load_best_model_at_end"):
         points.append(last)
     return tuple(points), last
+
+
+def _same_rows(manifest: Json) -> tuple[Point, ...]:
+    """The untrained and the trained model on the rows that the run measured both on."""
+    start, end = _part(manifest, "start"), _part(manifest, "end")
+    return Point.of(start, "", 0), Point.of(end, "", _step(end))
 
 
 def _prefixes(entries: Sequence[Json]) -> list[str]:

@@ -109,6 +109,14 @@ class HubTrainer(RunTrainer):
     drop_reports: "dict[str, DropReport]"
     run_record: "ManifestCallback"
 
+    def rows_to_measure(self, count: int) -> Any:
+        """At most `count` rows of the training set, the same ones whenever asked; None where there is nothing to measure."""
+        raise NotImplementedError
+
+    def measure(self, rows: Any) -> dict[str, float]:
+        """What the model does on rows as `rows_to_measure` returns them, without a graph; every process must call it."""
+        raise NotImplementedError
+
     def method_settings(self) -> dict[str, Any]:
         """The settings of the method, apart from those of `TrainingArguments` and what the model's loader takes."""
         return method_settings(self.args)

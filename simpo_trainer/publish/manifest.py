@@ -42,6 +42,7 @@ class ManifestCallback(TrainerCallback):
     def __init__(self, trainer: "HubTrainer"):
         self.trainer = trainer
         self.manifest: dict[str, Any] = {}
+        self._earlier: dict[str, Any] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -49,20 +50,49 @@ class ManifestCallback(TrainerCallback):
         forget_peak(self.trainer.accelerator.device)
         if not self.trainer.is_world_process_zero():
             return
+        self._earlier = self._first_part() if state.global_step else {}
         begun = {"status": "running", "started": _now(), "finished": None, "resumed_from_step": state.global_step}
         self.manifest = {
             "manifest_version": 1,
             **begun,
             "peak_memory": None,
             **describe_run(self.trainer),
+            "measured_rows": None,
             "start": None,
+            "end": None,
         }
         self._write()
 
-    def record_start(self, metrics: dict[str, float]) -> None:
-        """Add what the untrained model was measured to do on some of the training pairs."""
+    def record_start(self, rows: dict[str, Any], metrics: dict[str, float] | None) -> None:
+        """Add what the untrained model was measured to do on some rows.
+
+        Args:
+            rows: which rows these are.
+            metrics: None where the run goes on from a checkpoint: its first part has measured, if on the same rows.
+        """
+        if not self.manifest:
+            return
+        measured = {"measured_rows": rows, "log_prob_unit": self.manifest["log_prob_unit"]}
+        if metrics is None and all(self._earlier.get(name) == value for name, value in measured.items()):
+            metrics = self._earlier.get("start")
+        self._write(measured_rows=rows, start=metrics)
+
+    def record_end(self, metrics: dict[str, float]) -> None:
+        """Add what the trained model was measured to do on the rows of the start, and of which step it is."""
         if self.manifest:
-            self._write(start=metrics)
+            self._write(end=metrics)
+
+    def _first_part(self) -> dict[str, Any]:
+        """The manifest of the run that is gone on with; empty unless its checkpoint lies beside it."""
+        folder, checkpoint = Path(str(self.trainer.args.output_dir)), self.trainer.resumed_from
+        # One that was set aside under another name is of an earlier run in the folder.
+        if checkpoint is None or checkpoint.resolve().parent != folder.resolve() or checkpoint.name[0] == "_":
+            return {}
+        try:
+            found = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # none, or a torn one
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
