@@ -188,6 +188,10 @@ class SimPOConfig(TrainingArguments):
             warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
             super().__post_init__()
         warnings_of_loss = loss_warnings(self)
+        if self.enable_jit_checkpoint:
+            # Its callback takes the signal for itself, and a run that it stopped is told to have finished.
+            self.enable_jit_checkpoint = False
+            logger.warning("enable_jit_checkpoint does nothing here: SIGTERM always ends a run with a checkpoint.")
         self._settle_loss()
         # What a launcher's file says would otherwise hold beside a bf16: false.
         self.mixed_precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "no"

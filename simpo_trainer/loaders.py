@@ -17,6 +17,7 @@ from .errors import SimPOError
 from .log import get_logger
 from .sampler import DrawnPairs, PairBatchSampler
 from .streaming import StreamedPairs
+from .workers import shield_workers
 
 logger = get_logger(__name__)
 
@@ -93,4 +94,4 @@ def pair_loader(
             f"takes {pairs.rows_per_step * pairs.accumulation}. Leave dataloader_drop_last out."
         )
     # The process is known to sampler and stream already: prepared as if for one, batches are not dealt out again.
-    return prepare_data_loader(loader, num_processes=1, process_index=0)
+    return shield_workers(prepare_data_loader(loader, num_processes=1, process_index=0))

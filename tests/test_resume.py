@@ -14,6 +14,7 @@ from transformers import GPT2Config, TrainerCallback
 from models import random_pairs, tiny_model
 from runs import assert_same_weights, make_trainer, train_log, weights_of
 from simpo_trainer import interrupt
+from simpo_trainer.baselines.settings import build_arguments
 from simpo_trainer.interrupt import StopRequest
 
 ROWS = random_pairs(22)
@@ -154,6 +155,18 @@ def test_a_sigterm_that_comes_twice_together_is_one(tmp_path):
     trainer = make_trainer(tmp_path, ROWS, arguments={"callbacks": callbacks}, **SETTINGS)
     trainer.train()
     assert trainer.interrupted and trainer.state.global_step == 2
+
+
+def test_jit_checkpoints_are_replaced_with_a_notice(tmp_path, caplog):
+    """transformers' callback took SIGTERM for itself, and the record told of a finished run."""
+    settings = {**SETTINGS, "enable_jit_checkpoint": True, "save_strategy": "no"}
+    callbacks = [SendSignal(2, signal.SIGTERM)]
+    trainer = make_trainer(tmp_path, ROWS, arguments={"callbacks": callbacks}, **settings)
+    assert "enable_jit_checkpoint does nothing here: SIGTERM always ends a run with a checkpoint" in caplog.text
+    trainer.train()
+    assert trainer.interrupted and trainer.state.global_step == 2
+    baseline = build_arguments("dpo", trainer.args, {"output_dir": str(tmp_path), "enable_jit_checkpoint": True})
+    assert not baseline.enable_jit_checkpoint
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

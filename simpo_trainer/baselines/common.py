@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -27,6 +28,7 @@ from ..publish.manifest import ManifestCallback
 from ..same_rows import SameRowsCallback
 from ..saving import check_saves
 from ..startup import say_size
+from ..workers import shield_workers
 from .settings import method_settings
 
 if TYPE_CHECKING:
@@ -84,6 +86,10 @@ class BaselineTrainer(HubTrainer):
         """As :meth:`~simpo_trainer.run_trainer.RunTrainer.train`."""
         with _quiet():
             return super().train(*args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As `Trainer.get_train_dataloader`, with workers that leave signals to the process that trains."""
+        return shield_workers(super().get_train_dataloader())
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As `Trainer.evaluate`."""

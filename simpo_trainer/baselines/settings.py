@@ -70,8 +70,8 @@ _NOT_OFFERED = {
 }
 # Recorded of each run; of other fields of trl's arguments, what differs from their defaults.
 _ALWAYS_TOLD = ("beta", "loss_type")
-# What a machine decides, settled by SimPOConfig.
-_OF_THE_MACHINE = ("use_cpu", "disable_tqdm")
+# What a machine decides, or the way that signals are handled here; settled by SimPOConfig.
+_SETTLED = ("use_cpu", "disable_tqdm", "enable_jit_checkpoint")
 # Where a recipe is silent, and SimPO's value would be none for the method.
 DEFAULTS: dict[str, dict[str, Any]] = {"sft": {"learning_rate": 2e-5}}
 
@@ -140,4 +140,4 @@ def _settled(owner: type[Any]) -> set[str]:
     ours, theirs = ({each.name: each for each in fields(config)} for config in (SimPOConfig, owner))
     common = {name for name in _COMMON if theirs[name].init}
     differing = {name for name in common if theirs[name].default != ours[name].default}
-    return differing | (common & set(SimPOConfig.__annotations__)) | set(_OF_THE_MACHINE)
+    return differing | (common & set(SimPOConfig.__annotations__)) | set(_SETTLED)
