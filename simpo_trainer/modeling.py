@@ -8,7 +8,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from .config import SimPOConfig
 from .errors import SimPOError
@@ -110,6 +110,7 @@ def prepare_model(
                 "peft_config out; for a new one, merge the old first with model = model.merge_and_unload() and save "
                 "the result, which is the new adapter's base."
             )
+        set_seed(args.seed)  # the trainer's own call comes too late for the weights of a new adapter
         try:
             model = get_peft_model(model, peft_config)
         except ValueError as error:  # its text says what: target modules that the model has not, for one

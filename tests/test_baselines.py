@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -319,6 +320,40 @@ def test_dpo_with_an_adapter(recipe, precompute):
     assert manifest()["model"]["adapter"]["r"] == 4
     expected = "log-probabilities computed before training" if precompute else "the model without its new adapter"
     assert f"Reference: {expected}." in Path("out/README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["simpo", "dpo", "sft"])
+def test_the_same_command_gives_the_same_adapter(recipe, method):
+    """The seed decides its first weights too."""
+    for folder in ("one", "two"):
+        run(recipe(method=method, output_dir=folder, use_peft=True, lora_target_modules="all-linear", lora_dropout=0.0))
+    one, two = (load_file(f"{folder}/adapter_model.safetensors") for folder in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_a_baseline_resumes_only_from_what_fits(recipe, method):
+    """Checked as for SimPO, in the same place."""
+    run(recipe(method=method, save_strategy="steps", save_steps=1))
+    with pytest.raises(SimPOError, match="learning_rate is 0.002 and was 0.001"):
+        run(recipe(method=method, resume_from_checkpoint="out/checkpoint-1/", learning_rate=2e-3))
+    os.remove("out/checkpoint-1/scheduler.pt")
+    with pytest.raises(SimPOError, match="holds no scheduler state"):
+        run(recipe(method=method, resume_from_checkpoint="out/checkpoint-1"))
+    os.remove("out/checkpoint-2/optimizer.pt")
+    with pytest.raises(SimPOError, match="holds no optimiser state"):
+        run(recipe(method=method, resume_from_checkpoint=True))
+
+
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_a_baseline_saves_a_model_whose_generation_configuration_could_not_be(recipe, world, tmp_path, method):
+    """As Llama-2-chat ships it."""
+    shutil.copytree(world / "model", tmp_path / "base")
+    (tmp_path / "base" / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.6}')
+    run(recipe(method=method, model_name_or_path=str(tmp_path / "base")))
+    assert json.loads(Path("out/generation_config.json").read_text())["do_sample"] is True
+    assert Path("out/model.safetensors").is_file()
 
 
 @pytest.mark.slow

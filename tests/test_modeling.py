@@ -60,6 +60,18 @@ def test_a_bf16_checkpoint_is_trained_in_float32(bf16_checkpoint, args):
     check_trainable_dtypes(model)
 
 
+def test_the_seed_decides_the_weights_of_a_new_adapter(args):
+    """Else two runs of the same command differ from their first step on."""
+
+    def weights(seed: int) -> torch.Tensor:
+        torch.rand(3)  # whatever was drawn before
+        model = prepare_model(tiny_model(), args(seed=seed), lora())
+        return torch.cat([weight.flatten() for name, weight in model.named_parameters() if "lora_A" in name])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
 @pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_a_base_under_an_adapter_may_be_bfloat16(bf16_checkpoint, args, bf16, dtype):
     settings = args(bf16=bf16)

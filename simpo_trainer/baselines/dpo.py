@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import DPOTrainer
 
 from ..config import SimPOConfig
@@ -58,6 +58,7 @@ class DPOBaseline(BaselineTrainer, DPOTrainer):
         pairs = self._pairs(train_dataset, "train", processing_class, policy)
         held_out = None if eval_dataset is None else self._pairs(eval_dataset, "eval", processing_class, policy)
         has_adapter = peft_config is not None or isinstance(policy, PeftModel)
+        set_seed(args.seed)  # trl makes a new adapter before its own call
         refused_as_error(
             lambda: DPOTrainer.__init__(
                 self,

@@ -4,7 +4,7 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTTrainer
 
 from ..config import SimPOConfig
@@ -56,6 +56,7 @@ class SFTBaseline(BaselineTrainer, SFTTrainer):
             args.max_length = shared.max_length  # token rows have their length
         rows = self._rows(train_dataset, "train", processing_class, loaded, args)
         held_out = None if eval_dataset is None else self._rows(eval_dataset, "eval", processing_class, loaded, args)
+        set_seed(args.seed)  # trl makes a new adapter before its own call
         refused_as_error(
             lambda: SFTTrainer.__init__(
                 self,
