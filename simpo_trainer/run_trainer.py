@@ -1,5 +1,7 @@
 """What every trainer of a run shares: a stop on request, a resume that refuses what does not fit, a save that leaves a model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,6 +11,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, Trainer
 
 from .checkpoints import check_adapter_fits, check_optimizer_fits, check_schedule_fits, find_checkpoint
+from .errors import SimPOError
 from .interrupt import StopRequest
 from .loading import load_weights
 from .saving import weights_rescued
@@ -58,15 +61,28 @@ class RunTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As `Trainer.save_model`; a trained model is gathered and written whole, however its checkpoints are.
 
-        Under FSDP with `SHARDED_STATE_DICT` the parent writes nothing, without a word. Every process must call it.
+        Every process must call it. Under FSDP with `SHARDED_STATE_DICT` the parent writes no model, without a word, and under
+        ZeRO-3 that is not told to gather only the parts of each process.
+
+        Raises:
+            SimPOError: no weights were written.
         """
-        gathers = self.is_fsdp_enabled and not self._saves_checkpoint
-        if gathers and "FULL" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
-            self._save(output_dir, self.accelerator.get_state_dict(self.model_wrapped))
-            if self.args.push_to_hub and not _internal_call:
-                self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+        if self._saves_checkpoint:
+            super().save_model(output_dir, _internal_call)
             return
-        super().save_model(output_dir, _internal_call)
+        folder = Path(output_dir or str(self.args.output_dir))
+        if self.is_fsdp_enabled:
+            self._save(str(folder), self.accelerator.get_state_dict(self.model_wrapped))
+        else:
+            with _gathering(self.model_wrapped):
+                super().save_model(str(folder), True)
+        written = [*folder.glob("*model*.safetensors"), *folder.glob("*/adapter_model.safetensors")]
+        if self.args.should_save and not written:
+            raise SimPOError(
+                f"The model was trained, but no weights were written into {folder}. Save it by save_pretrained."
+            )
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As `Trainer._save`; the weights are written even where something beside them cannot be."""
@@ -124,3 +140,16 @@ def _peak_rates(scheduler: Any) -> list[float] | None:
     """A copy of a schedule's peak learning rates; None where it has none."""
     rates = getattr(getattr(scheduler, "scheduler", scheduler), "base_lrs", None)
     return None if rates is None else list(rates)
+
+
+@contextmanager
+def _gathering(model: Any) -> Iterator[None]:
+    """While entered, a DeepSpeed engine gathers a model that is split over the processes, whatever its settings say."""
+    if not hasattr(model, "zero_gather_16bit_weights_on_model_save"):
+        yield
+        return
+    model.zero_gather_16bit_weights_on_model_save = lambda: True
+    try:
+        yield
+    finally:
+        del model.zero_gather_16bit_weights_on_model_save
