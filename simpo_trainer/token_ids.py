@@ -86,8 +86,8 @@ class TokenIds:
         raise self._refusal(f"{name}: row {row}", number)
 
     def check_prepared(self, rows: Any, name: str) -> None:
-        """As :meth:`check_set`, of rows as a trainer of trl takes them."""
-        if (outside := self._first_outside(rows)) is not None:
+        """As :meth:`check_set`, of rows as a trainer of trl takes them; those of a stream pass."""
+        if hasattr(rows, "__len__") and (outside := self._first_outside(rows)) is not None:
             raise self._refusal(f"{name}: row {outside[0]}", outside[1])
 
     def check_streamed(self, row: Mapping[str, Any], number: int, name: str, *, own_ids: bool) -> None:

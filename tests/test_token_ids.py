@@ -263,6 +263,8 @@ def test_whole_conversations(baseline):
     # Packed rows are not those of the user.
     with refused(r"train, as trl packed or moved its rows: row \d"):
         baseline("sft", talks(8, 5), packing=True, shared={"max_length": 64, "max_prompt_length": 32})
+    with refused(r"train, as trl packed or moved its rows: row \d"):
+        baseline("sft", talks(8, 5), shuffle_dataset=True)
 
 
 # ---- The pad token ----
@@ -289,7 +291,10 @@ def test_the_end_token_in_place_of_a_pad_token(tmp_path):
     tokenizer.pad_token, tokenizer.eos_token = None, TOKEN
     with pad_refused(f"end token, which stands in for the missing pad token, is '{TOKEN}'", r"\.$"):
         simpo(tmp_path, KEPT[:16], tokenizer=tokenizer)
-    tokenizer.eos_token = None
+    tokenizer.pad_token = TOKEN
+    with pad_refused(rest=r"\.$"):  # the end token would not serve either
+        simpo(tmp_path, KEPT[:16], tokenizer=tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token = None
     assert TokenIds(tokenizer, VOCAB_SIZE).pad_id == 0
     TokenIds(tokenizer, VOCAB_SIZE).check_pad_token()
 
@@ -368,6 +373,13 @@ def test_scattered_embeddings():
     assert count_embeddings(lora) == VOCAB_SIZE
 
 
+def test_packed_embeddings():
+    """Quantised ones lie in a weight of another shape."""
+    model = tiny_model()
+    model.model.embed_tokens.weight = torch.nn.Parameter(torch.empty(1552, 1))
+    assert count_embeddings(model) == VOCAB_SIZE
+
+
 def test_a_model_that_does_not_tell_is_taken(monkeypatch):
     model = tiny_model()
     monkeypatch.setattr(model, "get_input_embeddings", lambda: (_ for _ in ()).throw(NotImplementedError))
@@ -387,6 +399,11 @@ def test_the_first_row_is_found_in_any_kind_of_set():
             ids.check_prepared(kind, "x")
     with refused("x: row 1"):
         ids.check_prepared(dataset.select([5, 10_321, 4]), "x")
+
+
+def test_a_stream_for_trl_is_not_read_ahead():
+    rows = (pytest.fail("read") for _ in range(1))
+    TokenIds(grown_tokenizer(), VOCAB_SIZE).check_prepared(rows, "test")
 
 
 def test_ten_thousand_rows_cost_next_to_nothing():
