@@ -17,6 +17,7 @@ from .errors import SimPOError
 from .log import get_logger
 from .sampler import DrawnPairs, PairBatchSampler
 from .streaming import StreamedPairs
+from .token_ids import TokenIds
 from .workers import shield_workers
 
 logger = get_logger(__name__)
@@ -25,9 +26,13 @@ Collator: TypeAlias = Callable[[list[dict[str, Any]]], Batch]
 
 
 def training_pairs(
-    dataset: Any, args: SimPOConfig, batch_size: int, accelerator: Accelerator
+    dataset: Any, args: SimPOConfig, batch_size: int, accelerator: Accelerator, token_ids: TokenIds
 ) -> PairBatchSampler | StreamedPairs:
-    """Which rows of a training set, or a stream, this process takes at each micro-step of `batch_size` rows."""
+    """Which rows of a training set, or a stream, this process takes at each micro-step of `batch_size` rows.
+
+    Args:
+        token_ids: checks the rows of a stream; those of a set have been checked.
+    """
     shared: dict[str, Any] = {
         "batch_size": batch_size,
         "num_processes": accelerator.num_processes,
@@ -36,7 +41,8 @@ def training_pairs(
     }
     if isinstance(dataset, IterableDataset):
         ranked = is_ranked(columns_of(dataset))
-        return StreamedPairs(dataset, **shared, max_length=args.max_length, overlong=args.overlong, ranked=ranked)
+        shared |= {"max_length": args.max_length, "overlong": args.overlong, "ranked": ranked}
+        return StreamedPairs(dataset, **shared, token_ids=token_ids)
     seed = args.seed if args.data_seed is None else args.data_seed
     return PairBatchSampler(
         len(dataset),

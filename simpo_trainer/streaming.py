@@ -17,6 +17,7 @@ from .data.token_rows import check_token_rows, is_ranked, row_answers, row_lengt
 from .data.tokenization import ignored_parts, second_rendering
 from .errors import SimPOError
 from .log import get_logger
+from .token_ids import TokenIds
 
 logger = get_logger(__name__)
 
@@ -41,6 +42,7 @@ class StreamedPairs(IterableDataset):
         overlong: "error" to stop at a longer one.
         ranked: whether rows are prompts with ranked answers.
         name: what messages call the stream.
+        token_ids: refuses ids that the model has no embedding for; None to take all.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class StreamedPairs(IterableDataset):
         overlong: str = "truncate",
         ranked: bool = False,
         name: str = "train",
+        token_ids: TokenIds | None = None,
     ):
         self.rows = rows
         self.batch_size = batch_size
@@ -65,6 +68,7 @@ class StreamedPairs(IterableDataset):
         self.overlong = overlong
         self.ranked = ranked
         self.name = name
+        self.token_ids = token_ids
 
     @property
     def rows_per_step(self) -> int:
@@ -124,7 +128,8 @@ class StreamedPairs(IterableDataset):
         said_second = False
         for number, row in enumerate(readable_rows(self.rows, self.name)):
             row = {"row": number, **row}
-            if "reason" not in row:  # it came as token ids
+            own_ids = "reason" not in row
+            if own_ids:
                 check_token_rows([row], self.max_length, f"{self.name}, row {number} of the stream")
                 row |= _notes(row)
             if "margin" in row and not is_ranked(row):
@@ -136,6 +141,8 @@ class StreamedPairs(IterableDataset):
                 if row.get("second") and not said_second:
                     logger.warning(second_rendering(f"{self.name}: in some {report.unit}", number, row))
                     said_second = True
+                if self.token_ids:
+                    self.token_ids.check_streamed(row, number, self.name, own_ids=own_ids)
                 yield row
             if self.overlong == "error":
                 report.check_none_overlong(self.max_length)

@@ -46,6 +46,7 @@ from .saving import check_saves
 from .scoring import AnswerScores, add_scoring_forward, check_scoring, score_batch
 from .startup import StartReport
 from .streaming import StreamedPairs
+from .token_ids import TokenIds, count_embeddings
 
 if TYPE_CHECKING:
     from .recipe.load import Recipe
@@ -121,6 +122,8 @@ class SimPOTrainer(HubTrainer):
 
         # Before `super().__init__`, which wants to know the data sets.
         self._tokenizer = processing_class
+        self._token_ids = TokenIds(processing_class, count_embeddings(model))
+        self._token_ids.check_pad_token()
         self._model_to_train = model
         self.args = args
         self.drop_reports: dict[str, DropReport] = {}
@@ -129,7 +132,7 @@ class SimPOTrainer(HubTrainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=cast(Any, data_collator or PairCollator(_pad_token_id(processing_class))),
+            data_collator=cast(Any, data_collator or PairCollator(self._token_ids.pad_id)),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -251,7 +254,7 @@ class SimPOTrainer(HubTrainer):
         layout, reason = choose_layout(
             cast(Any, self._model_to_train), self.args.batch_layout, compiled=self.args.torch_compile
         )
-        self.data_collator = cast(Any, PairCollator(_pad_token_id(self._tokenizer), layout))
+        self.data_collator = cast(Any, PairCollator(self._token_ids.pad_id, layout))
         logger.info(f"Batch layout: {layout} ({reason}{saved_tokens(self.train_dataset, layout)}).")
 
     def _tokenized(self, dataset: Any, name: str) -> Any:
@@ -266,17 +269,22 @@ class SimPOTrainer(HubTrainer):
         if found.report:
             self.drop_reports[name] = found.report
         check_positions(self._model_to_train, found.longest, at_most=found.streamed)
+        self._token_ids.check_set(found, name)
         own_loss = type(self).pair_loss is not SimPOTrainer.pair_loss
         if name == "train" and not own_loss and not self.args.objective.reads_margins:
             if "margin" in columns_of(found.rows):
                 logger.warning(f"{name}: the margins of the data have no effect on the loss {self.args.loss_type}.")
         return found.rows
 
+    def _training_pairs(self) -> PairBatchSampler | StreamedPairs:
+        size = self._train_batch_size
+        return training_pairs(self.train_dataset, self.args, size, self.accelerator, self._token_ids)
+
     def get_train_dataloader(self) -> DataLoader:
         """Micro-batches of this process, in an order that depends on the seed and the epoch alone."""
         if self.train_dataset is None:
             raise SimPOError("Training needs a train_dataset.")
-        self._train_pairs = training_pairs(self.train_dataset, self.args, self._train_batch_size, self.accelerator)
+        self._train_pairs = self._training_pairs()
         return pair_loader(self.train_dataset, self._train_pairs, cast(Collator, self.data_collator), self.args)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
@@ -395,8 +403,7 @@ class SimPOTrainer(HubTrainer):
         """Rows from all over the training set, or the first usable ones of a stream; None where it has none."""
         if not isinstance(self.train_dataset, IterableDataset):
             return spread_rows(self.train_dataset, count)
-        stream = training_pairs(self.train_dataset, self.args, self._train_batch_size, self.accelerator)
-        return cast(StreamedPairs, stream).first_rows(count)
+        return cast(StreamedPairs, self._training_pairs()).first_rows(count)
 
     def measure(self, rows: Any) -> dict[str, float]:
         """Metrics of the model as it is on token rows; every process must call it."""
@@ -406,8 +413,3 @@ class SimPOTrainer(HubTrainer):
             for inputs in self.get_eval_dataloader(rows):
                 self.compute_loss(model, self._prepare_inputs(inputs))
         return self._eval_sums.reduce(self.accelerator)
-
-
-def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    # Any id serves: padding is masked by length, so a missing pad token needs no new one.
-    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)

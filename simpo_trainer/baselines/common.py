@@ -28,6 +28,7 @@ from ..publish.manifest import ManifestCallback
 from ..same_rows import SameRowsCallback
 from ..saving import check_saves
 from ..startup import say_size
+from ..token_ids import TokenIds
 from ..workers import shield_workers
 from .settings import method_settings
 
@@ -40,10 +41,12 @@ logger = get_logger(__name__)
 class BaselineTrainer(HubTrainer):
     """The part that the baselines share; it stands before trl's trainer among the bases.
 
-    `shared` are the recipe's settings as SimPO takes them, which made the rows and the model.
+    `shared` are the recipe's settings as SimPO takes them, which made the rows and the model; `token_ids` knows the ids that
+    the model has embeddings for.
     """
 
     shared: SimPOConfig
+    token_ids: TokenIds
     # What the rows of its training set are called.
     unit = "pairs"
 
@@ -61,6 +64,7 @@ class BaselineTrainer(HubTrainer):
         if found.report:
             self.drop_reports[name] = found.report
         check_positions(model, found.longest)
+        self.token_ids.check_set(found, name)
         return found
 
     def _begin(self) -> None:
@@ -95,6 +99,11 @@ class BaselineTrainer(HubTrainer):
         """As `Trainer.evaluate`."""
         with _quiet():
             return super().evaluate(*args, **kwargs)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """As `Trainer.get_test_dataloader`, of rows whose ids the model has embeddings for."""
+        self.token_ids.check_prepared(test_dataset, "test")
+        return super().get_test_dataloader(test_dataset)
 
     @property
     def stop_requested(self) -> bool:
@@ -147,5 +156,7 @@ def refused_as_error(build: Callable[[], Any], trainer: str) -> Any:
     try:
         with _quiet():
             return build()
+    except SimPOError:
+        raise
     except (ValueError, NotImplementedError) as error:
         raise SimPOError(f"trl's {trainer} refuses these settings: {error}") from error

@@ -15,6 +15,7 @@ from ..errors import SimPOError
 from ..log import get_logger
 from ..modeling import disable_dropout, load_model
 from ..modes import in_training
+from ..token_ids import TokenIds, count_embeddings
 from .common import BaselineTrainer, refused_as_error
 from .measure import mean_log_prob
 from .rows import labelled_text, pair_rows
@@ -55,6 +56,8 @@ class DPOBaseline(BaselineTrainer, DPOTrainer):
     ):
         self.shared, self.drop_reports = shared, {}
         policy = load_model(model, shared, adapter_follows=peft_config is not None)
+        self.token_ids = TokenIds(processing_class, count_embeddings(policy))
+        self.token_ids.check_pad_token(args.pad_token)
         pairs = self._pairs(train_dataset, "train", processing_class, policy)
         held_out = None if eval_dataset is None else self._pairs(eval_dataset, "eval", processing_class, policy)
         has_adapter = peft_config is not None or isinstance(policy, PeftModel)
@@ -117,12 +120,13 @@ class DPOBaseline(BaselineTrainer, DPOTrainer):
             logger.warning(f"{name}: the column 'margin' is not read by DPO, which has no target margin.")
         return pair_rows(rows)
 
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         """The rows as they are: trl would tokenize them again, from texts."""
         if missing := set(TOKEN_COLUMNS) - set(dataset.column_names):
             raise SimPOError(
                 f"DPO is evaluated on token rows here; the columns {', '.join(sorted(missing))} are missing."
             )
+        self.token_ids.check_prepared(dataset, dataset_name)
         return dataset
 
 

@@ -11,6 +11,7 @@ from ..config import SimPOConfig
 from ..data.token_sets import columns_of, spread_rows
 from ..log import get_logger
 from ..modeling import check_positions, load_model
+from ..token_ids import TokenIds, count_embeddings
 from .common import BaselineTrainer, refused_as_error
 from .measure import mean_log_prob
 from .rows import answer_rows, conversation_rows, longest_row
@@ -51,6 +52,8 @@ class SFTBaseline(BaselineTrainer, SFTTrainer):
     ):
         self.shared, self.drop_reports = shared, {}
         loaded = load_model(model, shared, adapter_follows=peft_config is not None)
+        self.token_ids = TokenIds(processing_class, count_embeddings(loaded))
+        self.token_ids.check_pad_token(args.pad_token)
         self._on_conversations = "messages" in columns_of(train_dataset)
         if self._on_conversations or args.packing:
             args.max_length = shared.max_length  # token rows have their length
@@ -102,3 +105,15 @@ class SFTBaseline(BaselineTrainer, SFTTrainer):
             return conversation_rows(dataset, name, tokenizer, self.shared)
         tokens = self._tokens(dataset, name, tokenizer, model).rows
         return answer_rows(tokens, with_prompt=args.completion_only_loss is False)
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
+    ) -> Any:
+        """As trl prepares rows, of which it tokenizes those of `messages`; the model has embeddings for all of their ids."""
+        rows = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        if isinstance(rows, Dataset):
+            moved = packing or args.shuffle_dataset or len(rows) < len(dataset)
+            self.token_ids.check_prepared(
+                rows, f"{dataset_name}, as trl packed or moved its rows" if moved else dataset_name
+            )
+        return rows

@@ -22,6 +22,13 @@ def token_columns(columns: Iterable[str]) -> tuple[str, ...] | None:
     return next((kind for kind in (TOKEN_COLUMNS, RANKED_TOKEN_COLUMNS) if set(columns) >= set(kind)), None)
 
 
+def id_columns(columns: Iterable[str]) -> list[str]:
+    """Those of a set's columns that hold the ids of its texts."""
+    if is_ranked(columns):
+        return ["prompt_ids", "response_ids"]
+    return list(TOKEN_COLUMNS) if token_columns(columns) else ["input_ids"]
+
+
 def is_ranked(row: Iterable[str]) -> bool:
     """Whether a token row, or a set with these columns, has ranked answers."""
     return "response_ids" in row

@@ -15,7 +15,15 @@ from ..errors import SimPOError
 from ..log import get_logger
 from .drops import DropReport
 from .ranking import has_ranked_answers
-from .token_rows import TOKEN_COLUMNS, check_token_rows, describe_rows, is_ranked, row_answers, token_columns
+from .token_rows import (
+    TOKEN_COLUMNS,
+    check_token_rows,
+    describe_rows,
+    id_columns,
+    is_ranked,
+    row_answers,
+    token_columns,
+)
 from .tokenization import tokenize_preferences, tokenize_stream
 
 logger = get_logger(__name__)
@@ -79,8 +87,7 @@ def token_lengths(dataset: Any) -> np.ndarray:
         answers = [[len(ids) for ids in row_answers(row)] for row in dataset]
         return np.array([[len(row["prompt_ids"]), sum(a), len(a)] for row, a in zip(dataset, answers, strict=True)])
     count = _ranked_lengths if is_ranked(dataset.column_names) else _pair_lengths
-    names = ["prompt_ids", "response_ids"] if is_ranked(dataset.column_names) else list(TOKEN_COLUMNS)
-    tables = dataset.select_columns(names).with_format("arrow").iter(batch_size=10_000)
+    tables = dataset.select_columns(id_columns(dataset.column_names)).with_format("arrow").iter(batch_size=10_000)
     return np.concatenate([count(table) for table in tables])  # where the ids lie, a piece at a time
 
 
