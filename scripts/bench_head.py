@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from simpo_trainer import head as tiled
+from simpo_trainer.model import head as tiled
 
 Logps = Callable[[], Tensor]
 

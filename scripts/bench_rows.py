@@ -9,9 +9,9 @@ import torch
 from datasets import load_dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from simpo_trainer.data.token_rows import TOKEN_COLUMNS, row_answers, row_pairs
-from simpo_trainer.data.tokenization import tokenize_preferences
-from simpo_trainer.sampler import PairBatchSampler
+from simpo_trainer.batches.order import PairBatchSampler
+from simpo_trainer.tokens.rows import TOKEN_COLUMNS, row_answers, row_pairs
+from simpo_trainer.tokens.tokenization import tokenize_preferences
 
 # Hidden size, layers, attention heads, key-value heads, width of the MLP. The larger two are those of Llama 3.
 MODELS = {"small": (256, 4, 8, 8, 1024), "1b": (2048, 16, 32, 8, 8192), "8b": (4096, 32, 32, 8, 14336)}

@@ -49,7 +49,7 @@ from bench_worker import RANKED, ROWS
 from rich.console import Console
 from rich.table import Table
 
-from simpo_trainer.data.token_rows import row_answers
+from simpo_trainer.tokens.rows import row_answers
 
 BASELINE = next(iter(ROWS))
 # What ranked answers are compared with, beside the baseline.

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .config import SimPOConfig
     from .errors import SimPOError
-    from .trainer import SimPOTrainer
+    from .train.config import SimPOConfig
+    from .train.trainer import SimPOTrainer
 
 __all__ = ["SimPOConfig", "SimPOError", "SimPOTrainer", "__version__"]
 
-_HOMES = {"SimPOConfig": "config", "SimPOError": "errors", "SimPOTrainer": "trainer"}
+_HOMES = {"SimPOConfig": "train.config", "SimPOError": "errors", "SimPOTrainer": "train.trainer"}
 
 
 def __getattr__(name: str):

@@ -15,21 +15,21 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..config import SimPOConfig
-from ..data.token_sets import TokenSet, token_set
+from ..batches.workers import shield_workers
 from ..errors import SimPOError
-from ..interrupt import StopCallback, StopRequest
 from ..log import get_logger
-from ..modeling import check_positions, check_trainable_dtypes, disable_dropout
-from ..processes import end_group_at_exit, keep_scores_float32
-from ..progress import show_lines
-from ..publish.hub import HubTrainer
-from ..publish.manifest import ManifestCallback
-from ..same_rows import SameRowsCallback
-from ..saving import check_saves
-from ..startup import say_size
-from ..token_ids import TokenIds
-from ..workers import shield_workers
+from ..model.load import check_positions, check_trainable_dtypes, disable_dropout
+from ..record.manifest import ManifestCallback
+from ..tokens.ids import TokenIds
+from ..tokens.sets import TokenSet, token_set
+from ..train.config import SimPOConfig
+from ..train.processes import end_group_at_exit, keep_scores_float32
+from ..train.progress import show_lines
+from ..train.run_trainer import RunTrainer, StopCallback
+from ..train.same_rows import SameRowsCallback
+from ..train.saving import check_saves
+from ..train.start import say_size
+from ..train.stop import StopRequest
 from .settings import method_settings
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 
-class BaselineTrainer(HubTrainer):
+class BaselineTrainer(RunTrainer):
     """The part that the baselines share; it stands before trl's trainer among the bases.
 
     `shared` are the recipe's settings as SimPO takes them, which made the rows and the model; `token_ids` knows the ids that
@@ -87,7 +87,7 @@ class BaselineTrainer(HubTrainer):
         show_lines(self)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As :meth:`~simpo_trainer.run_trainer.RunTrainer.train`."""
+        """As :meth:`~simpo_trainer.train.run_trainer.RunTrainer.train`."""
         with _quiet():
             return super().train(*args, **kwargs)
 

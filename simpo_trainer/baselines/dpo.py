@@ -8,14 +8,14 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import DPOTrainer
 
-from ..config import SimPOConfig
-from ..data.token_rows import TOKEN_COLUMNS
-from ..data.token_sets import spread_rows
 from ..errors import SimPOError
 from ..log import get_logger
-from ..modeling import disable_dropout, load_model
-from ..modes import in_training
-from ..token_ids import TokenIds, count_embeddings
+from ..model.load import disable_dropout, load_model
+from ..model.modes import in_training
+from ..tokens.ids import TokenIds, count_embeddings
+from ..tokens.rows import TOKEN_COLUMNS
+from ..tokens.sets import spread_rows
+from ..train.config import SimPOConfig
 from .common import BaselineTrainer, refused_as_error
 from .measure import mean_log_prob
 from .rows import labelled_text, pair_rows

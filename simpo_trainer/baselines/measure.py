@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..metrics import MetricSums, accumulation_dtype
-from ..modes import evaluating
+from ..loss.metrics import MetricSums, accumulation_dtype
+from ..model.modes import evaluating
 from .rows import IGNORED
 
 if TYPE_CHECKING:

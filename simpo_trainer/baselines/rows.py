@@ -8,11 +8,11 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from ..config import SimPOConfig
 from ..data.messages import settle_system_messages
-from ..data.token_rows import LABELLED_COLUMNS, TOKEN_COLUMNS, is_ranked
-from ..data.tokenization import opening_messages
 from ..errors import SimPOError
+from ..tokens.rows import LABELLED_COLUMNS, TOKEN_COLUMNS, is_ranked
+from ..tokens.tokenization import opening_messages
+from ..train.config import SimPOConfig
 
 _IDS = List(Value("int32"))
 _PAIRS = Features(dict.fromkeys(TOKEN_COLUMNS, _IDS))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from transformers import TrainingArguments
 from trl import DPOConfig, SFTConfig
 
-from ..config import SimPOConfig
+from ..train.config import SimPOConfig
 
 Method = Literal["simpo", "dpo", "sft"]
 

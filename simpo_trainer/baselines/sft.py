@@ -7,11 +7,11 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTTrainer
 
-from ..config import SimPOConfig
-from ..data.token_sets import columns_of, spread_rows
 from ..log import get_logger
-from ..modeling import check_positions, load_model
-from ..token_ids import TokenIds, count_embeddings
+from ..model.load import check_positions, load_model
+from ..tokens.ids import TokenIds, count_embeddings
+from ..tokens.sets import columns_of, spread_rows
+from ..train.config import SimPOConfig
 from .common import BaselineTrainer, refused_as_error
 from .measure import mean_log_prob
 from .rows import answer_rows, conversation_rows, longest_row

@@ -17,7 +17,15 @@ from .drops import RowDropped
 from .messages import Message, split_common_messages
 from .places import MESSAGES, SAMPLE, Place, find_place, value_at
 from .ranking import PAIR_FIELDS, RANKED_FIELDS, RANKINGS, as_number, has_ranked_answers, read_fields
-from .recognition import Format, is_text, is_two_outputs, listed, may_be_numbers, recognise_format, refuse_hidden_prompt
+from .recognition import (
+    Format,
+    is_text,
+    is_two_outputs,
+    listed,
+    may_be_numbers,
+    recognise_format,
+    refuse_hidden_prompt,
+)
 from .sources import Rows, readable_rows
 
 logger = get_logger(__name__)

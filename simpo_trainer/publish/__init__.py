@@ -1,1 +1,1 @@
-"""What a finished run shows of itself: manifest, curves, model card, and the push to the Hub."""
+"""Sharing a run: its model card and the push to the Hub."""

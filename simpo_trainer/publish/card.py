@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .manifest import describe_run, final_metrics, own_loss
-from .methods import METHOD_TEXTS, MethodText
-from .privacy import hub_name
-from .report import training_curves
+from ..record.manifest import describe_run, final_metrics, own_loss
+from ..record.privacy import hub_name
+from ..results.training_curves import training_curves
+from .card_texts import METHOD_TEXTS, MethodText
 
 if TYPE_CHECKING:
     from ..baselines.common import BaselineTrainer
-    from ..trainer import SimPOTrainer
+    from ..train.trainer import SimPOTrainer
 
 CURVES = "training_curves.png"
 # Settings that change nothing about what is trained, or stand elsewhere.

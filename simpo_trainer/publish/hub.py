@@ -18,22 +18,22 @@ from huggingface_hub import CommitInfo, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
 from peft import PeftModel
+from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from ..baselines.settings import method_settings
-from ..config import SimPOConfig
 from ..errors import SimPOError
 from ..log import get_logger
-from ..run_trainer import RunTrainer
+from ..record.privacy import hub_name, private_texts, public_label
+from ..train.config import SimPOConfig
 from .card import write_card
-from .privacy import hub_name, private_texts, public_label
 
 if TYPE_CHECKING:
     from ..data.drops import DropReport
     from ..recipe.load import Recipe
-    from ..trainer import SimPOTrainer
-    from .manifest import ManifestCallback
+    from ..record.manifest import ManifestCallback
+    from ..train.trainer import SimPOTrainer
 
 logger = get_logger(__name__)
 
@@ -100,7 +100,7 @@ def _check_token(token: str) -> None:
         )
 
 
-class HubTrainer(RunTrainer):
+class HubTrainer(Trainer):
     """A trainer whose pushes bring a card of their own and leave out what is private."""
 
     # What it trains by, as a recipe says it.
@@ -108,14 +108,6 @@ class HubTrainer(RunTrainer):
     recipe: "Recipe | None"
     drop_reports: "dict[str, DropReport]"
     run_record: "ManifestCallback"
-
-    def rows_to_measure(self, count: int) -> Any:
-        """At most `count` rows of the training set, the same ones whenever asked; None where there is nothing to measure."""
-        raise NotImplementedError
-
-    def measure(self, rows: Any) -> dict[str, float]:
-        """What the model does on rows as `rows_to_measure` returns them, without a graph; every process must call it."""
-        raise NotImplementedError
 
     def method_settings(self) -> dict[str, Any]:
         """The settings of the method, apart from those of `TrainingArguments` and what the model's loader takes."""

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..compare.command import compare
 from ..errors import SimPOError
+from ..results.command import compare
 
 LOSSES = ("sigmoid", "hinge", "ipo", "simper", "orpo", "dpo")
 RECIPE = "quickstart"  # by name, from wherever this is called

@@ -15,8 +15,8 @@ from transformers import SchedulerType
 from trl import ModelConfig
 
 from ..baselines.settings import ARGUMENTS, DEFAULTS, MethodConfig, own_keys, shared_keys
-from ..config import SimPOConfig
-from ..data.data_config import DataConfig
+from ..data.settings import DataConfig
+from ..train.config import SimPOConfig
 from .file import Entry
 from .other_trainers import OTHER_TRAINERS
 

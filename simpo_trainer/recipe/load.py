@@ -15,18 +15,18 @@ from trl import ModelConfig, get_quantization_config
 
 from ..baselines.dpo_losses import settle_losses
 from ..baselines.settings import ARGUMENTS, DEFAULTS, BaselineArguments, MethodConfig, build_arguments
-from ..config import SimPOConfig
-from ..data.data_config import DataConfig, data_problems
+from ..data.settings import DataConfig, data_problems
+from ..environment import has_package
 from ..errors import SimPOError
-from ..objective import LOSS_SETTINGS
+from ..loss.objective import LOSS_SETTINGS
+from ..train.config import SimPOConfig
 from .aged_keys import SWITCHES, translate
 from .file import Entry, Layer, merge_layers, read_layers, scalar
 from .keys import KEYS, check_entries, keys_of, takes_bool
-from .loss_keys import fit_to_loss
 from .method import fit_to_method, method_of
 from .other_trainers import as_text
-from .packages import has_package
 from .paths import find_recipe
+from .written_for import fit_to_loss
 
 
 @dataclass

@@ -8,8 +8,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..config import SimPOConfig
-from ..losses import DEFAULTS
+from ..loss.losses import DEFAULTS
+from ..train.config import SimPOConfig
 
 Explain = Callable[[Any, Mapping[str, Any]], str | None]
 

@@ -1,0 +1,1 @@
+"""The command line `simpo`, one command a file."""

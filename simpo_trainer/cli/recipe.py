@@ -1,0 +1,105 @@
+"""`simpo recipe`: the recipes that come with the package, and what a recipe resolves to."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from ..recipe.file import merge_layers, read_layers
+from ..recipe.paths import recipe_files
+
+app = typer.Typer(no_args_is_help=True, help="List the recipes that come with the package, and show what one says.")
+
+_COLUMNS = {
+    "method": "method",
+    "beta": "beta",
+    "gamma_beta_ratio": "ratio",
+    "learning_rate": "lr",
+    "sft_weight": "sft",
+    "global_batch_size": "batch",
+    "model_name_or_path": "model",
+}
+
+
+@app.command("list")
+def list_recipes() -> None:
+    """Show the recipes that can be named, with the numbers that tell them apart."""
+    rows = [["recipe", *_COLUMNS.values()]]
+    for name, path in recipe_files().items():
+        entries = merge_layers(read_layers(path))
+        values = {"method": "simpo"} | {key: entry.value for key, entry in entries.items()}
+        rows.append([name, *(_cell(values[key]) if key in values else "" for key in _COLUMNS)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    typer.echo("\nratio: gamma_beta_ratio, sft: sft_weight, batch: pairs of one step. An empty place is the default.")
+    typer.echo("simpo recipe show RECIPE shows all of one, simpo train RECIPE runs it.")
+
+
+@app.command("show", context_settings={"ignore_unknown_options": True})
+def show(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="File, or name from `simpo recipe list`.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="--KEY VALUE", help="Replace values, as in `simpo train`.")
+    ] = None,
+    origins: Annotated[bool, typer.Option("--origins", help="Write behind each value where it comes from.")] = False,
+) -> None:
+    """Print the settings that a run of RECIPE would have, defaults included, as YAML that is a recipe itself.
+
+    Left out is what the machine decides, and accumulation where it follows from global_batch_size.
+    """
+    from ..log import get_logger
+    from ..recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    for notice in loaded.notices:
+        get_logger(__name__).info(notice)
+    resolved = loaded.resolved()
+    for title, names in _sections(list(resolved), loaded.method):
+        typer.echo(f"# {title}")
+        for name in names:
+            origin = f"  # {loaded.origins.get(name, 'default')}" if origins else ""
+            typer.echo(_line(name, resolved[name]) + origin)
+
+
+def _sections(names: list[str], method: str) -> list[tuple[str, list[str]]]:
+    """The keys under headings: the method and what it adds to training, model, data, and training."""
+    from trl import ModelConfig
+
+    from ..baselines.settings import MethodConfig
+    from ..data.settings import DataConfig
+    from ..recipe.keys import keys_of
+    from ..train.config import SimPOConfig
+
+    def section(name: str) -> str:
+        owner = keys[name].owner
+        if owner is MethodConfig:
+            return "Method"
+        if owner is DataConfig:
+            return "Data"
+        if owner is ModelConfig:
+            return "Model"
+        return own if owner is not SimPOConfig or name in ours else "Training"
+
+    keys, ours, own = keys_of(method), list(SimPOConfig.__annotations__), _TITLES[method]
+    found: dict[str, list[str]] = {"Method": [], "Model": [], "Data": [], own: [], "Training": []}
+    for name in names:
+        found[section(name)].append(name)
+    found[own].sort(key=lambda name: ours.index(name) if name in ours else -1)
+    return list(found.items())
+
+
+_TITLES = {"simpo": "SimPO", "dpo": "DPO", "sft": "SFT"}
+
+
+def _line(name: str, value: Any) -> str:
+    """`name: value` on one line."""
+    if isinstance(value, str) and "\n" in value:  # a template; JSON's text is YAML's, with escapes in place of lines
+        return f"{name}: {json.dumps(value, ensure_ascii=False)}"
+    text = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=float("inf"))
+    return f"{name}: {text.strip()[1:-1]}"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).rpartition("/")[2]

@@ -1,1 +1,0 @@
-"""`simpo compare`: what several runs came to, side by side, from the files that they left."""

@@ -1,1 +1,0 @@
-"""Starting a run in several processes."""

@@ -1,0 +1,193 @@
+"""The model that a run trains: loading by name, adapters, dropout, and the rule on weight dtypes."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from ..errors import SimPOError
+from ..log import get_logger
+from ..train.config import SimPOConfig
+from .weights import folder_holds_adapter, load_adapter, load_causal_lm
+
+logger = get_logger(__name__)
+
+
+def load_model(name: str, args: SimPOConfig, *, adapter_follows: bool) -> PreTrainedModel | PeftModel:
+    """Load a causal language model by folder or Hub name, or a saved adapter with its base by folder.
+
+    Weights that train are loaded as float32 whatever the checkpoint's own dtype: at SimPO's learning rates bfloat16
+    weights stand still. A base that stays frozen under an adapter is loaded as bfloat16 under bf16 autocast.
+
+    Args:
+        name: folder or Hub name.
+        args: its `model_init_kwargs` are passed on; a `dtype` there wins.
+        adapter_follows: whether a new adapter will be put on the model, which freezes it.
+
+    Raises:
+        SimPOError: nothing can be loaded under that name, or weights are missing.
+    """
+    check_model_name(name)
+    kwargs: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
+    is_adapter = folder_holds_adapter(name)
+    frozen = adapter_follows or is_adapter
+    kwargs.setdefault("dtype", torch.bfloat16 if frozen and args.bf16 else torch.float32)
+    try:
+        return load_adapter(name, **kwargs) if is_adapter else load_causal_lm(name, **kwargs)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        if isinstance(error, SimPOError):
+            raise
+        raise SimPOError(
+            f"The model {name!r} could not be loaded: {error}\nmodel_name_or_path must be a folder made by "
+            "save_pretrained or a name on the Hugging Face Hub (for a private one, log in with `hf auth login`)."
+        ) from error
+
+
+def load_tokenizer(name: str, args: SimPOConfig, *, instead: str | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model, from the revision that `model_init_kwargs` name for the model.
+
+    Args:
+        name: folder or Hub name of the model.
+        instead: folder or Hub name of a tokenizer to use in place of the model's own.
+
+    Raises:
+        SimPOError: nothing can be loaded under that name.
+    """
+    if not (name or instead):
+        raise SimPOError("The model does not say where it was loaded from. Pass its tokenizer as processing_class.")
+    given: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
+    shared = ["token", "cache_dir", "local_files_only", "trust_remote_code"]
+    shared += [] if instead else ["revision", "subfolder"]
+    try:
+        return AutoTokenizer.from_pretrained(
+            os.path.expanduser(instead or name), **{key: given[key] for key in shared if key in given}
+        )
+    except (OSError, ValueError, ImportError) as error:  # its text says what: no such name, no access, no file
+        raise SimPOError(f"The tokenizer of {instead or name!r} cannot be loaded: {error}") from error
+
+
+def check_model_name(name: str) -> None:
+    """Refuse a model folder that is not there or holds no model, before anything is loaded.
+
+    Raises:
+        SimPOError: the name looks like a local path and no model can be loaded from it.
+    """
+    path = Path(name).expanduser()
+    looks_local = path.is_absolute() or name.startswith((".", "~")) or "\\" in name or name.count("/") > 1
+    if not path.is_dir():
+        # "runs/first" has the form of a Hub name, but a folder "runs" here tells what was meant.
+        looks_local = looks_local or (len(path.parts) > 1 and Path(path.parts[0]).is_dir())
+        if looks_local or path.exists():
+            raise SimPOError(
+                f"The model folder {name!r} does not exist or is not a folder. model_name_or_path must be a folder "
+                "made by save_pretrained (with config.json) or a name on the Hugging Face Hub such as Qwen/Qwen3-0.6B."
+            )
+        return
+    if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
+        raise SimPOError(
+            f"The folder {name!r} holds no config.json, so it is not a model. model_name_or_path must be a folder made "
+            "by save_pretrained. For a checkpoint of a run, name the checkpoint-N folder inside it."
+        )
+
+
+def prepare_model(
+    model: PreTrainedModel | PeftModel, args: SimPOConfig, peft_config: PeftConfig | None
+) -> PreTrainedModel | PeftModel:
+    """Put an adapter on the model where asked, and switch dropout off.
+
+    Raises:
+        SimPOError: an adapter is asked for on a model that has one, or an adapted model has nothing to train.
+    """
+    if peft_config is not None:
+        if isinstance(model, PeftModel):
+            raise SimPOError(
+                "peft_config is given and the model already has an adapter. To go on training that adapter, leave "
+                "peft_config out; for a new one, merge the old first with model = model.merge_and_unload() and save "
+                "the result, which is the new adapter's base."
+            )
+        set_seed(args.seed)  # the trainer's own call comes too late for the weights of a new adapter
+        try:
+            model = get_peft_model(model, peft_config)
+        except ValueError as error:  # its text says what: target modules that the model has not, for one
+            raise SimPOError(f"peft_config does not fit the model: {error}") from error
+        for parameter in model.parameters():
+            # Copies made for `modules_to_save` keep the base's dtype, but they train.
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise SimPOError(
+            "The model has no trainable parameter. If its adapter was loaded for inference, load it with "
+            "PeftModel.from_pretrained(base, folder, is_trainable=True)."
+        )
+    if args.disable_dropout:
+        disable_dropout(model)
+    return model
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout to 0: `nn.Dropout` modules, and rates that layers or their configuration keep as numbers."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for holder in (module, getattr(module, "config", None)):
+            for name, value in list(getattr(holder, "__dict__", {}).items()):
+                if "drop" in name and isinstance(value, float):
+                    setattr(holder, name, 0.0)
+
+
+def check_trainable_dtypes(model: nn.Module) -> None:
+    """Refuse to train 16-bit weights where nothing keeps a float32 copy of them.
+
+    At a learning rate of 5e-7 a bfloat16 weight is too coarse to move: after 100 AdamW steps about 1 % of them have
+    changed, of float32 weights all.
+
+    Raises:
+        SimPOError: names the first 16-bit weight that would train.
+    """
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    coarse = [(name, p.dtype) for name, p in trainable if p.dtype in (torch.bfloat16, torch.float16)]
+    if coarse:
+        name, dtype = coarse[0]
+        raise SimPOError(
+            f"{len(coarse)} of {len(trainable)} trainable weights are {str(dtype).removeprefix('torch.')} (first: "
+            f"{name}); at SimPO's learning rates steps are too small for 16-bit weights: they would stand still. "
+            "Load the model with dtype=float32 (bf16: true then means autocast over float32 weights), train an "
+            "adapter, or use DeepSpeed, which keeps its own float32 copy."
+        )
+
+
+def check_positions(model: PreTrainedModel | PeftModel, longest: int, *, at_most: bool = False) -> None:
+    """Refuse rows longer than the positions that the model has.
+
+    Args:
+        model: the model; read is its configuration's `max_position_embeddings`.
+        longest: tokens of the longest prompt + answer.
+        at_most: whether that is only what a stream's rows are cut to.
+
+    Raises:
+        SimPOError: the longest row does not fit.
+    """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        found = "In a stream a prompt + answer may have" if at_most else "The longest prompt + answer has"
+        raise SimPOError(
+            f"{found} {longest} tokens, but the model has positions for {limit}. "
+            f"Set max_length: {limit} (and max_prompt_length below it)."
+        )
+
+
+def describe(model: nn.Module) -> str:
+    """One line on size and trainable share, for the start of the log."""
+    total = sum(weight_size(p) for p in model.parameters())
+    trainable = sum(weight_size(p) for p in model.parameters() if p.requires_grad)
+    return f"{total:,} parameters, {trainable:,} of them train ({trainable / total:.2%})"
+
+
+def weight_size(parameter: torch.Tensor) -> int:
+    """The number of elements of a weight; ZeRO-3 leaves an empty tensor and keeps the size of the whole beside it."""
+    return getattr(parameter, "ds_numel", None) or parameter.numel()

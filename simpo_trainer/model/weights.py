@@ -1,0 +1,130 @@
+"""Loading a model or an adapter by name. Weights that are not in its folder are an error: they would be random ones."""
+
+from collections.abc import Collection
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, cast
+
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.utils import load_peft_weights
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from ..errors import SimPOError
+from ..log import get_logger
+
+logger = get_logger(__name__)
+
+# In the names of classes that give scores or classes instead of tokens.
+_OTHER_HEADS = ("Classification", "QuestionAnswering", "Reward")
+
+
+def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
+    """Load a causal language model of which every weight is in its folder.
+
+    Args:
+        name: folder or Hub name.
+        kwargs: passed on to `from_pretrained`.
+
+    Raises:
+        SimPOError: weights are missing, or the folder holds a model with another head.
+    """
+    loader: Any = AutoModelForCausalLM
+    model, found = loader.from_pretrained(name, output_loading_info=True, **kwargs)
+    classes = [each for each in model.config.architectures or [] if any(other in each for other in _OTHER_HEADS)]
+    if classes:
+        raise SimPOError(
+            f"{name!r} holds a {classes[0]}, which gives scores instead of tokens; its head would be replaced by a random "
+            "one. Set model_name_or_path to the language model that it was made from."
+        )
+    unexpected = found["unexpected_keys"]
+    _refuse_missing(name, found["missing_keys"], unexpected, len(model.state_dict()))
+    if unexpected:
+        logger.warning(f"{name!r} holds {_listed(unexpected)} that {type(model).__name__} does not use.")
+    return model
+
+
+def load_adapter(folder: str, **kwargs: Any) -> PeftModel:
+    """Load a saved adapter, to train on, with its base.
+
+    Args:
+        folder: made by `save_pretrained` of a PEFT model.
+        kwargs: passed on to `from_pretrained` of the base.
+
+    Raises:
+        SimPOError: weights of the adapter or of its base are missing.
+    """
+    config = PeftConfig.from_pretrained(folder)
+    if not config.base_model_name_or_path:
+        raise SimPOError(
+            f"The adapter {folder!r} does not say which model it was made for. Write base_model_name_or_path into its "
+            "adapter_config.json."
+        )
+    base = load_causal_lm(config.base_model_name_or_path, **{**kwargs, "revision": config.revision})
+    weights = load_peft_weights(folder, device="cpu")
+    _make_room(base, weights)
+    model = PeftModel.from_pretrained(base, folder, is_trainable=True)
+    needed = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+    unexpected = [key for key in weights if key not in needed and not is_embedding(key)]
+    _refuse_missing(folder, [key for key in needed if key not in weights], unexpected, len(needed))
+    if unexpected:
+        logger.warning(f"The adapter {folder!r} holds {_listed(unexpected)} for which its base has no place.")
+    return model
+
+
+def load_weights(model: PreTrainedModel, folder: str) -> None:
+    """Put the weights that were saved in a folder into a model that is there already.
+
+    transformers reads the names in the file as those of the model, which they are not where experts are saved one by one:
+    a mixture of experts would keep the weights it has.
+
+    Args:
+        model: whole, on this process, not wrapped.
+        folder: written by `save_pretrained` of such a model.
+
+    Raises:
+        SimPOError: weights are missing or have another shape.
+    """
+    whole: Any = type(model)
+    try:
+        saved, found = whole.from_pretrained(
+            folder, config=deepcopy(model.config), dtype=model.dtype, output_loading_info=True
+        )
+    except (RuntimeError, SafetensorError) as error:  # the first says that shapes differ
+        raise SimPOError(f"The weights in {folder} do not fit the model that is to go on training: {error}") from error
+    _refuse_missing(folder, found["missing_keys"], found["unexpected_keys"], len(model.state_dict()))
+    model.load_state_dict(saved.state_dict())
+
+
+def _make_room(base: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+    """Give the base as many embeddings as the adapter brings, where tokens were added before it was trained."""
+    rows = max((len(weight) for key, weight in weights.items() if is_embedding(key)), default=0)
+    if rows > cast(nn.Embedding, base.get_input_embeddings()).num_embeddings:
+        base.resize_token_embeddings(rows)
+
+
+def is_embedding(key: str) -> bool:
+    """Whether a weight of an adapter's file is the embedding or the head, which peft adds where tokens were added."""
+    return key.endswith(("embed_tokens.weight", "lm_head.weight"))
+
+
+def _refuse_missing(name: str, missing: Collection[str], unexpected: Collection[str], total: int) -> None:
+    if not missing:
+        return
+    instead = f" It holds {_listed(unexpected)} instead: are they named otherwise?" if unexpected else ""
+    raise SimPOError(
+        f"{len(missing)} of the {total} weights that the model needs are not in {name!r}: {_listed(missing)}. Training "
+        f"would start from random ones.{instead} Save the model again with save_pretrained, whole and in one process, or "
+        "download it again."
+    )
+
+
+def _listed(keys: Collection[str]) -> str:
+    names = sorted(keys)
+    return f"{len(names)} weight{'s' if len(names) > 1 else ''} ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
+
+
+def folder_holds_adapter(name: str) -> bool:
+    """Whether a folder is that of an adapter instead of a whole model."""
+    return (Path(name) / "adapter_config.json").is_file()

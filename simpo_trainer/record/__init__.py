@@ -1,0 +1,1 @@
+"""What a run leaves of itself in its folder, and reading it back."""

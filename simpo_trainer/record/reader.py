@@ -1,0 +1,266 @@
+"""One run as its output folder tells it: manifest, log and results. Only JSON is read, nothing is unpickled."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import SimPOError
+from .folders import MANIFEST
+
+PER_TOKEN, PER_ANSWER = "nats per token", "nats per answer"
+# Methods whose rewards are measured against a reference model.
+WITH_REFERENCE = ("dpo",)
+_ACCURACY = "rewards/accuracies"
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Point:
+    """What was measured at one optimiser step; None for what was not.
+
+    `accuracy` is the share of pairs won, `margin` the log-probability of chosen answers less that of rejected ones and
+    `chosen` that of chosen answers, in the unit of the run; `chosen_tokens` and `rejected_tokens` are mean lengths.
+    """
+
+    step: int
+    accuracy: float | None
+    margin: float | None
+    chosen: float | None
+    chosen_tokens: float | None
+    rejected_tokens: float | None
+
+    @classmethod
+    def of(cls, entry: Json, prefix: str, step: int) -> "Point":
+        """The figures of a log entry whose names begin with `prefix`."""
+        get = {name: _number(entry.get(prefix + name)) for name in _NAMES}
+        chosen, rejected, margin = get["logps/chosen"], get["logps/rejected"], get["logps/margins"]
+        if margin is None and chosen is not None and rejected is not None:
+            margin = chosen - rejected  # trl logs none; the difference of two means is the mean of differences
+        return cls(step, get[_ACCURACY], margin, chosen, get["lengths/chosen"], get["lengths/rejected"])
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing of answers was measured."""
+        return self.accuracy is None and self.chosen is None
+
+
+_NAMES = (_ACCURACY, "logps/margins", "logps/chosen", "logps/rejected", "lengths/chosen", "lengths/rejected")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run and one of its held-out sets.
+
+    Args:
+        name: what it is called here.
+        status: "finished", or how far it came.
+        method: "simpo", "dpo", ...; loss: the name of its loss.
+        unit: of log-probabilities, `PER_TOKEN` or `PER_ANSWER`.
+        evaluations: measured on the held-out set during training, and at its end.
+        final: the held-out evaluation of the model that was saved.
+        same_rows: the untrained and the trained model on one slice of the training set; empty points if not measured.
+        seconds: duration of the training, evaluations in it included.
+        resumed_from: the step at which the training that took `seconds` began.
+        memory: `bytes` at the peak, and `of` what.
+        held_out, trained_on: fingerprints of the sets; None if not known.
+        held_out_rows: size of the held-out set.
+        model: what it started from.
+    """
+
+    name: str
+    status: str
+    method: str
+    loss: str
+    unit: str
+    evaluations: tuple[Point, ...]
+    final: Point | None
+    same_rows: tuple[Point, ...]
+    seconds: float | None
+    resumed_from: int
+    memory: Json | None
+    held_out: str | None
+    held_out_rows: int | None
+    trained_on: str | None
+    model: str
+
+    @property
+    def best(self) -> Point | None:
+        """The held-out evaluation with the highest accuracy, the earliest of equals."""
+        known = [point for point in self.evaluations if point.accuracy is not None and not math.isnan(point.accuracy)]
+        return max(known, key=lambda point: point.accuracy or 0.0, default=None)
+
+
+def read_runs(folder: Path, name: str) -> list[Run]:
+    """The run in `folder`, once for each of its held-out sets.
+
+    Args:
+        folder: the output folder of a run.
+        name: what to call it; several held-out sets add their names.
+
+    Raises:
+        SimPOError: a file of it cannot be read as JSON.
+    """
+    manifest = _read(folder / MANIFEST)
+    state = _trainer_state(folder, manifest)
+    log = [entry for entry in state.get("log_history", []) if isinstance(entry, Mapping)]
+    results = _results(folder, manifest)
+    prefixes = _prefixes([*log, results])
+    several = len(prefixes) > 1
+    return [_run(manifest, log, results, prefix, f"{name}: {prefix[5:-1]}" if several else name) for prefix in prefixes]
+
+
+def _run(manifest: Json, log: Sequence[Json], results: Json, prefix: str, name: str) -> Run:
+    evaluations, final = _evaluations(manifest, log, results, prefix)
+    method = str(manifest.get("method") or "simpo")
+    sets, settings = _part(manifest, "data", "sets"), _part(manifest, method)
+    held_out, trained_on = (_part(sets, which) for which in (prefix.rstrip("_"), "train"))
+    if method in WITH_REFERENCE:
+        evaluations = tuple(map(_without_tie, evaluations))
+    return Run(
+        name=name,
+        status=_status(manifest, log),
+        method=method,
+        loss=str(manifest.get("own_loss") or _loss(settings)),
+        unit=_unit(manifest, method, settings),
+        evaluations=evaluations,
+        final=final,
+        same_rows=_same_rows(manifest),
+        seconds=_number(results.get("train_runtime")),
+        resumed_from=int(manifest.get("resumed_from_step") or 0),
+        memory=_part(manifest, "peak_memory") or None,
+        held_out=held_out.get("tokens_sha256"),
+        held_out_rows=held_out.get("pairs", held_out.get("rows")),
+        trained_on=trained_on.get("tokens_sha256"),
+        model=str(_part(manifest, "model").get("label") or "not named"),
+    )
+
+
+def _evaluations(
+    manifest: Json, log: Sequence[Json], results: Json, prefix: str
+) -> tuple[tuple[Point, ...], Point | None]:
+    """The held-out evaluations by step, and that of the model that was saved."""
+    entries = [entry for entry in log if not Point.of(entry, prefix, 0).is_empty]
+    points = [Point.of(entry, prefix, _step(entry)) for entry in entries]
+    last = Point.of(results, prefix, int(_part(manifest, "results").get("steps") or 0))
+    timer = f"{prefix}runtime"
+    if last.is_empty or (entries and results.get(timer) == entries[-1].get(timer)):
+        return tuple(points), points[-1] if points else None
+    # A later evaluation than the log's. That of the best model, loaded at the end, is of an earlier step than it seems.
+    if not _part(manifest, "recipe", "settings").get("load_best_model_at_end"):
+        points.append(last)
+    return tuple(points), last
+
+
+def _same_rows(manifest: Json) -> tuple[Point, ...]:
+    """The untrained and the trained model on the rows that the run measured both on."""
+    start, end = _part(manifest, "start"), _part(manifest, "end")
+    return Point.of(start, "", 0), Point.of(end, "", _step(end))
+
+
+def _prefixes(entries: Sequence[Json]) -> list[str]:
+    """ "eval_", or "eval_<set>_" of each held-out set, in the order in which they were evaluated."""
+    found = [
+        name.removesuffix(_ACCURACY)
+        for entry in entries
+        for name in entry
+        if name.startswith("eval_") and name.endswith(_ACCURACY)
+    ]
+    return list(dict.fromkeys(found)) or ["eval_"]
+
+
+def _without_tie(point: Point) -> Point:
+    """Before the first step a model is its own reference: all rewards are 0, and no pair is won or lost."""
+    return replace(point, accuracy=None) if point.step == 0 else point
+
+
+# ---- What is in the folder ----
+
+
+def _results(folder: Path, manifest: Json) -> Json:
+    """The last value of each metric. What an earlier run left in the folder is not taken for this one's."""
+    metrics = dict(_part(manifest, "results", "metrics"))
+    if manifest.get("status") != "finished":
+        return metrics
+    for kind, known in (("train", "train_runtime"), ("eval", "eval_runtime")):
+        if known not in metrics and (file := folder / f"{kind}_results.json").is_file():
+            metrics |= _read(file)
+    return metrics
+
+
+def _trainer_state(folder: Path, manifest: Json) -> Json:
+    """The state with the log: of the end of training, or of the last checkpoint if there was no end."""
+    file = folder / "trainer_state.json"
+    if manifest.get("status") == "finished" and file.is_file() and _is_of(state := _read(file), manifest):
+        return state
+    numbered = {
+        int(number): checkpoint
+        for checkpoint in folder.glob("checkpoint-*/trainer_state.json")
+        if (number := checkpoint.parent.name.removeprefix("checkpoint-")).isdecimal()
+    }
+    return _read(numbered[max(numbered)]) if numbered else {}
+
+
+def _is_of(state: Json, manifest: Json) -> bool:
+    """Whether a state is this run's: an earlier one in the same folder took another time."""
+    known = _part(manifest, "results", "metrics").get("train_runtime")
+    times = [entry["train_runtime"] for entry in state.get("log_history", []) if "train_runtime" in entry]
+    return known is None or not times or times[-1] == known
+
+
+def _read(file: Path) -> Json:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SimPOError(
+            f"{file} cannot be read: {error}. A run writes it as JSON; train the run again, or leave it out."
+        ) from None
+    if not isinstance(found, Mapping):
+        raise SimPOError(
+            f"{file} holds {type(found).__name__}, not an object as a run writes it. Train the run again, or leave it out."
+        )
+    return found
+
+
+# ---- What the manifest says ----
+
+
+def _status(manifest: Json, log: Sequence[Json]) -> str:
+    status = str(manifest.get("status", "unknown"))
+    if status == "finished":
+        return status
+    step = max([int(_part(manifest, "results").get("steps") or 0), *(_step(entry) for entry in log)])
+    planned = _part(manifest, "batch").get("optimiser_steps")
+    how = {"running": "running or killed", "interrupted": "interrupted"}.get(status, status)
+    return f"{how}, step {step}" + (f" of {planned}" if planned else "")
+
+
+def _loss(settings: Json) -> str:
+    found = settings.get("loss_type") or ""
+    return found if isinstance(found, str) else " + ".join(map(str, found))
+
+
+def _unit(manifest: Json, method: str, settings: Json) -> str:
+    if named := manifest.get("log_prob_unit"):
+        return PER_TOKEN if named == PER_TOKEN else PER_ANSWER
+    # Other methods are trl's, whose `logps/*` are sums; older manifests have the setting alone.
+    return PER_TOKEN if method == "simpo" and settings.get("average_log_prob", True) else PER_ANSWER
+
+
+def _part(record: Json, *names: str) -> Json:
+    """What lies under these names, empty where there is nothing."""
+    for name in names:
+        found = record.get(name)
+        record = found if isinstance(found, Mapping) else {}
+    return record
+
+
+def _step(entry: Json) -> int:
+    return int(entry.get("step", 0))
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,0 +1,123 @@
+"""The comparison as a picture: held-out accuracy, margin and drift of all runs over their optimiser steps."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..record.reader import PER_ANSWER, PER_TOKEN, Point, Run
+from .comparison import Comparison, won_by
+from .training_curves import finish_panel
+
+# Colours that readers with a colour vision deficiency can tell apart (Okabe and Ito), the yellow one, too light for lines,
+# replaced by grey. Marks differ as well; after eight runs the lines do.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#999999")
+_MARKERS = "osD^vPX*"
+_LINES = ("-", "--", ":")
+_COLUMNS = 3
+# From so many points on, marks would hide the lines; this many are then left.
+_MARKS = 12
+
+Series = tuple[Sequence[int], Sequence[float]]
+_NOTHING: Series = ((), ())
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """Where a panel stands, what it shows, and the points of each run, none of a run that has another unit."""
+
+    place: tuple[int, int]
+    title: str
+    unit: str
+    courses: list[Series]
+
+
+def comparison_picture(comparison: Comparison, path: Path) -> bool:
+    """Draw a line for each run into panels that hold one unit each, and write them as a PNG file.
+
+    Returns:
+        Whether there was anything to draw; without it no file is written.
+    """
+    panels = _panels(comparison)
+    if not panels:
+        return False
+    # Imported here: it takes a while. No pyplot: it would start a window system and keep figures for the whole program.
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    rows = 1 + max(panel.place[0] for panel in panels)
+    with rc_context({"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "font.family": "DejaVu Sans"}):
+        figure = Figure(figsize=(3.7 * _COLUMNS, 3.1 * rows + (0.6 if rows == 1 else 0)), dpi=150, layout="constrained")
+        axes = figure.subplots(rows, _COLUMNS, squeeze=False)
+        for axis in axes.flatten():
+            axis.set_axis_off()
+        lines: dict[int, Any] = {}
+        for panel in panels:
+            lines |= _draw(axes[panel.place], panel)
+        names, title = _labels(comparison.runs)
+        # In the corner under the accuracy, which has one unit, or else under all panels.
+        handles = [lines[number] for number in sorted(lines)]
+        shown = [names[number] for number in sorted(lines)]
+        if rows > 1:
+            axes[1, 0].legend(handles, shown, loc="center", frameon=False, title=title)
+        else:
+            columns = len(shown) if len(shown) <= 6 else -(-len(shown) // 2)
+            figure.legend(handles, shown, loc="outside lower center", ncols=columns, frameon=False, title=title)
+        figure.savefig(path)
+    return True
+
+
+def _labels(runs: Sequence[Run]) -> tuple[list[str], str | None]:
+    """The names and a title; each name with what wins a pair, and a title that says so, where that is not alike for all."""
+    won = [won[0] if (won := won_by(run)) else None for run in runs]
+    if len(set(won) - {None}) < 2:
+        return [run.name for run in runs], None
+    names = [f"{run.name} ({how})" if how else run.name for run, how in zip(runs, won, strict=True)]
+    return names, "run (pair won by log-prob ...)"
+
+
+def _panels(comparison: Comparison) -> list[_Panel]:
+    """The panels that have something to show: accuracy, and for each unit margin and drift."""
+    runs, source = comparison.runs, (comparison.drift_measure or "").partition(",")[0]
+    accuracies = [_course(run, lambda point: point.accuracy) for run in runs]
+    panels = [_Panel((0, 0), "Held-out accuracy", "share of pairs won", accuracies)]
+    units = [unit for unit in (PER_TOKEN, PER_ANSWER) if any(run.unit == unit for run in runs)]
+    for row, unit in enumerate(units):
+        margins = [_course(run, lambda point: point.margin) if run.unit == unit else _NOTHING for run in runs]
+        changes = [
+            (drift.steps, drift.changes) if drift and run.unit == unit else _NOTHING
+            for run, drift in zip(runs, comparison.drifts, strict=True)
+        ]
+        panels.append(_Panel((row, 1), "Held-out margin (chosen - rejected)", unit, margins))
+        panels.append(_Panel((row, 2), f"Chosen log-prob drift, {source}", unit, changes))
+    return [panel for panel in panels if any(steps for steps, _ in panel.courses)]
+
+
+def _course(run: Run, value: Callable[[Point], float | None]) -> Series:
+    points = [(point.step, found) for point in run.evaluations if (found := value(point)) is not None]
+    return [step for step, _ in points], [found for _, found in points]
+
+
+def _draw(axis: Any, panel: _Panel) -> dict[int, Any]:
+    """The line of each run that has points here, by the run's number."""
+    axis.set_axis_on()
+    axis.set(title=panel.title, ylabel=panel.unit, xlabel="optimiser step")
+    lines = {}
+    for number, (steps, values) in enumerate(panel.courses):
+        if steps:
+            # Thinner from run to run: a line that lies on another leaves its edges to be seen.
+            below = 1 - number / max(1, len(panel.courses) - 1)
+            [lines[number]] = axis.plot(
+                steps,
+                values,
+                color=_COLOURS[number % len(_COLOURS)],
+                marker=_MARKERS[number % len(_MARKERS)],
+                markevery=max(1, len(steps) // _MARKS),
+                linestyle=_LINES[number // len(_COLOURS) % len(_LINES)],
+                linewidth=1.2 + 1.4 * below,
+                markersize=5.5 + 1.5 * below,
+                markeredgecolor="white",
+                markeredgewidth=0.3,
+            )
+    finish_panel(axis)
+    return lines

@@ -1,0 +1,182 @@
+"""Launchers: a name or a file, and numbers of processes and machines, to words for `accelerate launch`."""
+
+import difflib
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+
+from ..errors import SimPOError
+from ..recipe.paths import recipes_folder
+from ..record.privacy import without_tokens
+
+_SHARDING = ("FSDP", "DEEPSPEED")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How many processes on how many machines, as asked for; what is not given follows from the launcher's file.
+
+    `num_processes` is over all machines; unset means one for each accelerator that is visible here, or one where there
+    is none.
+    """
+
+    num_processes: int | None = None
+    num_machines: int | None = None
+    machine_rank: int | None = None
+    main_process_ip: str | None = None
+    main_process_port: int | None = None
+
+
+def launcher_files() -> dict[str, Path]:
+    """The launchers that come with this package, by name."""
+    return {file.stem: file for file in sorted((recipes_folder() / "accelerate").glob("*.yaml"))}
+
+
+def launch_words(launcher: str, recipe_words: Sequence[str], processes: Processes) -> list[str]:
+    """The words after `accelerate launch` that train a recipe in several processes.
+
+    Args:
+        launcher: name of a launcher, or path of a configuration file of accelerate.
+        recipe_words: the recipe and its overrides, as on the command line.
+        processes: how many, and where.
+
+    Raises:
+        SimPOError: the launcher is unknown, cannot do what is asked for on this machine, or is called inside another.
+    """
+    if "LOCAL_RANK" in os.environ:
+        raise SimPOError("This process was itself started by a launcher (LOCAL_RANK is set). Leave --launcher out.")
+    file = _find_launcher(launcher)
+    config = _read(file)
+    kind = config.distributed_type.value
+    machines = processes.num_machines or config.num_machines
+    accelerators = torch.accelerator.device_count()
+    # A file without a number of processes reads as -1.
+    count = processes.num_processes or (
+        config.num_processes if config.num_processes > 0 else max(accelerators, 1) * machines
+    )
+    problems = [
+        *_machine_problems(processes, config, machines, count),
+        *_process_problems(launcher, kind, count // machines, accelerators),
+    ]
+    if problems:
+        raise SimPOError("\n".join(problems))
+    words = ["--config_file", _short(file), "--num_processes", str(count)]
+    for name in ("num_machines", "machine_rank", "main_process_ip", "main_process_port"):
+        if (value := getattr(processes, name)) is not None:
+            words += [f"--{name}", str(value)]
+    if kind == "NO" and accelerators > 1 and torch.cuda.is_available():
+        # A process that sees several would split its batch over them, which is refused.
+        words += ["--gpu_ids", os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]]
+    return [*words, "--module", "simpo_trainer", "train", *recipe_words]
+
+
+def shown(words: Sequence[str]) -> str:
+    """The command in one line, to be read and pasted into a shell; a secret is shown as a variable."""
+    command = shutil.which("accelerate")
+    if command and Path(command).parent == Path(sys.executable).parent:
+        parts = ["accelerate", "launch"]
+    else:  # what the shell would find, if anything, belongs to another Python
+        parts = [shlex.quote(sys.executable), "-m", "accelerate.commands.launch"]
+    previous = ""
+    for word in words:
+        key, equals, _ = word.partition("=")
+        if previous in _SECRETS:
+            parts.append('"$HF_TOKEN"')
+        elif key in _SECRETS and equals:
+            parts.append(f'{key}="$HF_TOKEN"')
+        else:
+            parts.append(shlex.quote(without_tokens(word)))
+        previous = word
+    return " ".join(parts)
+
+
+_SECRETS = ("--hub_token", "--hub-token")
+
+
+def _find_launcher(launcher: str) -> Path:
+    known = launcher_files()
+    if launcher in known:
+        return known[launcher]
+    path = Path(launcher).expanduser()
+    if path.is_file():
+        return path
+    by_nearness = sorted(known, key=lambda name: -difflib.SequenceMatcher(None, path.stem.lower(), name).ratio())
+    raise SimPOError(
+        f"launcher {launcher} not found. Launchers are {', '.join(by_nearness)}; or name a configuration file of "
+        "accelerate (made by `accelerate config --config_file FILE`)."
+    )
+
+
+def _read(file: Path) -> Any:
+    """The file as accelerate reads it."""
+    try:
+        return load_config_from_file(str(file))
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:  # no mapping, unknown keys, ...
+        raise SimPOError(
+            f"launcher file {file} is no configuration of accelerate: {error}\n"
+            "Make one with `accelerate config --config_file FILE`, or copy one from recipes/accelerate/."
+        ) from None
+
+
+def _short(file: Path) -> str:
+    """The path as one would type it here."""
+    return str(file.relative_to(Path.cwd())) if file.is_relative_to(Path.cwd()) else str(file)
+
+
+def _machine_problems(processes: Processes, config: Any, machines: int, count: int) -> list[str]:
+    problems = []
+    if machines == 1:
+        if processes.machine_rank:
+            problems.append(
+                f"--machine-rank is {processes.machine_rank}, but there is one machine. Set --num-machines."
+            )
+        return problems
+    if processes.num_machines and processes.machine_rank is None:
+        problems.append(f"--num-machines is {machines}: each needs its --machine-rank, 0 to {machines - 1}.")
+    rank = config.machine_rank if processes.machine_rank is None else processes.machine_rank
+    if rank >= machines:
+        problems.append(f"--machine-rank is {rank}; of {machines} machines it is 0 to {machines - 1}.")
+    if not (processes.main_process_ip or config.main_process_ip):
+        problems.append(f"--num-machines is {machines}: all need --main-process-ip, the address of machine 0.")
+    if count % machines:
+        problems.append(
+            f"--num-processes is {count}, counted over all machines; {count} do not divide among {machines} machines. "
+            f"Set a multiple of {machines}."
+        )
+    return problems
+
+
+def _process_problems(launcher: str, kind: str, local: int, accelerators: int) -> list[str]:
+    """What the processes of this machine lack."""
+    problems = []
+    if kind == "NO" and local > 1:
+        problems.append(
+            f"launcher {launcher} runs one process, but --num-processes is {local}. "
+            "Set --launcher ddp (or fsdp2, zero2, zero3), or leave --num-processes out."
+        )
+    if kind in _SHARDING and not accelerators:
+        problems.append(
+            f"launcher {launcher} splits the model over accelerators, but none is visible here; accelerate would run "
+            "plain DDP on the CPU instead. Set --launcher ddp or single, or run it where accelerators are."
+        )
+    if kind == "DEEPSPEED" and find_spec("deepspeed") is None:
+        problems.append(
+            f"launcher {launcher} needs DeepSpeed, which is not installed. Run `pip install deepspeed`, or set "
+            "--launcher fsdp2, which splits the model without it."
+        )
+    if 0 < accelerators < local:
+        problems.append(
+            f"{local} processes on this machine, but only {accelerators} accelerators are visible, and each process "
+            f"needs its own. Set --num-processes {accelerators} for each machine, or show more (CUDA_VISIBLE_DEVICES)."
+        )
+    return problems

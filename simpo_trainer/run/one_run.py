@@ -1,0 +1,236 @@
+"""One run from start to end: recipe, data, tokenizer, trainer, training, saved model, evaluation."""
+
+import json
+import os
+import shlex
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trl import get_peft_config
+
+from ..data.load import load_preferences
+from ..errors import SimPOError
+from ..log import get_logger
+from ..model.load import check_model_name, load_tokenizer
+from ..publish.hub import check_credentials, first_line, push_later
+from ..recipe.load import Recipe
+from ..record.manifest import FILE_NAME
+from ..record.privacy import without_tokens
+from ..tokens.chat_templates import resolve_chat_template
+from ..train.checkpoints import find_checkpoint, set_aside_earlier, step_of
+from ..train.run_trainer import RunTrainer
+from ..train.stop import StopRequest
+from ..train.trainer import SimPOTrainer
+from .options import LAUNCHER_OPTIONS
+from .packages import check_packages
+
+logger = get_logger(__name__)
+
+
+class Interrupted(Exception):
+    """The run was stopped by the signal `number`, with a checkpoint; `command` goes on from there."""
+
+    def __init__(self, command: str, number: int) -> None:
+        super().__init__(f"interrupted; go on with: {command}")
+        self.command = command
+        self.number = number
+
+
+def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dict[str, float]:
+    """Train as `recipe` says, save model and tokenizer in its output_dir, evaluate, and return all metrics.
+
+    Everything that can be found wrong without loading data or a model is checked first, and nothing of an earlier run in
+    output_dir is touched before both are loaded. Ctrl-C and SIGTERM end the process at once until training begins; then
+    the step is finished and a checkpoint saved.
+
+    Args:
+        recipe: what :func:`~simpo_trainer.recipe.load_recipe` returned.
+        trainer_class: the trainer to use for SimPO; a subclass of :class:`SimPOTrainer` runs with any recipe of that method.
+
+    Raises:
+        SimPOError: a setting, the data or the environment must be put right first.
+        Interrupted: the run was stopped before its end and can be resumed.
+    """
+    with StopRequest() as stop_request:
+        return _run(recipe, trainer_class, stop_request)
+
+
+def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRequest) -> dict[str, float]:
+    args = recipe.training
+    output_dir = Path(args.output_dir or "")
+    for notice in recipe.notices:
+        logger.warning(notice)
+    check_packages(args, recipe.model)
+    _check_writable(output_dir)
+    check_model_name(str(recipe.model.model_name_or_path))
+    _check_not_an_input(output_dir, recipe)
+    _check_same_method(output_dir, recipe.method)
+    checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
+    check_credentials(args)
+    chat_template = recipe.data.chat_template and resolve_chat_template(recipe.data.chat_template)
+
+    with args.main_process_first(desc="loading the data"):
+        train, test = load_preferences(recipe.data, args.seed, conversations=recipe.method == "sft")
+    if test is None and args.eval_strategy != "no":
+        raise SimPOError(
+            "eval_strategy asks for evaluation during training, but there are no evaluation pairs. "
+            "Set dataset_test_split, or eval_strategy: 'no'."
+        )
+    tokenizer = load_tokenizer(str(recipe.model.model_name_or_path), args, instead=recipe.data.tokenizer_name_or_path)
+    if chat_template:
+        tokenizer.chat_template = chat_template
+    arguments = {
+        "model": str(recipe.model.model_name_or_path),
+        "train_dataset": train,
+        "eval_dataset": test,
+        "processing_class": tokenizer,
+        "peft_config": get_peft_config(recipe.model),
+    }
+    trainer = _trainer(recipe, trainer_class, arguments)
+    trainer.recipe, trainer.stop_request = recipe, stop_request
+    if not checkpoint and args.process_index == 0:
+        set_aside_earlier(output_dir)
+    with stop_request.deferred():
+        metrics = _train(trainer, recipe, checkpoint)
+        # Saved before the evaluation, which may fail: hours of training should not hang on it.
+        _save(trainer, output_dir)
+    stop_request.obey()
+    if test is not None:
+        evaluation = _evaluate(trainer)
+        trainer.save_metrics("eval", evaluation)
+        metrics |= evaluation
+    _publish(trainer, output_dir)
+    logger.info(f"Done: model, tokenizer and metrics are in {output_dir}")
+    return metrics
+
+
+def _trainer(recipe: Recipe, trainer_class: type[SimPOTrainer], arguments: dict[str, Any]) -> RunTrainer:
+    if recipe.method == "simpo":
+        return trainer_class(args=recipe.training, **arguments)
+    if trainer_class is not SimPOTrainer:
+        raise SimPOError(
+            f"{trainer_class.__name__} trains by SimPO, and the recipe's method is {recipe.method}. Set method: simpo, or run "
+            "the recipe without a trainer class."
+        )
+    # Imported here: a run of SimPO has no use for trl's trainers.
+    from ..baselines.dpo import DPOBaseline
+    from ..baselines.sft import SFTBaseline
+
+    baseline: Any = DPOBaseline if recipe.method == "dpo" else SFTBaseline
+    return baseline(args=recipe.baseline, shared=recipe.training, **arguments)
+
+
+def _train(trainer: RunTrainer, recipe: Recipe, checkpoint: Path | None) -> dict[str, float]:
+    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.interrupted:
+        folder = Path(str(recipe.training.output_dir)) / f"checkpoint-{trainer.state.global_step}"
+        command = resume_command(recipe, folder)
+        logger.info(f"Stopped at step {trainer.state.global_step}. Go on with:\n  {command}")
+        raise Interrupted(command, trainer.agreed_signal())
+    if checkpoint and trainer.state.global_step == step_of(checkpoint):
+        logger.warning(f"{checkpoint} is the last step of this run already; nothing was trained.")
+        return {}
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_state()
+    return dict(result.metrics)
+
+
+def _save(trainer: RunTrainer, output_dir: Path) -> None:
+    with _generation_cache(trainer):
+        # Not yet to the Hub, where it goes once, with the evaluation in its card.
+        trainer.save_model(str(output_dir), _internal_call=True)
+
+
+def _publish(trainer: RunTrainer, output_dir: Path) -> None:
+    """Write the model card, and push if asked to."""
+    if not trainer.args.push_to_hub:
+        trainer.create_model_card()
+        return
+    try:
+        with _generation_cache(trainer):
+            trainer.push_to_hub()
+    except Exception as error:  # whatever it is, hours of training must not seem lost for it
+        repo = trainer.hub_model_id or output_dir.absolute().name
+        raise SimPOError(
+            f"The training is done and the model is saved in {output_dir}, but it could not be pushed to the Hub: "
+            f"{first_line(error)} Nothing is lost. Push it when the Hub can be reached: {push_later(repo, output_dir)}"
+        ) from error
+
+
+@contextmanager
+def _generation_cache(trainer: RunTrainer) -> Iterator[None]:
+    """Trainer switches the cache off for training and evaluation; who loads the saved model to generate wants it on."""
+    model: Any = trainer.model
+    model.config.use_cache = True
+    try:
+        yield
+    finally:
+        model.config.use_cache = trainer.args.use_cache
+
+
+def _evaluate(trainer: RunTrainer) -> dict[str, float]:
+    """The evaluation of the trained model; one that training did at its last step is not done again."""
+    if not trainer.args.load_best_model_at_end:
+        for entry in trainer.state.log_history:
+            if entry["step"] == trainer.state.global_step and "eval_loss" in entry:
+                return {name: value for name, value in entry.items() if name.startswith("eval_")}
+    return trainer.evaluate()
+
+
+def resume_command(recipe: Recipe, checkpoint: Path) -> str:
+    """The shell command that goes on from `checkpoint` with the same recipe, overrides and launcher.
+
+    A launcher other than `simpo train --launcher` is not known here; its place is marked.
+    """
+    options = os.environ.get(LAUNCHER_OPTIONS)
+    known = options is not None or recipe.training.world_size == 1
+    words = ["simpo train" if known else "<launcher> -m simpo_trainer train", shlex.quote(str(recipe.path))]
+    words += [options] if options else []
+    for key, text in recipe.overrides.items():
+        if key != "resume_from_checkpoint":
+            # A secret does not belong in a log.
+            words.append(f"--{key}=" + ('"$HF_TOKEN"' if key == "hub_token" else shlex.quote(without_tokens(text))))
+    return " ".join([*words, f"--resume_from_checkpoint={shlex.quote(str(checkpoint))}"])
+
+
+def _check_writable(output_dir: Path) -> None:
+    """A folder that cannot be written would otherwise be noticed at the first checkpoint."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise SimPOError(
+            f"output_dir {output_dir} cannot be written: {error.strerror}. Set output_dir to a folder of yours."
+        ) from None
+
+
+def _check_not_an_input(output_dir: Path, recipe: Recipe) -> None:
+    """The trained model would be written over what it was made from."""
+    inputs = {
+        "model_name_or_path": recipe.model.model_name_or_path,
+        "tokenizer_name_or_path": recipe.data.tokenizer_name_or_path,
+    }
+    for key, name in inputs.items():
+        if name and Path(name).expanduser().resolve() == output_dir.expanduser().resolve():
+            raise SimPOError(
+                f"output_dir and {key} are the same folder, {output_dir}; the trained model would overwrite what it is made "
+                "from. Set output_dir to another folder."
+            )
+
+
+def _check_same_method(output_dir: Path, method: str) -> None:
+    """A baseline from a recipe of SimPO would otherwise write its model over the one that it is compared with."""
+    try:
+        manifest = json.loads((output_dir / FILE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # no run there, or one that broke off before it had a manifest
+        return
+    earlier = manifest.get("method", "simpo")
+    if earlier != method:
+        raise SimPOError(
+            f"output_dir {output_dir} holds a run of method {earlier}, and this one is of method {method}: its model would be "
+            f"written over the other. Set output_dir to another folder, such as {output_dir}-{method}."
+        )

@@ -1,0 +1,83 @@
+"""Optional packages that settings name: looked for when training starts, so that a recipe can be read without them."""
+
+import difflib
+
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from trl import ModelConfig
+
+from ..environment import has_package
+from ..errors import SimPOError
+from ..train.config import SimPOConfig
+
+
+def check_packages(training: SimPOConfig, model: ModelConfig) -> None:
+    """Check that every optional package that the settings name is installed.
+
+    Raises:
+        SimPOError: naming all that are missing, each with its install line and the setting to do without it.
+    """
+    problems = [*_reporting_problems(training), *_attention_problems(training), *_quantization_problems(model)]
+    if training.deepspeed and not has_package("deepspeed"):
+        problems.append("deepspeed is set, but not installed. Run `pip install deepspeed`, or leave the key out.")
+    if problems:
+        raise SimPOError("\n".join(problems))
+
+
+def _reporting_problems(training: SimPOConfig) -> list[str]:
+    installed = get_available_reporting_integrations()
+    missing = [name for name in training.report_to or [] if name not in installed]
+    problems = []
+    for name in missing:
+        if name in INTEGRATION_TO_CALLBACK:
+            problems.append(
+                f"report_to names {name}, not installed here; installed: {', '.join(installed) or 'none'}. "
+                f"Run `pip install {_REPORTER_PACKAGES.get(name, name)}`, or override it: --report_to none"
+            )
+        else:
+            # No install line: a package of that name may be anybody's.
+            near = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, n=1)
+            problems.append(
+                f"report_to names {name}, which is no reporter"
+                + (f"; did you mean {near[0]}?" if near else f". Known are {', '.join(INTEGRATION_TO_CALLBACK)}.")
+            )
+    return problems
+
+
+_REPORTER_PACKAGES = {"azure_ml": "azureml-mlflow", "comet_ml": "comet-ml", "flyte": "flytekit"}
+
+
+# Attention to the package that brings it, and how that is installed.
+_ATTENTION = {
+    "flash_attention_2": ("flash_attn", "pip install flash-attn --no-build-isolation"),
+    "flash_attention_3": ("flash_attn_interface", "pip install kernels"),
+}
+
+
+def _attention_problems(training: SimPOConfig) -> list[str]:
+    given = training.model_init_kwargs or {}
+    assert isinstance(given, dict)
+    attention = given.get("attn_implementation")
+    known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
+    if attention is not None and attention not in known and "/" not in attention:  # a kernel of the Hub has a slash
+        near = difflib.get_close_matches(attention, known, n=1)
+        return [
+            f"attn_implementation is {attention}"
+            + (f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}.")
+        ]
+    # The `kernels` package fetches the same kernels from the Hub where the package itself is missing.
+    if attention not in _ATTENTION or has_package(_ATTENTION[attention][0]) or has_package("kernels"):
+        return []
+    return [
+        f"attn_implementation is {attention}, but {_ATTENTION[attention][0]} is not installed. Run "
+        f"`{_ATTENTION[attention][1]}`, or override it: --attn_implementation sdpa"
+    ]
+
+
+def _quantization_problems(model: ModelConfig) -> list[str]:
+    if not (model.load_in_4bit or model.load_in_8bit) or has_package("bitsandbytes"):
+        return []
+    key = "load_in_4bit" if model.load_in_4bit else "load_in_8bit"
+    return [
+        f"{key} needs bitsandbytes, which is not installed. Run `pip install bitsandbytes`, or override it: --no-{key}"
+    ]

@@ -1,0 +1,158 @@
+"""Sets as they are handed to the trainer, to token rows: raw or tokenized ones, whole or streamed."""
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+from ..data.drops import DropReport
+from ..data.ranking import has_ranked_answers
+from ..errors import SimPOError
+from ..log import get_logger
+from ..train.config import SimPOConfig
+from .rows import (
+    TOKEN_COLUMNS,
+    check_token_rows,
+    describe_rows,
+    id_columns,
+    is_ranked,
+    row_answers,
+    token_columns,
+)
+from .tokenization import tokenize_preferences, tokenize_stream
+
+logger = get_logger(__name__)
+
+
+@dataclass
+class TokenSet:
+    """Token rows, the tokens that the longest has (or may have, if streamed), and the report of their tokenization."""
+
+    rows: Any
+    longest: int
+    report: DropReport | None = None
+    streamed: bool = False
+
+
+def token_set(dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, args: SimPOConfig) -> TokenSet:
+    """The token rows of a set, which is tokenized unless its rows are token ids already.
+
+    Args:
+        dataset: a `datasets.Dataset` or a list of rows; to train on, also a `datasets.IterableDataset`.
+        name: what messages call the set; "train" for the one that is trained on.
+
+    Raises:
+        SimPOError: the set is of another kind, is empty, or its rows cannot be used.
+    """
+    if not hasattr(dataset, "__len__"):
+        return _streamed(dataset, name, tokenizer, args)
+    if not len(dataset):
+        raise SimPOError(f"The {name} set has no rows; it needs at least one preference pair.")
+    if isinstance(dataset, list):
+        dataset = Dataset.from_list(dataset, on_mixed_types="use_json")  # a message keeps the keys it has
+    columns = columns_of(dataset)
+    _say_unread_settings(columns, name, args)
+    if token_columns(columns):
+        return TokenSet(dataset, check_token_rows(dataset, args.max_length, name))
+    with args.main_process_first(desc=f"tokenizing the {name} set"):
+        rows, report = tokenize_preferences(
+            dataset, tokenizer, num_proc=args.dataset_num_proc, name=name, **_settings(args)
+        )
+    logger.info(report.summary())
+    if name == "train":
+        logger.info(describe_rows(rows, tokenizer))
+    return TokenSet(rows, report.longest, report)
+
+
+def spread_rows(dataset: Any, count: int) -> Any:
+    """At most `count` rows of a set, at even distances."""
+    count = min(count, len(dataset))
+    places = [place * len(dataset) // count for place in range(count)]
+    return dataset.select(places) if isinstance(dataset, Dataset) else [dataset[place] for place in places]
+
+
+def columns_of(dataset: Any) -> list[str]:
+    """The columns of a set or of a stream; those of the first row where nothing tells them."""
+    return list(getattr(dataset, "column_names", None) or next(iter(dataset)))
+
+
+def token_lengths(dataset: Any) -> np.ndarray:
+    """Tokens of the prompt, tokens of all answers, and number of answers of each token row, (rows, 3)."""
+    if not isinstance(dataset, Dataset):
+        answers = [[len(ids) for ids in row_answers(row)] for row in dataset]
+        return np.array([[len(row["prompt_ids"]), sum(a), len(a)] for row, a in zip(dataset, answers, strict=True)])
+    count = _ranked_lengths if is_ranked(dataset.column_names) else _pair_lengths
+    tables = dataset.select_columns(id_columns(dataset.column_names)).with_format("arrow").iter(batch_size=10_000)
+    return np.concatenate([count(table) for table in tables])  # where the ids lie, a piece at a time
+
+
+def _pair_lengths(table: pa.Table) -> np.ndarray:
+    prompt, chosen, rejected = (pc.list_value_length(table[name]).to_numpy() for name in TOKEN_COLUMNS)
+    return np.stack([prompt, chosen + rejected, np.full_like(prompt, 2)], axis=1)
+
+
+def _ranked_lengths(table: pa.Table) -> np.ndarray:
+    prompt, answers = (pc.list_value_length(table[name]).to_numpy() for name in ("prompt_ids", "response_ids"))
+    tokens = pc.list_value_length(pc.list_flatten(table["response_ids"])).to_numpy()
+    before = np.concatenate([[0], np.cumsum(tokens)])  # tokens of all answers in front of each
+    ends = np.cumsum(answers)
+    return np.stack([prompt, before[ends] - before[ends - answers], answers], axis=1)
+
+
+def pair_counts(dataset: Any) -> list[int] | None:
+    """How many pairs each row of a ranked set has; None for a set of pairs, which has one in each."""
+    if not is_ranked(columns_of(dataset)):
+        return None
+    if not isinstance(dataset, Dataset):
+        return [len(row["chosen"]) for row in dataset]
+    tables = dataset.select_columns(["chosen"]).with_format("arrow").iter(batch_size=10_000)
+    return [count for table in tables for count in pc.list_value_length(table["chosen"]).to_pylist()]
+
+
+def _say_unread_settings(columns: list[str], name: str, args: SimPOConfig) -> None:
+    """Warns of settings for ranked answers beside a training set that has none to make pairs of."""
+    given = [
+        f"{key} is {getattr(args, key)}"
+        for key, unset in (("pairs", "all"), ("margin_scale", 0.0))
+        if getattr(args, key) != unset
+    ]
+    if given and name == "train" and not has_ranked_answers(columns):
+        logger.warning(
+            f"{' and '.join(given)}, but the rows of the train set are no ranked answers to make pairs of: it does nothing "
+            "there. Leave it out, or use rows with the column 'responses'."
+        )
+
+
+def _settings(args: SimPOConfig) -> dict[str, Any]:
+    names = ["max_length", "max_prompt_length", "overlong", "pairs", "margin_scale"]
+    names += ["truncation_mode", "system_messages", "auto_insert_empty_system_msg"]
+    return {name: getattr(args, name) for name in names}
+
+
+def _streamed(dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, args: SimPOConfig) -> TokenSet:
+    if not isinstance(dataset, IterableDataset):
+        raise SimPOError(
+            f"The {name} set is a {type(dataset).__name__} without a length. Pass a datasets.Dataset, or to train on "
+            "also a datasets.IterableDataset (load_dataset(..., streaming=True))."
+        )
+    if name != "train":
+        raise SimPOError(
+            f"The {name} set is a stream; an evaluation needs the same pairs every time. Pass a datasets.Dataset, such as "
+            "Dataset.from_list(list(stream.take(1000)))."
+        )
+    if args.max_steps <= 0:
+        raise SimPOError(
+            "The training set is a stream, whose length is unknown, so num_train_epochs does not say when to stop. Set "
+            "max_steps to the number of optimiser steps."
+        )
+    rows = tokenize_stream(dataset, tokenizer, name=name, **_settings(args))
+    _say_unread_settings(columns_of(dataset), name, args)
+    shown = [row for row in islice(rows, 50) if row.get("reason") is None][:2]
+    if shown and "row" in shown[0]:
+        logger.info(describe_rows(shown, tokenizer))
+    return TokenSet(rows, args.max_length, streamed=True)

@@ -1,0 +1,357 @@
+"""Preference rows to token ids: tokenize, fit to length, drop what cannot teach, and say what was done.
+
+An answer is scored from the first token behind the prompt to its end token. It is told from the prompt by position,
+never by the value of an id: a padding token may well be the end token too.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict
+from datetime import date
+from typing import Any, Literal
+
+import datasets
+from datasets import Dataset, Features, IterableDataset, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from ..data.drops import DropReport, RowDropped, caught
+from ..data.load import check_columns, check_margins
+from ..data.messages import Message, explicit_prompt, row_template_kwargs, without_filled_keys
+from ..data.ranking import PairChoice, has_ranked_answers, read_fields
+from ..data.sources import readable_rows
+from ..errors import SimPOError
+from ..log import get_logger
+from .pair_tokenizer import PairTokenizer, prefix_ids
+from .rows import RANKED_TOKEN_COLUMNS, TOKEN_COLUMNS, token_columns
+from .templates import TurnEnd, probe_template
+
+logger = get_logger(__name__)
+
+# Part of the cache's key: raise it with every change of this file, pair_tokenizer.py, messages.py or templates.py that
+# changes token ids.
+CODE_VERSION = 4
+
+# What the cached rows say beside their ids; read for the report, then removed.
+_NOTES = Features(
+    {
+        "length": Value("int32"),
+        "reason": Value("string"),
+        "detail": Value("string"),
+        "pairs": Value("int32"),
+        "left_out": List(Value("string")),  # why, of each answer that a ranked row is kept without
+        "cut": List(Value("bool")),  # of prompt and answers
+        "second": Value("string"),  # why an answer got the second rendering
+        "ignored": Value("string"),  # what of the prompt the chat template does not write
+    }
+)
+_IDS = List(Value("int32"))
+_PAIR_FEATURES = dict.fromkeys(TOKEN_COLUMNS, _IDS)
+_RANKED_FEATURES = dict.fromkeys(RANKED_TOKEN_COLUMNS, _IDS) | {"response_ids": List(_IDS)}
+# Columns without a `prompt` beside them that suggest that the prompt is not implicit but called otherwise.
+_PROMPT_LIKE = {"question", "instruction", "query", "input"}
+# Rows of a set, from all parts of it, whose implicit prompts are looked at before the work starts.
+_SAMPLE = 1000
+
+
+def tokenize_preferences(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    max_prompt_length: int,
+    overlong: Literal["truncate", "drop", "error"],
+    truncation_mode: Literal["keep_end", "keep_start"] = "keep_end",
+    system_messages: Literal["keep", "merge", "drop"] = "keep",
+    auto_insert_empty_system_msg: bool = False,
+    pairs: PairChoice = "all",
+    margin_scale: float = 0.0,
+    num_proc: int | None = None,
+    name: str = "train",
+) -> tuple[Dataset, DropReport]:
+    """Token ids of preference pairs, or of prompts with ranked answers, and a report of what was cut or left out.
+
+    Args:
+        dataset: columns `chosen`, `rejected` and, unless implicit, `prompt`: strings or message lists. Or `prompt`,
+            `responses` (a list of such answers) and `scores` or `ranks`. Further columns that are read: `tools` and
+            `chat_template_kwargs` for the chat template, `margin` (>= 0, of pairs) for the loss.
+        max_length: longest prompt + answer, in tokens.
+        max_prompt_length: length to which the prompt of an overlong row is cut; below `max_length`.
+        overlong: cut such rows to length, drop them, or stop.
+        truncation_mode: which end of a prompt is kept when it is cut. BOS and the generation header always stay.
+        system_messages: leave system messages to the template, merge them into user messages, or drop them.
+        auto_insert_empty_system_msg: put an empty system message in front of a conversation without one, where the
+            template has a place for it.
+        pairs: which pairs of ranked answers are trained.
+        margin_scale: what a point of their scores, or a rank, adds to the target margin of a pair; >= 0.
+        num_proc: processes that tokenize; None means this one.
+        name: what messages call the set.
+
+    Returns:
+        A dataset in the order of `dataset` with the columns `row` (index in `dataset`), `prompt_ids`, `chosen_ids`,
+        `rejected_ids` (answers with their end token) and, if given, `margin`. Of ranked answers: `response_ids` (those
+        that are in a pair, the best first), `chosen` and `rejected` (their places in it, one each for every pair) and,
+        with `margin_scale`, `margin` (one for every pair). And the report. The work is cached beside the files of
+        `dataset`, under a key made of its fingerprint, the tokenizer and the settings.
+
+    Raises:
+        SimPOError: columns or margins are not usable, the chat template is missing or broken, more than half of the
+            rows would be left out, or a row is too long and `overlong` is "error".
+    """
+    check_columns(dataset.column_names, name)
+    if len(dataset) == 0:
+        raise SimPOError(f"{name}: the set has no rows; it needs at least one preference pair.")
+    check_margins(dataset, name)
+    work = _pair_tokenizer(
+        dataset,
+        tokenizer,
+        max_length=max_length,
+        max_prompt_length=max_prompt_length,
+        overlong=overlong,
+        truncation_mode=truncation_mode,
+        system_messages=system_messages,
+        auto_insert_empty_system_msg=auto_insert_empty_system_msg,
+        pairs=pairs,
+        margin_scale=margin_scale,
+        columns=dataset.column_names,
+    )
+    _warn(dataset.column_names, work, name)
+    sample = dataset.with_format(None).select(range(0, len(dataset), -(-len(dataset) // _SAMPLE)))
+    _check_implicit_prompts(sample, work, name)
+    if os.environ.get("RANK", "0") != "0":
+        datasets.disable_progress_bars()
+    inputs = dataset.with_format(None).select_columns(list(read_fields(dataset.column_names, name)))
+    tokenized = inputs.map(
+        work,
+        with_indices=True,
+        batched=True,
+        remove_columns=inputs.column_names,
+        features=work.features,
+        num_proc=num_proc,
+        new_fingerprint=_fingerprint(dataset, work),
+        desc=f"Tokenizing {name}",
+    )
+    report, kept, second = _report(tokenized, DropReport(name, ranked=work.ranked))
+    if overlong == "error":
+        report.check_none_overlong(max_length)
+    report.check_enough_kept()
+    if second:
+        logger.warning(
+            f"{name}: in {len(second)} of {report.rows_kept} {report.unit} the chat template does not write prompt + answer "
+            f"behind the prompt of inference (first row {second[0]}: {tokenized[second[0]]['second']}). There the "
+            "answer's own text, and the token that ends it, are trained behind the generation header instead."
+        )
+    if report.ignored:
+        logger.warning(ignored_parts(name, report))
+    if report.one_sided_ends:
+        cut = (
+            "some answers were cut and lost their end token, so they"
+            if report.ranked
+            else "one answer was cut and lost its end token, so the two"
+        )
+        logger.warning(
+            f"{name}: in {report.one_sided_ends} {report.unit} only {cut} differ in how they end for their length alone. Raise "
+            "max_length, or set overlong: drop."
+        )
+    if len(kept) < len(tokenized):
+        tokenized = tokenized.select(kept)
+    return tokenized.remove_columns(list(_NOTES)), report
+
+
+def second_rendering(where: str, row: int, notes: Mapping[str, Any]) -> str:
+    """What to say of answers that are not written as the chat template does: `where`, and the notes of the first row."""
+    return (
+        f"{where} the chat template does not write prompt + answer behind the prompt of inference (first row {row}: "
+        f"{notes['second']}). There the answer's own text, and the token that ends it, are trained behind the generation "
+        "header instead."
+    )
+
+
+def ignored_parts(name: str, report: DropReport) -> str:
+    """What to say of rows whose prompts the chat template does not write whole."""
+    parts = ", ".join(
+        f"{part} of {found.count} {report.unit} (first row {found.first_row})" for part, found in report.ignored.items()
+    )
+    return (
+        f"{name}: the chat template does not write {parts}; these {report.unit} are trained without. Set chat_template to one "
+        "for tools, and use it at inference too."
+    )
+
+
+def tokenize_stream(
+    dataset: IterableDataset, tokenizer: PreTrainedTokenizerBase, *, name: str = "train", **settings: Any
+) -> IterableDataset:
+    """Token ids of streamed rows, each row with what :class:`~simpo_trainer.drops.DropReport` counts.
+
+    Rows that cannot be trained on are in it, without ids and with a `reason`. Rows that are token ids already pass.
+
+    Args:
+        dataset: rows as :func:`tokenize_preferences` takes them, conversations in all or in none.
+        settings: the keyword arguments of :func:`tokenize_preferences`, but for `num_proc`.
+
+    Raises:
+        SimPOError: columns are not usable, or the chat template is missing or broken.
+    """
+    first = next(readable_rows(dataset, name), None)
+    if first is None:
+        raise SimPOError(f"{name}: the stream has no rows; it needs preference pairs.")
+    if token_columns(first):
+        return dataset
+    check_columns(list(first), name)
+    work = _pair_tokenizer(dataset.take(1), tokenizer, **settings, columns=first)
+    _warn(list(first), work, name)
+    _check_implicit_prompts(dataset.take(100), work, name)
+    read = list(read_fields(first, name))
+    inputs = dataset.select_columns(read)
+    return inputs.map(
+        work,
+        with_indices=True,
+        batched=True,
+        batch_size=100,  # a step should not wait for many more rows than it takes
+        remove_columns=read,
+        features=work.features,
+    )
+
+
+# --- Around the map ---------------------------------------------------------------------------------------------------
+
+
+def _fingerprint(dataset: Dataset, work: PairTokenizer) -> str:
+    """Key of the cached rows: the same in every process and run on the same data, tokenizer and settings."""
+    tokenizer = work.tokenizer
+    if tokenizer.is_fast:
+        # Padding and truncation of earlier calls would show in it, but finding `prefix_ids` has just reset them.
+        state = tokenizer.backend_tokenizer.to_str()
+    else:
+        state = [sorted(tokenizer.get_vocab().items()), tokenizer.init_kwargs]
+    key = [
+        CODE_VERSION,
+        dataset._fingerprint,
+        type(tokenizer).__name__,
+        state,
+        tokenizer.chat_template,
+        tokenizer.special_tokens_map,
+        asdict(work.turn_end) if work.turn_end else None,
+        work.prefix_ids,
+        [work.max_length, work.max_prompt_length, work.truncate, work.truncation_mode],
+        [work.system_messages, work.opening],
+        [work.choice, work.margin_scale] if work.ranked else None,
+        # A template may write the date.
+        date.today().isoformat() if work.turn_end and "strftime_now" in str(tokenizer.chat_template) else None,
+    ]
+    return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def opening_messages(tokenizer: PreTrainedTokenizerBase) -> list[Message]:
+    """The empty system message of alignment-handbook's runs, for a template that by its text knows such messages."""
+    text = str(tokenizer.chat_template)
+    return [{"role": "system", "content": ""}] if "system" in text or "<|im_start|>" in text else []
+
+
+def _pair_tokenizer(
+    dataset: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    columns: Collection[str],
+    overlong: str,
+    pairs: PairChoice = "all",
+    margin_scale: float = 0.0,
+    auto_insert_empty_system_msg: bool = False,
+    truncation_mode: Literal["keep_end", "keep_start"] = "keep_end",
+    system_messages: Literal["keep", "merge", "drop"] = "keep",
+    **lengths: int,
+) -> PairTokenizer:
+    """The function that tokenizes rows such as those of `dataset`, which has these columns."""
+    ranked = has_ranked_answers(columns)
+    answers, margin = (_RANKED_FEATURES, List(Value("float64"))) if ranked else (_PAIR_FEATURES, Value("float64"))
+    features = {"row": Value("int64"), **answers, **_NOTES}
+    if margin_scale if ranked else "margin" in columns:
+        features["margin"] = margin
+    opening = opening_messages(tokenizer) if auto_insert_empty_system_msg else []
+    return PairTokenizer(
+        tokenizer,
+        turn_end=_find_turn_end(dataset, tokenizer, opening, "responses" if ranked else "chosen"),
+        prefix_ids=prefix_ids(tokenizer),
+        features=Features(features),
+        truncate=overlong == "truncate",
+        truncation_mode=truncation_mode,
+        system_messages=system_messages,
+        opening=opening,
+        inputs=dataset.features,
+        ranked=ranked,
+        choice=pairs,
+        margin_scale=margin_scale,
+        **lengths,
+    )
+
+
+def _find_turn_end(
+    dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, opening: list[Message], column: str
+) -> TurnEnd | None:
+    """What `probe_template` finds for answers in `column` that are conversations; None where there are none."""
+    feature = dataset.features and dataset.features[column]
+    if isinstance(feature.feature if column == "responses" and isinstance(feature, List) else feature, Value):
+        return None  # plain text in every row, unread
+    for row in dataset.with_format(None):
+        answers = row[column] if column == "responses" else [row[column]]
+        if isinstance(answers, list) and any(isinstance(answer, list | dict) for answer in answers):
+            template_kwargs = caught(row_template_kwargs, without_filled_keys(row, dataset.features))
+            given = {} if isinstance(template_kwargs, RowDropped) else template_kwargs
+            return probe_template(tokenizer, given, opening)
+    return None
+
+
+def _warn(columns: list[str], work: PairTokenizer, name: str) -> None:
+    """What the user should know before the work starts."""
+    if (work.turn_end.token_id if work.turn_end else work.tokenizer.eos_token_id) is None:
+        logger.warning(f"{name}: the tokenizer has no EOS token, so answers are trained without an end.")
+    if work.turn_end is not None:
+        return
+    if "prompt" not in columns:
+        if like := sorted(_PROMPT_LIKE & set(columns)):
+            logger.warning(
+                f"{name}: without a column 'prompt', what chosen and rejected have in common is taken for the prompt; "
+                f"if column {like[0]!r} holds it, rename that to 'prompt'."
+            )
+    elif work.tokenizer.chat_template:
+        logger.info(
+            f"{name}: trained as text, without the chat template; `dataset_format: alpaca` makes conversations of them."
+        )
+
+
+def _check_implicit_prompts(rows: Iterable[dict[str, Any]], work: PairTokenizer, name: str) -> None:
+    """Refuses texts without a prompt that have no beginning in common: they would be trained on without a question.
+
+    Raises:
+        SimPOError: more than half of the rows have an empty prompt.
+    """
+    if work.turn_end is not None:
+        return
+    prompts = []
+    for row in readable_rows(rows, name):
+        if "prompt" in row:
+            return
+        found = caught(explicit_prompt, row)
+        prompts += [found[0]] if isinstance(found, tuple) else []
+    if 2 * prompts.count("") > len(prompts):
+        raise SimPOError(
+            f"{name}: there is no column 'prompt', and in {prompts.count('')} of {len(prompts)} rows looked at, chosen "
+            "and rejected have no beginning in common that could be the prompt. Name the column that holds it: in a "
+            "recipe by `columns: {prompt: its name}`, else by renaming it to 'prompt'."
+        )
+
+
+def _report(tokenized: Dataset, report: DropReport) -> tuple[DropReport, list[int], list[int]]:
+    """The report on tokenized rows, the indices of those kept, and among them of those with a second rendering."""
+    kept, second = [], []
+    notes = tokenized.select_columns(list(_NOTES))
+    for start in range(0, len(notes), 10_000):  # not all at once: the set may be large
+        batch = notes[start : start + 10_000]
+        for row, values in enumerate(zip(*(batch[name] for name in _NOTES), strict=True), start):
+            note = dict(zip(_NOTES, values, strict=True))
+            if report.count(row, note):
+                kept.append(row)
+                if note["second"] is not None:
+                    second.append(row)
+    return report, kept, second

@@ -1,0 +1,234 @@
+"""Checkpoints of a run: which are complete, and which of them a run can go on from."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from torch.optim import Optimizer
+
+from ..errors import SimPOError
+from ..log import get_logger
+from ..model.weights import is_embedding
+
+logger = get_logger(__name__)
+
+_STATE = "trainer_state.json"
+# What each part of a checkpoint may be called: first in one process and under DDP, then under FSDP and DeepSpeed.
+_PARTS = {
+    "optimiser state": ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*"),
+    "scheduler state": ("scheduler.pt", "global_step*"),
+    "weights": (
+        *("model.safetensors*", "adapter_model.safetensors", "*/adapter_model.safetensors"),
+        *("model-*.safetensors", "pytorch_model*", "global_step*"),
+    ),
+}
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The checkpoints that were saved to their end, oldest first. The state file is written last."""
+    saved = [file.parent for file in output_dir.glob(f"checkpoint-*/{_STATE}")]
+    return sorted((folder for folder in saved if _is_numbered(folder)), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimiser steps behind a `checkpoint-N` folder."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def find_checkpoint(output_dir: Path, wanted: str | Path | bool | None) -> Path | None:
+    """The checkpoint that `resume_from_checkpoint` asks for, None for a start from the beginning.
+
+    Args:
+        output_dir: where True looks for the newest one.
+        wanted: a folder, True or nothing.
+
+    Raises:
+        SimPOError: there is none, or it is incomplete.
+    """
+    if not wanted:
+        return None
+    there = checkpoints(output_dir)
+    if wanted is True:
+        if not there:
+            raise SimPOError(
+                f"resume_from_checkpoint is true, but there is no complete checkpoint in {output_dir}. "
+                "Leave resume_from_checkpoint out to start from the beginning."
+            )
+        found = there[-1]
+    else:
+        found = Path(wanted).expanduser()
+        if not (_is_numbered(found.absolute()) and (found / _STATE).is_file()):
+            hint = (
+                f"Complete ones are: {', '.join(map(str, there))}"
+                if there
+                else f"There is no complete one in {output_dir}"
+            )
+            raise SimPOError(f"resume_from_checkpoint {wanted} is not a checkpoint-N folder with a {_STATE}. {hint}.")
+    _check_complete(found)
+    return found
+
+
+def set_aside_earlier(output_dir: Path) -> None:
+    """Rename the checkpoints of an earlier run: a later resume must not take them for this run's, nor rotation count them."""
+    if not (earlier := checkpoints(output_dir)):
+        return
+    for folder in earlier:
+        kept = output_dir / f"_earlier-{folder.name}"
+        number = 1
+        while kept.exists():
+            number += 1
+            kept = output_dir / f"_earlier-{number}-{folder.name}"
+        folder.rename(kept)
+    logger.warning(
+        f"{output_dir} holds checkpoints of an earlier run up to {earlier[-1].name}; this run starts over, and they are kept "
+        f"as {output_dir}/_earlier-*. To go on from the last of them instead, stop this run and use "
+        f"--resume_from_checkpoint {kept}"
+    )
+
+
+def check_adapter_fits(checkpoint: Path, model: PeftModel) -> None:
+    """Refuse a checkpoint of another adapter than the one that is to go on training.
+
+    peft only warns of weights that are missing, and the optimiser's state is of other weights then.
+
+    Args:
+        checkpoint: read are the names and shapes in its safetensors files, if it has some.
+        model: not wrapped.
+
+    Raises:
+        SimPOError: names weights that are missing, too many, or of another shape.
+    """
+    saved = dict(_saved_shapes(checkpoint))
+    if not saved:
+        return
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    # ZeRO-3 leaves an empty tensor and keeps the shape of the whole beside it.
+    needed = {name: tuple(getattr(weight, "ds_shape", weight.shape)) for name, weight in weights.items()}
+    extra = [name for name in saved.keys() - needed.keys() if not is_embedding(name)]
+    reshaped = [name for name in needed.keys() & saved.keys() if needed[name] != saved[name]]
+    differences = [
+        *(f"{name} is not in the checkpoint" for name in sorted(needed.keys() - saved.keys())[:2]),
+        *(f"{name} is not in this run's adapter" for name in sorted(extra)[:2]),
+        *(f"{name} is {saved[name]} there and {needed[name]} here" for name in sorted(reshaped)[:2]),
+    ]
+    if differences:
+        raise SimPOError(
+            f"{checkpoint} holds another adapter than this run trains (other LoRA targets or another rank?): "
+            f"{'; '.join(differences)}. Set the settings of the adapter back, or start a new run in another output_dir."
+        )
+
+
+def check_optimizer_fits(checkpoint: Path, saved: dict[str, Any], optimizer: Optimizer) -> None:
+    """Refuse the optimiser state of a checkpoint that belongs to other weights or was made with other settings.
+
+    torch takes state of any shape, and fused AdamW writes outside of its buffers then. It also takes the learning rate
+    and its like from the checkpoint, whatever the settings say now.
+
+    Args:
+        checkpoint: named in messages.
+        saved: the state dictionary in it.
+        optimizer: that of this run.
+
+    Raises:
+        SimPOError: says what differs.
+    """
+    groups, own = saved["param_groups"], optimizer.param_groups
+    counts, expected = ([len(group["params"]) for group in each] for each in (groups, own))
+    if counts != expected:
+        raise SimPOError(
+            f"The optimiser in {checkpoint} moves {sum(counts)} weights, this run's {sum(expected)} (in groups of {counts} and "
+            f"{expected}). Set back what is trained, or start a new run, in another output_dir."
+        )
+    for group, mine in zip(groups, own, strict=True):
+        for number, parameter in zip(group["params"], mine["params"], strict=True):
+            _check_state(checkpoint, saved["state"].get(number, {}), tuple(parameter.shape))
+    changed = {
+        _SETTINGS[name]: (group.get(name), mine[name])
+        for group, mine in zip(groups, own, strict=True)
+        for name in _SETTINGS
+        if name in mine and not _same(group.get(name), mine[name])
+    }
+    if changed:
+        shown = "; ".join(f"{name} is {now} and was {before}" for name, (before, now) in changed.items())
+        raise SimPOError(
+            f"{checkpoint} was trained with other settings of the optimiser, which a resume keeps: {shown}. Set them back; or "
+            "start a new run in another output_dir with the checkpoint as model_name_or_path."
+        )
+
+
+# What an optimiser's group says of its settings, and what a recipe calls it. Some groups hold state too.
+_SETTINGS = {
+    "initial_lr": "learning_rate",
+    "weight_decay": "weight_decay",
+    "betas": "(adam_beta1, adam_beta2)",
+    "eps": "adam_epsilon",
+    "momentum": "momentum",
+    "nesterov": "nesterov",
+    "amsgrad": "amsgrad",
+}
+# State that has an element for each of the weight.
+_ELEMENTWISE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+
+
+def _check_state(checkpoint: Path, state: dict[str, Any], shape: tuple[int, ...]) -> None:
+    for name in _ELEMENTWISE:
+        found = tuple(getattr(state.get(name), "shape", shape))
+        if found != shape:
+            raise SimPOError(
+                f"The optimiser state in {checkpoint} is of other weights than this run trains: {name} of shape {found} for "
+                f"a weight of shape {shape}. Set back what is trained, or start a new run, in another output_dir."
+            )
+
+
+def check_schedule_fits(checkpoint: Path, saved: Sequence[float] | None, own: Sequence[float] | None) -> None:
+    """Refuse a learning rate that the schedule in a checkpoint does not have; a resume would keep that one.
+
+    Args:
+        checkpoint: named in messages.
+        saved: peak learning rates of the schedule that was loaded; None where a schedule has none.
+        own: those that this run's settings gave.
+
+    Raises:
+        SimPOError: they differ.
+    """
+    if saved is not None and own is not None and list(saved) != list(own):
+        raise SimPOError(
+            f"{checkpoint} was trained with learning_rate {saved[0]:g}, which a resume keeps; this run's is {own[0]:g}. "
+            f"Set learning_rate: {saved[0]:g}; or start a new run in another output_dir with the checkpoint as "
+            "model_name_or_path."
+        )
+
+
+def _same(saved: Any, own: Any) -> bool:
+    return list(saved) == list(own) if isinstance(own, tuple | list) and saved is not None else saved == own
+
+
+def _check_complete(checkpoint: Path) -> None:
+    missing = [
+        part
+        for part, patterns in _PARTS.items()
+        if not any(next(checkpoint.glob(pattern), None) for pattern in patterns)
+    ]
+    if missing:
+        raise SimPOError(
+            f"{checkpoint} holds no {' and no '.join(missing)} (was it saved with save_only_model, or not copied whole?): "
+            "training would go on with fresh ones, not as it stopped. Resume from a full checkpoint, or start a new run with "
+            "the folder as model_name_or_path."
+        )
+
+
+def _saved_shapes(checkpoint: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for file in sorted(checkpoint.glob("*model*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as weights:
+                for name in weights.keys():  # noqa: SIM118 - it is no mapping
+                    yield name, tuple(weights.get_slice(name).get_shape())
+        except SafetensorError as error:
+            raise SimPOError(f"{file} cannot be read: {error}. Resume from another checkpoint.") from error
+
+
+def _is_numbered(folder: Path) -> bool:
+    return re.fullmatch(r".*checkpoint-\d+", folder.name) is not None

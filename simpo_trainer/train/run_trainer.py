@@ -1,0 +1,177 @@
+"""What every trainer of a run shares: a stop on request, a resume that refuses what does not fit, a save that leaves a model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch.optim import Optimizer
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..errors import SimPOError
+from ..model.weights import load_weights
+from ..publish.hub import HubTrainer
+from .checkpoints import check_adapter_fits, check_optimizer_fits, check_schedule_fits, find_checkpoint
+from .saving import weights_rescued
+from .stop import StopRequest
+
+
+class RunTrainer(HubTrainer):
+    """A trainer that loses nothing: see the methods, each of which says what `Trainer` does otherwise.
+
+    `stop_request` holds the signals that came; `interrupted` says whether the last training ended because of one, and
+    `resumed_from` which checkpoint it went on from.
+    """
+
+    interrupted = False
+    resumed_from: Path | None = None
+    stop_request: StopRequest
+    _saves_checkpoint = False
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether to stop after this step; the same on every process."""
+        raise NotImplementedError
+
+    def rows_to_measure(self, count: int) -> Any:
+        """At most `count` rows of the training set, the same ones whenever asked; None where there is nothing to measure."""
+        raise NotImplementedError
+
+    def measure(self, rows: Any) -> dict[str, float]:
+        """What the model does on rows as `rows_to_measure` returns them, without a graph; every process must call it."""
+        raise NotImplementedError
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; Ctrl-C and SIGTERM end the step, save a checkpoint and set `interrupted`.
+
+        Args:
+            resume_from_checkpoint: a `checkpoint-N` folder, or True for the newest one in the output folder.
+            args, kwargs: as `Trainer.train` takes them.
+
+        Raises:
+            SimPOError: the checkpoint is incomplete, or is of another model, adapter or optimiser.
+        """
+        self.interrupted = False
+        self.resumed_from = checkpoint = find_checkpoint(Path(str(self.args.output_dir)), resume_from_checkpoint)
+        if checkpoint and isinstance(self.model, PeftModel):
+            check_adapter_fits(checkpoint, self.model)
+        with self.stop_request, self.stop_request.deferred():
+            return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+
+    def agreed_signal(self) -> int:
+        """The signal that stopped the training, on every process the same; every process must ask."""
+        own = torch.tensor([self.stop_request.number or 0], device=self.accelerator.device)
+        return int(self.accelerator.gather(own).max())
+
+    # ---- Saving ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As `Trainer.save_model`; a trained model is gathered and written whole, however its checkpoints are.
+
+        Every process must call it. Under FSDP with `SHARDED_STATE_DICT` the parent writes no model, without a word, and under
+        ZeRO-3 that is not told to gather only the parts of each process.
+
+        Raises:
+            SimPOError: no weights were written.
+        """
+        if self._saves_checkpoint:
+            super().save_model(output_dir, _internal_call)
+            return
+        folder = Path(output_dir or str(self.args.output_dir))
+        if self.is_fsdp_enabled:
+            self._save(str(folder), self.accelerator.get_state_dict(self.model_wrapped))
+        else:
+            with _gathering(self.model_wrapped):
+                super().save_model(str(folder), True)
+        written = [*folder.glob("*model*.safetensors"), *folder.glob("*/adapter_model.safetensors")]
+        if self.args.should_save and not written:
+            raise SimPOError(
+                f"The model was trained, but no weights were written into {folder}. Save it by save_pretrained."
+            )
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As `Trainer._save`; the weights are written even where something beside them cannot be."""
+        with weights_rescued(self.model, state_dict, str(output_dir or self.args.output_dir)):
+            super()._save(output_dir, state_dict)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._saves_checkpoint = True
+        try:
+            # Not `super()`: between this class and transformers', trl's would write a card for every checkpoint.
+            Trainer._save_checkpoint(self, model, trial)
+        finally:
+            self._saves_checkpoint = False
+
+    # ---- Resuming ----
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As `Trainer._load_from_checkpoint`, with every weight that was saved, or an error."""
+        if self._is_whole_here():
+            load_weights(self.model, resume_from_checkpoint)  # type: ignore[arg-type]
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        """As `Trainer._load_best_model`, with every weight that was saved, or an error."""
+        best = self.state.best_model_checkpoint
+        if best is not None and self._is_whole_here():
+            load_weights(self.model, best)  # type: ignore[arg-type]
+        else:
+            super()._load_best_model()
+
+    def _is_whole_here(self) -> bool:
+        """Whether this process holds all weights of a model without adapters."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return isinstance(self.model, PreTrainedModel) and not sharded
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As `Trainer._load_optimizer_and_scheduler`, where the state in the checkpoint fits this run.
+
+        Raises:
+            SimPOError: it is of other weights, or of other settings, which a resume would keep without a word.
+        """
+        if checkpoint is None:
+            return
+        file = Path(checkpoint) / "optimizer.pt"
+        if file.is_file() and not self.is_fsdp_enabled:
+            saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            check_optimizer_fits(Path(checkpoint), saved, cast(Optimizer, self.optimizer))
+        wanted = _peak_rates(self.lr_scheduler)
+        super()._load_optimizer_and_scheduler(checkpoint)
+        check_schedule_fits(Path(checkpoint), _peak_rates(self.lr_scheduler), wanted)
+
+
+class StopCallback(TrainerCallback):
+    """Ends training after a step at which a stop was requested, with a checkpoint."""
+
+    def __init__(self, trainer: RunTrainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.trainer.stop_requested:
+            self.trainer.interrupted = True
+            control.should_save = True
+            control.should_training_stop = True
+
+
+def _peak_rates(scheduler: Any) -> list[float] | None:
+    """A copy of a schedule's peak learning rates; None where it has none."""
+    rates = getattr(getattr(scheduler, "scheduler", scheduler), "base_lrs", None)
+    return None if rates is None else list(rates)
+
+
+@contextmanager
+def _gathering(model: Any) -> Iterator[None]:
+    """While entered, a DeepSpeed engine gathers a model that is split over the processes, whatever its settings say."""
+    if not hasattr(model, "zero_gather_16bit_weights_on_model_save"):
+        yield
+        return
+    model.zero_gather_16bit_weights_on_model_save = lambda: True
+    try:
+        yield
+    finally:
+        del model.zero_gather_16bit_weights_on_model_save

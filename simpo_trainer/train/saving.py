@@ -1,0 +1,129 @@
+"""What saving a trained model would fail at is settled or refused before training, and weights are written all the same."""
+
+import io
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from peft import PeftModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers.utils import logging as transformers_logging
+
+from ..errors import SimPOError
+from ..log import get_logger
+
+logger = get_logger(__name__)
+
+
+def check_saves(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None, args: TrainingArguments
+) -> None:
+    """Save everything but the weights into a scratch folder, so that what cannot be saved is known before training.
+
+    A generation configuration that samples by its values and not by its `do_sample` is put right.
+
+    Args:
+        model: to be trained; its smallest weight stands for all.
+        tokenizer: to be saved with it.
+        args: to be saved with it.
+
+    Raises:
+        SimPOError: something cannot be saved.
+    """
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if getattr(base, "generation_config", None) is not None:
+        _settle_generation(base.generation_config)
+    with tempfile.TemporaryDirectory() as folder, _no_progress_bar():
+        if isinstance(model, PeftModel):
+            for config in model.peft_config.values():
+                _try("The configuration of the adapter", lambda config=config: config.save_pretrained(folder))
+        else:
+            _try("The model", lambda: model.save_pretrained(folder, state_dict=_smallest_weight(model)))
+        if tokenizer is not None:
+            _try("The tokenizer", lambda: tokenizer.save_pretrained(folder))
+    _try("The arguments of the training", lambda: torch.save(args, io.BytesIO()))
+
+
+def _settle_generation(config: GenerationConfig) -> None:
+    """Put `do_sample` right, which some published models (Llama-2-chat) leave off beside values for sampling."""
+    if _fault(config) is None:
+        return
+    if not config.do_sample:
+        config.do_sample = True
+        if _fault(config) is None:
+            logger.warning(
+                "generation_config.json has values for sampling (temperature, top_p, ...) and do_sample: false, with which "
+                "it cannot be saved. The trained model's will say do_sample: true."
+            )
+            return
+        config.do_sample = False
+    raise SimPOError(
+        f"The model's generation_config.json cannot be saved with the trained model: {_fault(config)} Correct it, or remove "
+        "the file."
+    )
+
+
+def _fault(config: GenerationConfig) -> str | None:
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        return _on_one_line(error)
+    return None
+
+
+def _on_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _smallest_weight(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    name, weight = min(model.named_parameters(), key=lambda named: named[1].numel())
+    # Under ZeRO-3 and on a rank whose weights are elsewhere there is nothing to copy.
+    return {name: torch.zeros(1) if weight.is_meta or not weight.numel() else weight.detach().clone()}
+
+
+def _try(what: str, save: Any) -> None:
+    try:
+        save()
+    except Exception as error:  # whatever it is, it would come at the end of the training too
+        raise SimPOError(
+            f"{what} cannot be saved, and so could not be after the training either: {type(error).__name__}: {_on_one_line(error)}"
+        ) from error
+
+
+@contextmanager
+def weights_rescued(model: Any, state_dict: dict[str, Any] | None, folder: str) -> Iterator[None]:
+    """While entered, a failure to save a whole model still leaves its weights in the folder. PEFT writes those first itself.
+
+    Args:
+        model: the unwrapped model.
+        state_dict: its gathered weights; None for the model's own.
+        folder: where it is saved.
+
+    Raises:
+        SimPOError: saving failed, and the weights were written.
+    """
+    try:
+        yield
+    except Exception as error:
+        # A full disk, or one that is gone: a second attempt would end like the first.
+        if isinstance(error, OSError) or isinstance(model, PeftModel):
+            raise
+        save_torch_state_dict(model.state_dict() if state_dict is None else state_dict, folder)
+        raise SimPOError(
+            f"The model could not be saved as it should be ({type(error).__name__}: {_on_one_line(error)}), but its weights are in "
+            f"{folder}. Put the configuration and the tokenizer of the starting model beside them."
+        ) from error
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

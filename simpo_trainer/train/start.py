@@ -1,0 +1,77 @@
+"""What the log says at the start of training: rows as the model sees them, batch arithmetic, the starting margin."""
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..log import get_logger
+from ..model.load import describe
+from ..tokens.rows import is_ranked
+from ..tokens.sets import columns_of, pair_counts
+from .same_rows import SameRowsCallback
+
+logger = get_logger(__name__)
+
+
+class StartReport(TrainerCallback):
+    """Logs the size of the run and the measured starting margin beside the target margin."""
+
+    def __init__(self, trainer: Any, measured: SameRowsCallback):
+        self.trainer = trainer
+        self.measured = measured
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        trainer = self.trainer
+        trainer.reset_window()
+        say_size(trainer, trainer.args.global_batch_size)
+        if state.global_step:
+            logger.info(f"Resuming after step {state.global_step}.")
+            return
+        start = self.measured.start
+        if start is None:
+            return
+        objective = trainer.args.objective
+        target = ""
+        if objective.target_margin is not None:
+            beta, ratio = objective.reward_scale, objective.target_margin
+            target = f"Target margin: {ratio:g} {objective.unit} (beta {beta:g}, gamma {beta * ratio:g}). "
+        logger.info(
+            f"{target}Starting margin: {start['logps/margins']:+.3f} "
+            f"(chosen {start['logps/chosen']:.3f}, rejected {start['logps/rejected']:.3f}, accuracy "
+            f"{start['rewards/accuracies']:.2f})."
+        )
+
+
+def say_size(trainer: Any, wanted: int | None, unit: str | None = None) -> None:
+    """Log the size of the model and of a global batch, and warn where the recipe asks for another one.
+
+    Args:
+        trainer: any trainer that is about to train.
+        wanted: the recipe's global batch.
+        unit: what its rows are called; unset means what their columns tell.
+    """
+    processes = trainer.accelerator.num_processes
+    # Not the argument: `auto_find_batch_size` may have made it smaller.
+    micro, accumulation = trainer._train_batch_size, trainer.args.gradient_accumulation_steps
+    batch = micro * processes * accumulation
+    unit, pairs = (unit, "") if unit else _rows_of(trainer.train_dataset, batch)
+    logger.info(
+        f"Model: {describe(trainer.model_wrapped)}.\n"
+        f"Global batch: {batch} {unit} ({micro} per device x {processes} process{'es' if processes > 1 else ''} x "
+        f"{accumulation} accumulation){pairs}. Optimiser steps: {trainer.state.max_steps}."
+    )
+    if wanted and wanted != batch:
+        logger.warning(
+            f"The global batch is {batch} {unit}, the recipe's is {wanted}: its other numbers were chosen for that. Leave "
+            "gradient_accumulation_steps out to have it derived."
+        )
+
+
+def _rows_of(dataset: Any, batch: int) -> tuple[str, str]:
+    """What the rows of a training set are called, and of ranked answers how many pairs a global batch has."""
+    if not is_ranked(columns_of(dataset)):
+        return "pairs", ""
+    counts = pair_counts(dataset) if hasattr(dataset, "__len__") else None
+    return "prompts", f", with {batch * sum(counts) / len(counts):.0f} pairs on average" if counts else ""

@@ -1,0 +1,88 @@
+"""Ctrl-C and SIGTERM: while a model trains, finish the step, save a checkpoint and end; at other times end at once."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+from ..log import get_logger
+
+logger = get_logger(__name__)
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Seconds within which a second SIGTERM is the first one again: schedulers signal a whole group, and its launcher passes
+# the signal on.
+_SAME = 2.0
+
+
+class StopRequest:
+    """While entered, SIGINT and SIGTERM ask for a stop. One that was ignored before stays so, as `nohup` wants it.
+
+    At first a signal ends the process at once, by KeyboardInterrupt or SystemExit. While :meth:`deferred`, it is only
+    remembered in `number`, and a second one ends the process. Signal handlers belong to the main thread; entered in
+    another one it does nothing. It may be entered again while it is entered.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._since = 0.0
+        self._deferred = False
+        self._entered = 0
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal came that was deferred."""
+        return self.number is not None
+
+    def __enter__(self) -> "StopRequest":
+        self._entered += 1
+        if self._entered == 1:
+            self.number = None
+            if threading.current_thread() is threading.main_thread():
+                handled = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+                self._previous = {number: signal.signal(number, self._on_signal) for number in handled}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self._entered -= 1
+        if not self._entered:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+            self._previous = {}
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """While entered, a signal is remembered instead of obeyed."""
+        before, self._deferred = self._deferred, True
+        try:
+            yield
+        finally:
+            self._deferred = before
+
+    def obey(self) -> None:
+        """End the process if a signal came that was deferred and nothing has acted on since."""
+        if self.number is not None:
+            _end(self.number)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self._deferred:
+            _end(number)
+        if self.number is None:
+            self.number, self._since = number, time.monotonic()
+            name = "Interrupted" if number == signal.SIGINT else "Asked to stop by SIGTERM"
+            again = (
+                "Press Ctrl-C again to stop at once." if number == signal.SIGINT else "Another signal stops at once."
+            )
+            logger.info(f"{name}: finishing the step, then saving a checkpoint. {again}")
+        elif number != signal.SIGTERM or time.monotonic() - self._since > _SAME:
+            _end(number)
+
+
+def _end(number: int) -> None:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)

@@ -1,0 +1,415 @@
+"""`SimPOTrainer`: one concatenated forward over chosen and rejected answers, no reference model.
+
+The optimiser step follows the mean over the pairs of the global batch, however that batch is split into processes,
+micro-batches and accumulation steps. The pieces: `batches/order.py` deals the pairs out, `get_batch_samples` counts them
+over all processes, `compute_loss` divides by that count.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
+from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
+
+from ..batches.batch import Batch, PairCollator, count_tokens
+from ..batches.loader import Collator, evaluation_pairs, pair_loader, training_pairs
+from ..batches.order import PairBatchSampler
+from ..batches.stream import StreamedPairs
+from ..data.drops import DropReport
+from ..errors import SimPOError
+from ..log import get_logger
+from ..loss.metrics import MetricSums, PairRecords, accumulation_dtype, pair_metrics
+from ..model.experts import BalanceTerm
+from ..model.layout_choice import check_attention_trains, choose_layout, saved_tokens
+from ..model.load import check_positions, check_trainable_dtypes, load_model, load_tokenizer, prepare_model
+from ..model.modes import evaluating, in_training
+from ..model.scoring import AnswerScores, add_scoring_forward, check_scoring, score_batch
+from ..record.manifest import ManifestCallback
+from ..tokens.ids import TokenIds, count_embeddings
+from ..tokens.sets import columns_of, spread_rows, token_set
+from .config import SimPOConfig
+from .finite import check_finite
+from .processes import end_group_at_exit, keep_scores_float32
+from .progress import show_lines
+from .run_trainer import RunTrainer, StopCallback
+from .same_rows import SameRowsCallback
+from .saving import check_saves
+from .start import StartReport
+from .stop import StopRequest
+
+if TYPE_CHECKING:
+    from ..recipe.load import Recipe
+
+
+logger = get_logger(__name__)
+
+
+class _StepTotals(NamedTuple):
+    """Sums over the micro-batches of one optimiser step on all processes."""
+
+    pairs: float
+    tokens: float
+    chosen_tokens: float
+    stop_requests: float
+
+
+class SimPOTrainer(RunTrainer):
+    """Trains a causal language model with SimPO (arXiv 2405.14734) on preference pairs.
+
+    Another loss is a subclass that overrides :meth:`pair_loss`.
+
+    Args:
+        model: folder or Hub name, a `PreTrainedModel`, or a `PeftModel` whose adapter is trained on.
+        args: settings; the paper's defaults if not given.
+        data_collator: makes a :class:`~simpo_trainer.batches.batch.Batch` of tokenized pairs; the padded layout by default.
+        train_dataset: rows `{prompt, chosen, rejected}` of strings or messages, with explicit or implicit prompt; or
+            rows that already hold `prompt_ids`, `chosen_ids`, `rejected_ids`. Or prompts with ranked answers: `{prompt,
+            responses, scores}` (or `ranks`), or `prompt_ids`, `response_ids`, `chosen`, `rejected`. A stream needs
+            `max_steps`.
+        eval_dataset: the same but for a stream, or a mapping from names to such sets, evaluated one by one.
+        processing_class: the tokenizer; loaded from the model's name by default.
+        compute_metrics: gets an `EvalPrediction` whose predictions are log-probabilities (chosen, rejected) in the unit
+            of `logps/*` and whose label ids are answer lengths, both (pairs, 2) in the order of the set, the pairs of a
+            prompt's ranked answers one after the other.
+        callbacks: added to the default ones.
+        optimizers: optimiser and scheduler to use instead of the arguments' own.
+        peft_config: puts a new adapter on the model.
+
+    Raises:
+        SimPOError: settings, model or data cannot give the training that was asked for.
+    """
+
+    args: SimPOConfig
+    # Set on the class because the loss returned by `compute_loss` is divided by the pairs of the whole step.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: SimPOConfig | None = None,
+        data_collator: Collator | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        peft_config: PeftConfig | None = None,
+    ):
+        name = os.path.expanduser(model) if isinstance(model, str) else model.config._name_or_path
+        args = args or SimPOConfig(output_dir=f"{name.rstrip('/').split('/')[-1] or 'model'}-SimPO")
+        if isinstance(model, str):
+            model = load_model(name, args, adapter_follows=peft_config is not None)
+        elif args.model_init_kwargs:
+            raise SimPOError("model_init_kwargs is set, but the model is an object already; it would do nothing there.")
+        model = prepare_model(model, args, peft_config)
+        processing_class = processing_class or load_tokenizer(name, args)
+        check_saves(model, processing_class, args)
+        self._balance = BalanceTerm.of_run(model.config, args)
+        base_model = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+        add_scoring_forward(base_model)
+
+        # Before `super().__init__`, which wants to know the data sets.
+        self._tokenizer = processing_class
+        self._token_ids = TokenIds(processing_class, count_embeddings(model))
+        self._token_ids.check_pad_token()
+        self._model_to_train = model
+        self.args = args
+        self.drop_reports: dict[str, DropReport] = {}
+        train_dataset = self._tokenized(train_dataset, "train")
+        eval_dataset = self._tokenized(eval_dataset, "eval")
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=cast(Any, data_collator or PairCollator(self._token_ids.pad_id)),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        # Older versions of the parent read this instead of `loss_is_scaled_for_ga`.
+        self.model_accepts_loss_kwargs = True
+        if not self.is_deepspeed_enabled:
+            check_trainable_dtypes(model)
+        keep_scores_float32(self.accelerator)
+        with self.accelerator.autocast():
+            check_scoring(base_model)
+        self._lay_out(own_collator=data_collator is not None)
+        if self.accelerator.num_processes > 1:
+            end_group_at_exit()
+        self.stop_request = StopRequest()
+        self._train_pairs: PairBatchSampler | StreamedPairs
+        self._train_sums = MetricSums()
+        self._eval_sums = MetricSums()
+        self._eval_records = PairRecords()
+        self._step_totals = _StepTotals(0.0, 0.0, 0.0, 0.0)
+        self.recipe: Recipe | None = None  # set by a run, for the record of it
+        self.run_record = ManifestCallback(self)
+        measured = SameRowsCallback(self)
+        for callback in (self.run_record, measured, StartReport(self, measured), StopCallback(self)):
+            self.add_callback(callback)
+        show_lines(self)
+
+    # ---- The loss ----
+
+    def pair_loss(self, chosen: AnswerScores, rejected: AnswerScores, *, margin: Tensor) -> Tensor:
+        """Loss of each pair, shape (N,): the place for a new loss variant.
+
+        Args:
+            chosen, rejected: `.sum`, `.average` (nats, nats per token) and `.length` (tokens) of each answer, (N,).
+            margin: target margin of each pair, (N,): `gamma_beta_ratio` plus what the data adds.
+        """
+        objective = self.args.objective
+        return objective.total(objective.losses(chosen, rejected, margin))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | float | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a micro-batch, scaled so that gradients add up to those of the mean over the global batch.
+
+        Args:
+            model: the wrapped model.
+            inputs: the micro-batch, a :class:`~simpo_trainer.batches.batch.Batch`.
+            return_outputs: also return the per-pair results.
+            num_items_in_batch: pairs of the optimiser step over all processes; without it the micro-batch is averaged.
+        """
+        batch, training = cast(Batch, inputs), in_training(model)
+        answers, router_logits = score_batch(model, batch)
+        chosen, rejected = answers.select(batch["chosen"]), answers.select(batch["rejected"])
+        weight = batch["pair_weight"].to(answers.sum.dtype)
+        objective = self.args.objective
+        margin = objective.gamma_beta_ratio + batch.get("margin", torch.zeros_like(weight))
+        losses = self.pair_loss(chosen, rejected, margin=margin)
+
+        if num_items_in_batch is None:
+            scale = 1
+            pairs, chosen_tokens = weight.sum(), (weight * chosen.length).sum()
+        else:
+            # Processes average their gradients; the loss of all of them together is one sum over one count.
+            scale = self.accelerator.num_processes
+            pairs, chosen_tokens = weight.new_tensor([self._step_totals.pairs, self._step_totals.chosen_tokens])
+        loss = (losses * weight).sum() * scale / pairs
+        if objective.sft_weight:
+            likelihood = chosen.average if self.args.sft_reduction == "sequence" else chosen.sum
+            count = chosen_tokens if self.args.sft_reduction == "token" else pairs
+            sft = -(likelihood * weight).sum() * scale / count
+            loss = loss + objective.sft_weight * sft
+        sums = self._train_sums if training else self._eval_sums
+        if self._balance and router_logits:
+            # A mean of micro-batches, each as heavy as its pairs: filler alone adds nothing.
+            balance = self._balance.loss(router_logits, batch) * weight.sum()
+            loss = loss + self._balance.coefficient * balance * scale / pairs
+            sums.add({"aux_loss": torch.stack([balance, weight.sum()])})
+
+        sums.add(
+            pair_metrics(
+                chosen,
+                rejected,
+                logps=(objective.compared(chosen), objective.compared(rejected)),
+                losses=losses,
+                parts=objective.losses(chosen, rejected, margin) if len(objective.parts) > 1 else {},
+                margin=None if objective.target_margin is None else margin,
+                weight=weight,
+                beta=objective.reward_scale,
+                sft_reduction=self.args.sft_reduction,
+            )
+        )
+        if training:
+            check_finite(loss, losses, batch, answers, model=model, step=self.state.global_step)
+        if not return_outputs:
+            return loss
+        return loss, {
+            "logps": torch.stack([objective.compared(chosen), objective.compared(rejected)], -1).detach(),
+            "lengths": torch.stack([chosen.length, rejected.length], -1),
+        }
+
+    # ---- Batches ----
+
+    def _lay_out(self, own_collator: bool) -> None:
+        """Choose the layout of the batches, and say which and why."""
+        if own_collator:
+            if self.args.batch_layout != "auto":
+                raise SimPOError(
+                    f"batch_layout is {self.args.batch_layout}, but the data_collator that was passed makes the batches. "
+                    "Leave one of them out."
+                )
+            return
+        layout, reason = choose_layout(
+            cast(Any, self._model_to_train), self.args.batch_layout, compiled=self.args.torch_compile
+        )
+        self.data_collator = cast(Any, PairCollator(self._token_ids.pad_id, layout))
+        logger.info(f"Batch layout: {layout} ({reason}{saved_tokens(self.train_dataset, layout)}).")
+
+    def _tokenized(self, dataset: Any, name: str) -> Any:
+        """Token rows of a raw set, or of each in a mapping of sets; token rows pass through."""
+        if dataset is None:
+            return None
+        if isinstance(dataset, Mapping):
+            if name == "train":
+                raise SimPOError(f"train_dataset has the splits {', '.join(dataset)}. Pass one: train_dataset[...].")
+            return {key: self._tokenized(value, f"{name}_{key}") for key, value in dataset.items()}
+        found = token_set(dataset, name, self._tokenizer, self.args)
+        if found.report:
+            self.drop_reports[name] = found.report
+        check_positions(self._model_to_train, found.longest, at_most=found.streamed)
+        self._token_ids.check_set(found, name)
+        own_loss = type(self).pair_loss is not SimPOTrainer.pair_loss
+        if name == "train" and not own_loss and not self.args.objective.reads_margins:
+            if "margin" in columns_of(found.rows):
+                logger.warning(f"{name}: the margins of the data have no effect on the loss {self.args.loss_type}.")
+        return found.rows
+
+    def _training_pairs(self) -> PairBatchSampler | StreamedPairs:
+        size = self._train_batch_size
+        return training_pairs(self.train_dataset, self.args, size, self.accelerator, self._token_ids)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Micro-batches of this process, in an order that depends on the seed and the epoch alone."""
+        if self.train_dataset is None:
+            raise SimPOError("Training needs a train_dataset.")
+        self._train_pairs = self._training_pairs()
+        return pair_loader(self.train_dataset, self._train_pairs, cast(Collator, self.data_collator), self.args)
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        """Micro-batches of an evaluation set, given as such or by name, the longest pairs first."""
+        if isinstance(eval_dataset, str):
+            if not isinstance(self.eval_dataset, Mapping) or eval_dataset not in self.eval_dataset:
+                raise SimPOError(f"There is no evaluation set called {eval_dataset!r}.")
+            eval_dataset = self.eval_dataset[eval_dataset]
+        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if eval_dataset is None:
+            raise SimPOError("Evaluation needs an eval_dataset.")
+        pairs = evaluation_pairs(eval_dataset, self.args, self.accelerator)
+        return pair_loader(eval_dataset, pairs, cast(Collator, self.data_collator), self.args)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        """Micro-batches for `predict`."""
+        return self.get_eval_dataloader(self._tokenized(test_dataset, "test"))
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Any]:
+        """Fetch the micro-batches of one optimiser step and count their pairs over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        local = sum((count_tokens(batch) for batch in batches), torch.zeros(3, dtype=torch.float64))
+        counts = torch.cat([local, torch.tensor([float(self.stop_request.requested)], dtype=torch.float64)])
+        counts = self.accelerator.reduce(counts.to(device, accumulation_dtype(device)), reduction="sum")
+        self._step_totals = _StepTotals(*counts.tolist())
+        self.state.num_input_tokens_seen += int(self._step_totals.tokens)
+        return batches, self._step_totals.pairs
+
+    # ---- Training ----
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As :meth:`~simpo_trainer.train.run_trainer.RunTrainer.train`."""
+        check_attention_trains(cast(Any, self._model_to_train))
+        return super().train(*args, **kwargs)
+
+    def reset_window(self) -> None:
+        """Begin a logging window: what an aborted or finished run left open is not this run's."""
+        self._train_sums = MetricSums()
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether to stop after this step; the same on every process."""
+        if self.accelerator.num_processes > 1:
+            return self._step_totals.stop_requests > 0
+        return self.stop_request.requested
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means of the logging window to a training log, then log."""
+        if "loss" in logs:
+            logs |= self._train_sums.reduce(self.accelerator)
+            if (pairs := self._train_pairs.pairs_after(self.state.global_step)) is not None:
+                logs["num_pairs_seen"] = pairs
+            logs["num_tokens_seen"] = self.state.num_input_tokens_seen
+        super().log(logs, start_time)
+
+    # ---- Evaluation ----
+
+    def evaluate(
+        self,
+        eval_dataset: str | Dataset | Mapping[str, Dataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """As `Trainer.evaluate`; a set may be raw rows, and several sets a mapping."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._tokenized(eval_dataset, metric_key_prefix)
+        return super().evaluate(cast(Any, eval_dataset), ignore_keys, metric_key_prefix)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As `Trainer.evaluation_loop`, with means over pairs from this trainer's own sums."""
+        self._eval_sums = MetricSums()
+        self._eval_records = PairRecords()
+        # `gather_for_metrics` would cut rows off the last batch; the sampler repeats none.
+        self.gather_function = self.accelerator.gather
+        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+
+        metrics = self._eval_sums.reduce(self.accelerator)
+        metrics["loss"] = metrics["preference_loss"] + self.args.objective.sft_weight * metrics["sft_loss"]
+        if self._balance:
+            metrics["loss"] += self._balance.coefficient * metrics["aux_loss"]
+        logps, lengths, tokens = self._eval_records.gather(self.accelerator)
+        metrics |= {"num_pairs": len(logps), "num_tokens": int(tokens.sum())}
+        if self.compute_metrics is not None:
+            found = self.compute_metrics(EvalPrediction(predictions=logps, label_ids=lengths))
+            metrics |= {name.removeprefix(f"{metric_key_prefix}_"): value for name, value in found.items()}
+        metrics = denumpify_detensorize(metrics)
+        cast(dict, output.metrics).update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output._replace(predictions=logps, label_ids=lengths)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, None, None]:
+        """Score a micro-batch; the sums and a few numbers per pair are kept here, and nothing is handed on."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            _, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        self._eval_records.add(cast(Batch, inputs), outputs["logps"], outputs["lengths"])
+        return None, None, None
+
+    def rows_to_measure(self, count: int) -> Any:
+        """Rows from all over the training set, or the first usable ones of a stream; None where it has none."""
+        if not isinstance(self.train_dataset, IterableDataset):
+            return spread_rows(self.train_dataset, count)
+        return cast(StreamedPairs, self._training_pairs()).first_rows(count)
+
+    def measure(self, rows: Any) -> dict[str, float]:
+        """Metrics of the model as it is on token rows; every process must call it."""
+        self._eval_sums = MetricSums()
+        model = self.model_wrapped
+        with evaluating(model), torch.no_grad():
+            for inputs in self.get_eval_dataloader(rows):
+                self.compute_loss(model, self._prepare_inputs(inputs))
+        return self._eval_sums.reduce(self.accelerator)

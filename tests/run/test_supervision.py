@@ -1,0 +1,177 @@
+"""`simpo train --launcher`: real processes that train, fail, are interrupted or killed, and what is seen of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from models import as_text, random_pairs, tiny_model, word_tokenizer
+from simpo_trainer import SimPOError
+from simpo_trainer.run.supervision import _status
+
+ROOT = Path(__file__).parents[2]
+RECIPE = """
+model_name_or_path: model
+dataset_name: pairs.jsonl
+output_dir: out
+learning_rate: 1e-3
+logging_steps: 1
+save_strategy: "no"
+use_cpu: true
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a recipe, a tiny model and pairs."""
+    path = tmp_path_factory.mktemp("launched")
+    tiny_model().save_pretrained(path / "model")
+    word_tokenizer().save_pretrained(path / "model")
+    (path / "pairs.jsonl").write_text("\n".join(json.dumps(as_text(pair)) for pair in random_pairs(14)))
+    (path / "recipe.yaml").write_text(RECIPE)
+    return path
+
+
+def start(folder: Path, log: Path, *words: str) -> subprocess.Popen:
+    """`simpo train` as a terminal starts it: leading a process group of its own."""
+    inherited = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    with log.open("w") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-m", "simpo_trainer", "train", "recipe.yaml", *words],
+            cwd=folder,
+            env=inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+            preexec_fn=_heed_signals,
+        )
+
+
+def _heed_signals() -> None:
+    # A test run in the background of a shell ignores them, and what it starts would inherit that.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def finish(process: subprocess.Popen, log: Path) -> tuple[int, str]:
+    try:
+        return process.wait(timeout=400), log.read_text()
+    finally:
+        process.kill()
+
+
+@contextmanager
+def in_training(folder: Path, log: Path, launcher: str, count: int):
+    """A run in the middle of its training: the launching process, and those that it started."""
+    words = ["--launcher", launcher, "--num-processes", str(count), "--max_steps", "100000", "--output_dir", log.stem]
+    process = start(folder, log, *words)
+    started = []
+    try:
+        end = time.monotonic() + 400
+        while "step 10/" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        started = psutil.Process(process.pid).children()
+        assert len(started) == count
+        yield process, started
+        assert not any(child.is_running() for child in started)
+    finally:
+        for one in [process, *started]:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+
+
+@pytest.mark.slow
+def test_launched_processes_train_as_one(folder, tmp_path):
+    """One process and two, with the same global batch of 4 pairs: same losses, same weights."""
+    outcomes = []
+    for launcher, count in (("single", 1), ("ddp", 2)):
+        options = ["--launcher", launcher, "--num-processes", str(count), "--output_dir", launcher]
+        log = tmp_path / launcher
+        split = ["--per_device_train_batch_size", str(4 // count)]
+        status, text = finish(start(folder, log, *options, *split), log)
+        assert status == 0, text
+        assert f"x {count} process" in text
+        assert f"/accelerate/{launcher}.yaml --num_processes {count} --module simpo_trainer train recipe.yaml" in text
+        history = json.loads((folder / launcher / "trainer_state.json").read_text())["log_history"]
+        losses = [entry["loss"] for entry in history if "loss" in entry]
+        outcomes.append((losses, load_file(folder / launcher / "model.safetensors")))
+    (losses, weights), (found_losses, found_weights) = outcomes
+    assert len(losses) == 3
+    assert found_losses == pytest.approx(losses, rel=2e-4)
+    torch.testing.assert_close(found_weights, weights, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_error_in_the_processes_is_shown_once(folder, tmp_path):
+    log = tmp_path / "log"
+    words = ["--launcher", "ddp", "--num-processes", "2", "--dataset_name", "nowhere.jsonl"]
+    status, text = finish(start(folder, log, *words), log)
+    assert status == 1
+    lines = text.splitlines()
+    assert lines[0].startswith("Launching: ")
+    assert lines[1].startswith("error: nowhere.jsonl")
+    assert len(lines) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to_group", [True, False], ids=["group", "launcher"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("launcher", "count"), [("ddp", 2), ("single", 1)])
+def test_a_signal_ends_the_processes_with_one_checkpoint(folder, tmp_path, launcher, count, number, to_group):
+    """The terminal and some schedulers signal a whole group, others the launcher alone."""
+    log = tmp_path / launcher
+    with in_training(folder, log, launcher, count) as (process, _):
+        (os.killpg if to_group else os.kill)(process.pid, number)
+        status, text = finish(process, log)
+    assert status == 128 + number, text
+    assert "Stopped at step" in text
+    assert "Traceback" not in text
+    [checkpoint] = (folder / log.stem).glob("checkpoint-*")
+    assert (checkpoint / "trainer_state.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_named(folder, tmp_path):
+    log = tmp_path / "killed"
+    with in_training(folder, log, "ddp", 2) as (process, started):
+        started[1].kill()
+        status, text = finish(process, log)
+    assert status == 1
+    assert text.splitlines()[-1].startswith("error: Process 1 was ended by SIGKILL. The usual reason is")
+
+
+def failure(rank: int, code: int, *, at: int = 100, message: str | None = None) -> ProcessFailure:
+    ended = ProcessFailure(rank, 1000 + rank, code, "no-such-file")
+    ended.timestamp = at
+    if message:
+        ended.message = {"message": message}
+    return ended
+
+
+def test_the_failure_that_came_first_counts():
+    """Whatever the order in which torch lists them."""
+    ended, lost_connection = failure(0, -signal.SIGTERM), failure(1, 1)
+    killed, abandoned = failure(2, -signal.SIGKILL), failure(3, -signal.SIGKILL, at=130)
+    told = failure(4, 1, message="SimPOError: pairs: 3 rows")
+    assert _status([ended, lost_connection]) == 1
+    assert _status([ended, abandoned, failure(0, 130)]) == 130
+    assert _status([ended]) == 128 + signal.SIGTERM
+    with pytest.raises(SimPOError, match="Process 2 was ended by SIGKILL"):
+        _status([lost_connection, ended, abandoned, killed])
+    assert _status([lost_connection, abandoned]) == 1
+    with pytest.raises(SimPOError, match="^pairs: 3 rows$"):
+        _status([lost_connection, killed, told])
+    with pytest.raises(SimPOError, match=r"Process 0 was ended by SIGSEGV\.$"):
+        _status([failure(0, -signal.SIGSEGV)])

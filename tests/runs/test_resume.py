@@ -1,0 +1,239 @@
+"""Ending a run early and going on: from a checkpoint, after Ctrl-C and after SIGTERM."""
+
+import json
+import logging
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import GPT2Config, TrainerCallback
+
+from models import random_pairs, tiny_model
+from runs import assert_same_weights, make_trainer, train_log, weights_of
+from simpo_trainer.train import stop as interrupt
+from simpo_trainer.baselines.settings import build_arguments
+from simpo_trainer.train.stop import StopRequest
+
+ROWS = random_pairs(22)
+# Two epochs of 8 + 8 + 6 pairs with the optimiser and schedule of a real run, which a checkpoint must hold.
+SETTINGS = {
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "optim": "adamw_torch",
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.1,
+    "max_grad_norm": 1.0,
+    "save_strategy": "steps",
+    "save_steps": 1,
+}
+LOGGED = ("loss", "grad_norm", "learning_rate", "rewards/margins", "num_pairs_seen", "num_tokens_seen", "epoch")
+
+
+def dropout_model(seed: int = 0):
+    return tiny_model(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=97), seed=seed)
+
+
+def assert_resumed(resumed, whole, step: int) -> None:
+    """What follows the checkpoint is what followed it in the uninterrupted run, to the last bit but one."""
+    assert resumed.state.global_step == whole.state.global_step
+    logs, expected = train_log(resumed, *LOGGED), train_log(whole, *LOGGED)
+    assert len(logs) == len(expected) == 6
+    torch.testing.assert_close(torch.tensor(logs[step:]), torch.tensor(expected[step:]), rtol=1e-6, atol=0)
+    assert_same_weights(weights_of(resumed), weights_of(whole), tolerance=1e-6)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run with a checkpoint after each of its six steps."""
+    trainer = make_trainer(tmp_path_factory.mktemp("whole"), ROWS, **SETTINGS)
+    trainer.train()
+    assert trainer.state.global_step == 6 and not trainer.interrupted
+    return trainer
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 5])
+def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, whole, step, caplog):
+    """From the middle of an epoch, from its end, from the second epoch; weights come from the checkpoint alone."""
+    resumed = make_trainer(tmp_path, ROWS, model=tiny_model(seed=5), **{**SETTINGS, "save_strategy": "no"})
+    with caplog.at_level(logging.INFO, "simpo_trainer"):
+        resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-{step}")
+    assert_resumed(resumed, whole, step)
+    assert f"Resuming after step {step}." in caplog.text and "Starting margin" not in caplog.text
+
+
+def test_dropout_goes_on_where_it_stopped(tmp_path):
+    """With dropout left on, the random state of the checkpoint counts."""
+    settings = {**SETTINGS, "disable_dropout": False}
+    whole = make_trainer(tmp_path / "whole", ROWS, model=dropout_model(), **settings)
+    whole.train()
+    resumed = make_trainer(tmp_path / "resumed", ROWS, model=dropout_model(5), **{**settings, "save_strategy": "no"})
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    assert_resumed(resumed, whole, 4)
+
+
+def test_an_adapter_is_resumed(tmp_path):
+    def adapter():
+        torch.manual_seed(1)
+        return {"peft_config": LoraConfig(target_modules=["q_proj", "up_proj"], r=4, task_type="CAUSAL_LM")}
+
+    whole = make_trainer(tmp_path / "whole", ROWS, arguments=adapter(), **SETTINGS)
+    whole.train()
+    resumed = make_trainer(tmp_path / "resumed", ROWS, arguments=adapter(), **{**SETTINGS, "save_strategy": "no"})
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    assert_resumed(resumed, whole, 4)
+
+
+# ---- Signals ----
+
+
+class SendSignal(TrainerCallback):
+    """Sends a signal to this process in the middle of a step, once or more."""
+
+    def __init__(self, step: int, number: int = signal.SIGINT, *, times: int = 1):
+        self.step = step
+        self.number = number
+        self.times = times
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1:
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGINT, "Interrupted"), (signal.SIGTERM, "Asked to stop by SIGTERM")]
+)
+@pytest.mark.parametrize("step", [3, 4])
+def test_a_signal_ends_the_step_and_saves_it_for_a_resumed_run(tmp_path, whole, step, number, said, caplog):
+    """At an end of an epoch and inside one, though the settings save nothing."""
+    settings = {**SETTINGS, "save_strategy": "no"}
+    stopped = make_trainer(tmp_path, ROWS, arguments={"callbacks": [SendSignal(step, number)]}, **settings)
+    with caplog.at_level(logging.INFO, "simpo_trainer"):
+        stopped.train()
+    assert stopped.interrupted
+    assert stopped.agreed_signal() == number
+    assert stopped.state.global_step == step
+    assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{step}"]
+    assert json.loads((tmp_path / "run_manifest.json").read_text())["status"] == "interrupted"
+    assert f"{said}: finishing the step, then saving a checkpoint" in caplog.text
+
+    resumed = make_trainer(tmp_path / "resumed", ROWS, model=tiny_model(seed=5), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    assert not resumed.interrupted
+    assert_resumed(resumed, whole, step)
+
+
+def test_the_same_trainer_may_go_on_after_ctrl_c(tmp_path, whole):
+    """An earlier interruption is forgotten when training starts again."""
+    trainer = make_trainer(tmp_path, ROWS, arguments={"callbacks": [SendSignal(2)]}, **SETTINGS)
+    trainer.train()
+    assert trainer.interrupted
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert not trainer.interrupted
+    assert_resumed(trainer, whole, 2)
+
+
+@pytest.mark.parametrize(("number", "end"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_second_signal_stops_at_once(tmp_path, number, end, monkeypatch):
+    monkeypatch.setattr(interrupt, "_SAME", 0)
+    trainer = make_trainer(tmp_path, ROWS, arguments={"callbacks": [SendSignal(2, number, times=2)]}, **SETTINGS)
+    previous = signal.getsignal(number)
+    with pytest.raises(end):
+        trainer.train()
+    assert trainer.state.global_step == 1
+    assert signal.getsignal(number) is previous
+
+
+def test_a_sigterm_that_comes_twice_together_is_one(tmp_path):
+    """A scheduler signals the whole group, and the launcher in it passes the signal on."""
+    callbacks = [SendSignal(2, signal.SIGTERM, times=3)]
+    trainer = make_trainer(tmp_path, ROWS, arguments={"callbacks": callbacks}, **SETTINGS)
+    trainer.train()
+    assert trainer.interrupted and trainer.state.global_step == 2
+
+
+def test_jit_checkpoints_are_replaced_with_a_notice(tmp_path, caplog):
+    """transformers' callback took SIGTERM for itself, and the record told of a finished run."""
+    settings = {**SETTINGS, "enable_jit_checkpoint": True, "save_strategy": "no"}
+    callbacks = [SendSignal(2, signal.SIGTERM)]
+    trainer = make_trainer(tmp_path, ROWS, arguments={"callbacks": callbacks}, **settings)
+    assert "enable_jit_checkpoint does nothing here: SIGTERM always ends a run with a checkpoint" in caplog.text
+    trainer.train()
+    assert trainer.interrupted and trainer.state.global_step == 2
+    baseline = build_arguments("dpo", trainer.args, {"output_dir": str(tmp_path), "enable_jit_checkpoint": True})
+    assert not baseline.enable_jit_checkpoint
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_taken_over_during_training_only(tmp_path, number):
+    """Whatever handled them before handles them again, also when training fails."""
+    handlers = []
+
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            handlers.append(signal.getsignal(number))
+            raise RuntimeError("enough")
+
+    previous = signal.getsignal(number)
+    with pytest.raises(RuntimeError, match="enough"):
+        make_trainer(tmp_path, ROWS, arguments={"callbacks": [Look()]}).train()
+    assert handlers[0] is not previous
+    assert signal.getsignal(number) is previous
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_is_ignored_stays_so(tmp_path, number):
+    """As under nohup, and SIGINT in a background job of a shell."""
+    previous = signal.signal(number, signal.SIG_IGN)
+    try:
+        trainer = make_trainer(tmp_path, ROWS, arguments={"callbacks": [SendSignal(2, number)]}, **SETTINGS)
+        trainer.train()
+    finally:
+        signal.signal(number, previous)
+    assert not trainer.interrupted and trainer.state.global_step == 6
+
+
+@pytest.mark.parametrize(("number", "end"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_before_training_a_signal_ends_the_process(number, end):
+    """Nothing is lost yet; what came while a signal was deferred is obeyed when asked for."""
+    with StopRequest() as request:
+        with pytest.raises(end) as caught:
+            os.kill(os.getpid(), number)
+        with request.deferred():
+            os.kill(os.getpid(), number)
+        assert request.number == number
+        with pytest.raises(end):
+            request.obey()
+    if end is SystemExit:
+        assert caught.value.code == 143
+
+
+def test_a_request_may_be_entered_again(tmp_path):
+    """A run enters it before the data is loaded, and its trainer once more."""
+    previous = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as request:
+        own = signal.getsignal(signal.SIGTERM)
+        with request, request.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == own != previous
+        assert request.requested
+    assert signal.getsignal(signal.SIGTERM) is previous
+
+
+def test_a_request_in_another_thread_leaves_signals_alone():
+    """Only the main thread may handle them."""
+    seen = []
+
+    def enter():
+        with StopRequest() as request:
+            seen.append((signal.getsignal(signal.SIGINT), request.requested))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [(signal.getsignal(signal.SIGINT), False)]

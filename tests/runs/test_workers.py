@@ -1,0 +1,90 @@
+"""Signals to the whole group of a run that loads its batches in workers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from models import as_text, random_pairs, tiny_model, word_tokenizer
+
+ROOT = Path(__file__).parents[2]
+RECIPE = """
+model_name_or_path: model
+dataset_name: pairs.jsonl
+learning_rate: 1e-3
+logging_steps: 1
+max_steps: 100000
+save_strategy: "no"
+use_cpu: true
+dataloader_num_workers: 2
+"""
+
+
+@pytest.fixture
+def training(tmp_path):
+    """Starts a run, and returns it in the middle of its training with its log."""
+    tiny_model().save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(as_text(pair)) for pair in random_pairs(4000)))
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    log = tmp_path / "log"
+    started = []
+
+    def start(method: str):
+        words = ["train", "recipe.yaml", "--output_dir", "out", "--method", method]
+        with log.open("w") as stream:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "simpo_trainer", *words],
+                cwd=tmp_path,
+                env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
+                # A test run in the background of a shell ignores them.
+                preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM)],
+            )
+        started.append(process)
+        end = time.monotonic() + 200
+        while "step 5/" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < end, log.read_text()
+            time.sleep(0.05)
+        assert len(psutil.Process(process.pid).children(recursive=True)) >= 2
+        return process, log
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "number"), [("simpo", signal.SIGTERM), ("simpo", signal.SIGINT), ("dpo", signal.SIGTERM)]
+)
+def test_a_signal_to_the_group_stops_the_run_with_a_checkpoint(training, tmp_path, method, number):
+    process, log = training(method)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, number)
+    assert process.wait(timeout=120) == 128 + number, log.read_text()
+    assert "Go on with:" in log.read_text()
+    [checkpoint] = (tmp_path / "out").glob("checkpoint-*")
+    assert (checkpoint / "trainer_state.json").is_file()
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_at_once_leaves_no_worker(training):
+    process, log = training("simpo")
+    workers = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGSTOP)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, signal.SIGCONT)
+        time.sleep(0.02)
+    assert process.wait(timeout=60) == 130, log.read_text()
+    assert not psutil.wait_procs(workers, timeout=10)[1]

@@ -1,0 +1,33 @@
+"""Sets as the trainer gets them: lengths are counted without reading the ids."""
+
+from datasets import Dataset
+
+from models import random_pairs
+from simpo_trainer.tokens.rows import TOKEN_COLUMNS
+from simpo_trainer.tokens.sets import token_lengths
+
+
+def lengths_of(row):
+    prompt, *answers = (len(row[name]) for name in TOKEN_COLUMNS)
+    return [prompt, sum(answers), len(answers)]
+
+
+ROWS = random_pairs(30)
+EXPECTED = [lengths_of(row) for row in ROWS]
+
+
+def test_lengths_of_every_kind_of_set():
+    dataset = Dataset.from_list([{**row, "note": "x"} for row in ROWS])
+    assert token_lengths(dataset).tolist() == EXPECTED
+    assert token_lengths(ROWS).tolist() == EXPECTED
+    assert token_lengths(dataset.with_format("torch")).tolist() == EXPECTED
+    # Rows that were chosen or moved: the lengths are those of the rows as they are now.
+    order = [7, 3, 29, 0]
+    assert token_lengths(dataset.select(order)).tolist() == [EXPECTED[place] for place in order]
+    shuffled = dataset.shuffle(seed=1)
+    assert token_lengths(shuffled).tolist() == [lengths_of(row) for row in shuffled]
+
+
+def test_lengths_of_a_large_set_are_counted_in_pieces():
+    dataset = Dataset.from_list(ROWS * 1000)
+    assert token_lengths(dataset).tolist() == EXPECTED * 1000

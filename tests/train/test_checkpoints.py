@@ -1,0 +1,215 @@
+"""What a checkpoint must hold, and whose it must be, before a run goes on from it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from models import random_pairs, tiny_architecture, tiny_model
+from runs import assert_same_weights, make_trainer, weights_of
+from simpo_trainer.errors import SimPOError
+from simpo_trainer.train.checkpoints import checkpoints, find_checkpoint, step_of
+
+ROWS = random_pairs(12)
+SETTINGS = {
+    "optim": "adamw_torch",
+    "learning_rate": 1e-3,
+    "per_device_train_batch_size": 4,
+    "num_train_epochs": 2,
+    "save_strategy": "steps",
+    "save_steps": 2,
+}
+WHOLE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "model.safetensors")
+
+
+def write(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def lora(*targets: str, rank: int = 2) -> dict:
+    return {"peft_config": LoraConfig(target_modules=list(targets), r=rank, task_type="CAUSAL_LM")}
+
+
+# ---- Finding one ----
+
+
+def test_checkpoints_come_by_step_and_torn_ones_do_not_count(tmp_path):
+    for name in ("checkpoint-10", "checkpoint-9", "_earlier-checkpoint-11", "checkpoint-x"):
+        write(tmp_path / name, *WHOLE)
+    write(tmp_path / "checkpoint-12", "model.safetensors")
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
+    assert find_checkpoint(tmp_path, True) == tmp_path / "checkpoint-10"
+    assert find_checkpoint(tmp_path, None) is find_checkpoint(tmp_path, False) is None
+
+
+def test_a_trailing_slash_changes_nothing(tmp_path):
+    write(tmp_path / "checkpoint-2", *WHOLE)
+    found = find_checkpoint(tmp_path, f"{tmp_path}/checkpoint-2/")
+    assert found == tmp_path / "checkpoint-2"
+    assert step_of(found) == 2
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        WHOLE,
+        (*WHOLE[:3], "adapter_model.safetensors"),
+        (*WHOLE[:3], "model-00001-of-00002.safetensors", "model.safetensors.index.json"),
+        ("trainer_state.json", "scheduler.pt", "optimizer_0/shard", "pytorch_model_fsdp_0/shard"),
+        ("trainer_state.json", "scheduler.pt", "optimizer.bin", "pytorch_model_fsdp.bin"),
+        ("trainer_state.json", "global_step2/states"),
+    ],
+    ids=["whole", "adapter", "in parts", "FSDP sharded", "FSDP full", "DeepSpeed"],
+)
+def test_complete_checkpoints(tmp_path, names):
+    folder = write(tmp_path / "checkpoint-2", *names)
+    assert find_checkpoint(tmp_path, str(folder)) == folder
+
+
+@pytest.mark.parametrize("wanted", [True, "checkpoint-2"])
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("optimizer.pt", "holds no optimiser state .*Resume from a full checkpoint"),
+        ("scheduler.pt", "holds no scheduler state"),
+        ("model.safetensors", "holds no weights"),
+    ],
+)
+def test_an_incomplete_checkpoint_is_refused(tmp_path, wanted, missing, message):
+    """transformers loads neither of optimiser and scheduler where one is missing, without a word."""
+    folder = write(tmp_path / "checkpoint-2", *(name for name in WHOLE if name != missing))
+    with pytest.raises(SimPOError, match=message):
+        find_checkpoint(tmp_path, wanted if wanted is True else str(folder))
+
+
+def test_a_folder_that_is_no_checkpoint(tmp_path):
+    with pytest.raises(
+        SimPOError, match="is not a checkpoint-N folder with a trainer_state.json. There is no complete"
+    ):
+        find_checkpoint(tmp_path, str(tmp_path))
+
+
+# ---- Training on from one ----
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    """An uninterrupted run of six steps with checkpoints after 2, 4 and 6."""
+    trainer = make_trainer(tmp_path_factory.mktemp("earlier"), ROWS, **SETTINGS)
+    trainer.train()
+    return trainer
+
+
+def resumed(folder: Path, checkpoint: str | bool, *, model=None, arguments=None, **changed):
+    trainer = make_trainer(
+        folder, ROWS, model=model or tiny_model(seed=5), arguments=arguments, **{**SETTINGS, **changed}
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer
+
+
+def test_true_means_the_newest_complete_one_in_python_too(tmp_path, earlier):
+    shutil.copytree(Path(earlier.args.output_dir) / "checkpoint-4", tmp_path / "checkpoint-4")
+    shutil.copytree(Path(earlier.args.output_dir) / "checkpoint-6", tmp_path / "checkpoint-6")
+    (tmp_path / "checkpoint-6" / "trainer_state.json").unlink()
+    assert_same_weights(weights_of(resumed(tmp_path, True)), weights_of(earlier), tolerance=1e-6)
+
+
+def test_a_checkpoint_without_its_schedule_is_refused_in_python_too(tmp_path, earlier):
+    shutil.copytree(Path(earlier.args.output_dir) / "checkpoint-4", tmp_path / "checkpoint-4")
+    (tmp_path / "checkpoint-4" / "scheduler.pt").unlink()
+    for wanted in (True, f"{tmp_path}/checkpoint-4"):
+        with pytest.raises(SimPOError, match="holds no scheduler state"):
+            resumed(tmp_path, wanted)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"learning_rate": 2e-3}, "learning_rate is 0.002 and was 0.001"),
+        ({"weight_decay": 0.1}, "weight_decay is 0.1 and was 0.0"),
+        ({"adam_beta2": 0.95}, r"\(adam_beta1, adam_beta2\) is \(0.9, 0.95\) and was \(0.9, 0.999\)"),
+        ({"optim": "sgd"}, "momentum is 0 and was None"),
+    ],
+)
+def test_settings_that_a_resume_would_not_take_are_refused(tmp_path, earlier, changed, message):
+    """The optimiser's state brings its own, while the record would tell of the new ones."""
+    with pytest.raises(SimPOError, match=message):
+        resumed(tmp_path, f"{earlier.args.output_dir}/checkpoint-4", **changed)
+
+
+def test_a_model_of_another_shape_is_refused(tmp_path, earlier):
+    for other, message in [
+        (tiny_model(num_hidden_layers=3), "9 of the 30 weights .* are not in"),
+        (tiny_model(intermediate_size=64), "do not fit the model that is to go on training"),
+    ]:
+        with pytest.raises(SimPOError, match=message):
+            resumed(tmp_path, f"{earlier.args.output_dir}/checkpoint-4", model=other)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lora("k_proj"), "k_proj.lora_A.weight is not in the checkpoint; .*q_proj.lora_A.weight is not in this run's"),
+        (lora("q_proj", "v_proj"), "v_proj.lora_A.weight is not in the checkpoint"),
+        (lora("q_proj", rank=4), r"is \(2, 32\) there and \(4, 32\) here"),
+    ],
+    ids=["other targets", "more targets", "another rank"],
+)
+def test_another_adapter_is_refused(tmp_path, other, message):
+    """The optimiser's state was taken for other weights, and fused AdamW ended in a segmentation fault."""
+    make_trainer(tmp_path, ROWS, arguments=lora("q_proj"), **SETTINGS).train()
+    with pytest.raises(SimPOError, match=message):
+        resumed(tmp_path, True, arguments=other, model=tiny_model())
+
+
+def test_optimiser_state_of_other_weights_is_refused(tmp_path, earlier):
+    folder = tmp_path / "checkpoint-4"
+    shutil.copytree(Path(earlier.args.output_dir) / "checkpoint-4", folder)
+    state = torch.load(folder / "optimizer.pt", weights_only=True)
+    state["state"][0]["exp_avg"] = torch.zeros(3)
+    torch.save(state, folder / "optimizer.pt")
+    with pytest.raises(SimPOError, match=r"exp_avg of shape \(3,\) for a weight of shape \(97, 32\)"):
+        resumed(tmp_path, True)
+    state["param_groups"] = state["param_groups"][:1]
+    torch.save(state, folder / "optimizer.pt")
+    with pytest.raises(SimPOError, match="this run's 21 "):
+        resumed(tmp_path, True)
+
+
+# ---- A mixture of experts, whose experts are saved one by one ----
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+def test_a_mixture_of_experts_goes_on_with_the_experts_that_were_saved(tmp_path, name):
+    """transformers reads the file's names as the model's, and went on with the untrained experts."""
+    settings = {**SETTINGS, "num_train_epochs": 1, "max_steps": 3}
+    whole = make_trainer(tmp_path / "whole", ROWS, model=tiny_architecture(name), **settings)
+    whole.train()
+    again = make_trainer(tmp_path / "again", ROWS, model=tiny_architecture(name), **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert_same_weights(weights_of(again), weights_of(whole), tolerance=1e-6)
+
+
+def test_the_best_mixture_of_experts_is_the_one_that_was_saved(tmp_path):
+    settings = {"save_steps": 1, "eval_steps": 1, "eval_strategy": "steps", "max_steps": 3, "learning_rate": 0.1}
+    trainer = make_trainer(
+        tmp_path,
+        ROWS,
+        model=tiny_architecture("mixtral"),
+        eval_dataset=make_trainer(tmp_path / "other", random_pairs(4)).train_dataset,
+        **{**SETTINGS, **settings},
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=True,  # the first steps have the lowest loss or the highest; either way it is not the last
+        lr_scheduler_type="constant",
+    )
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    saved = type(trainer.model).from_pretrained(best, dtype=torch.float32)
+    assert_same_weights(weights_of(trainer), dict(saved.named_parameters()), tolerance=0)

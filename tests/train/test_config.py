@@ -1,0 +1,284 @@
+"""Settings: each explained, each checked before anything is loaded, with a message that says what to change."""
+
+import dataclasses
+import logging
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.utils import ParallelismConfig
+from transformers import TrainingArguments
+
+from simpo_trainer import SimPOConfig
+from simpo_trainer.errors import SimPOError
+from simpo_trainer.loss.losses import LOSSES
+from simpo_trainer.train.config import _accumulation_problems
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Makes a configuration of the given settings."""
+    return lambda **settings: SimPOConfig(output_dir=str(tmp_path), **settings)
+
+
+@pytest.fixture
+def warnings_of(config, caplog):
+    """The warnings that settings give."""
+
+    def warnings_of(**settings) -> str:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "simpo_trainer"):
+            config(**settings)
+        return "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("simpo_trainer"))
+
+    return warnings_of
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(SimPOConfig), ids=lambda field: field.name)
+def test_every_setting_has_help(field):
+    assert len(field.metadata.get("help", "")) > 10
+
+
+def test_defaults_are_the_papers(config):
+    args = config()
+    expected = {
+        "beta": 2.0,
+        "gamma_beta_ratio": 0.5,
+        "loss_type": "sigmoid",
+        "label_smoothing": 0.0,
+        "average_log_prob": True,
+        "sft_weight": 0.0,
+        "learning_rate": 5e-7,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "num_train_epochs": 1.0,
+        "max_grad_norm": 1.0,
+        "disable_dropout": True,
+    }
+    assert {name: getattr(args, name) for name in expected} == expected
+    assert args.get_warmup_steps(200) == 20
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beta": 0.0}, r"beta is 0\.0; it must be above 0\. Set beta: 2\.0"),
+        ({"beta": -1.0}, r"beta is -1\.0; it must be above 0"),
+        ({"beta": float("nan")}, r"beta is nan"),
+        ({"gamma_beta_ratio": -0.1}, r"gamma_beta_ratio is -0\.1; a target margin is a number, 0 or above\. Set"),
+        ({"gamma_beta_ratio": float("nan")}, r"gamma_beta_ratio is nan"),
+        ({"label_smoothing": 0.51}, r"label_smoothing is 0\.51; it must lie in \[0, 0\.5\].*Set label_smoothing"),
+        ({"label_smoothing": -0.1}, r"label_smoothing is -0\.1; it must lie in"),
+        ({"loss_type": "simpo"}, r"loss_type is 'simpo', which is the name of a method.* Set loss_type: sigmoid"),
+        ({"loss_type": "dpo"}, r"loss_type is 'dpo', which is the name of a method.* Set method: dpo"),
+        (
+            {"loss_type": "apo_zero"},
+            r"loss_type is 'apo_zero', which compares with a reference model.* Set method: dpo",
+        ),
+        ({"loss_type": "sigmod"}, r"loss_type is 'sigmod'; it must be one of sigmoid, .*Did you mean sigmoid"),
+        ({"loss_type": []}, r"loss_type is an empty list; .*Set loss_type: sigmoid"),
+        ({"loss_type": ["ipo", "ipo"]}, r"loss_type names a loss twice: ipo, ipo.*Add up"),
+        ({"loss_type": ["ipo", "slic"], "loss_weights": [1.0]}, r"loss_weights has 1 numbers and loss_type 2 names"),
+        ({"loss_type": ["ipo", "slic"], "loss_weights": [1.0, -1.0]}, r"loss_weights is .*; a weight is a number, 0"),
+        ({"loss_type": ["ipo", "slic"], "loss_weights": [0.0, 0.0]}, r"loss_weights is .*leaves nothing to train"),
+        ({"loss_type": "robust", "label_smoothing": 0.5}, r"label_smoothing is 0\.5, and the robust loss divides"),
+        ({"loss_type": "discopop", "discopop_tau": 1.0}, r"discopop_tau is 1\.0; it must lie between 0 and 1"),
+        ({"loss_type": "slic", "slic_delta": -1.0}, r"slic_delta is -1\.0; a margin is a number"),
+        ({"loss_type": "alphapo", "alpha": float("inf")}, r"alpha is inf; it must be a number"),
+        ({"sft_weight": -0.5}, r"sft_weight is -0\.5; it must be 0 or above\. Set sft_weight: 0\.0"),
+        ({"sft_reduction": "mean"}, r"sft_reduction is 'mean'; it must be 'sequence', 'token' or 'sum'"),
+        ({"max_length": 1, "max_prompt_length": 1}, r"max_length is 1; a prompt and an answer need at least 2"),
+        (
+            {"max_length": 64, "max_prompt_length": 64},
+            r"max_prompt_length is 64 and max_length 64;.*below max_length.*Lower max_prompt_length or raise max_length",
+        ),
+        ({"max_prompt_length": 0}, r"max_prompt_length is 0 .*at least 1"),
+        ({"overlong": "cut"}, r"overlong is 'cut'; it must be 'truncate', 'drop' or 'error'"),
+        ({"remove_unused_columns": True}, r"remove_unused_columns is true; .*Leave it out"),
+        ({"logging_nan_inf_filter": True}, r"logging_nan_inf_filter is true; it would hide .*Leave it out"),
+        ({"include_num_input_tokens_seen": "all"}, r"include_num_input_tokens_seen is 'all'; .* logs num_tokens_seen"),
+        ({"label_smoothing_factor": 0.2}, r"label_smoothing_factor is 0\.2; .*Use label_smoothing, the share"),
+        ({"use_liger_kernel": True}, r"use_liger_kernel is true; it replaces the model's forward"),
+        ({"train_sampling_strategy": "group_by_length"}, r"train_sampling_strategy is 'group_by_length'.*Leave it out"),
+        ({"parallelism_config": ParallelismConfig()}, r"parallelism_config is set; .*Use DDP, FSDP2 or ZeRO"),
+    ],
+)
+def test_problems(config, settings, message):
+    with pytest.raises(SimPOError, match=message):
+        config(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"label_smoothing": 0.5},
+        {"gamma_beta_ratio": 0.0},
+        {"loss_type": "hinge"},
+        {"sft_weight": 0.0, "sft_reduction": "token"},
+        {"max_length": 2, "max_prompt_length": 1},
+        {"overlong": "drop"},
+        {"overlong": "error"},
+    ],
+)
+def test_values_at_the_edge_are_taken(config, settings):
+    args = config(**settings)
+    assert {name: getattr(args, name) for name in settings} == settings
+
+
+def test_all_problems_are_reported_at_once(config):
+    with pytest.raises(SimPOError) as error:
+        config(beta=-1.0, max_length=10, max_prompt_length=20, remove_unused_columns=True)
+    lines = str(error.value).splitlines()
+    assert [line.split()[0] for line in lines] == ["beta", "max_prompt_length", "remove_unused_columns"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "warning"),
+    [
+        ({"loss_type": "hinge", "label_smoothing": 0.1}, "label_smoothing=0.1 has no effect on the loss hinge"),
+        ({"beta": 0.1}, "beta=0.1 is DPO-sized"),
+        ({"loss_type": "simper", "beta": 2.0}, "beta=2.0 has no effect on the loss simper. Leave it out"),
+        ({"loss_type": ["ipo", "slic"], "alpha": 0.3}, "alpha=0.3 has no effect on any of the losses ipo, slic"),
+        ({"loss_type": "ipo", "margin_scale": 0.3}, "margin_scale=0.3 has no effect on the loss ipo, which knows no"),
+        ({"loss_type": "orpo", "average_log_prob": False}, "average_log_prob=False has no effect on the loss orpo"),
+        ({"loss_type": "cpo", "beta": 2.0}, "beta=2.0 is far from what the loss cpo is used with, 0.1"),
+        (
+            {"gamma_beta_ratio": 1.4, "beta": 2.0},
+            "gamma_beta_ratio=1.4 asks for 1.4 nats per token between the answers; the paper uses 0.1 to 0.8. If the "
+            "value is gamma, divide it by beta (0.7)",
+        ),
+    ],
+)
+def test_warnings(warnings_of, settings, warning):
+    assert warning in warnings_of(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"label_smoothing": 0.1},
+        {"loss_type": "hinge"},
+        *({"loss_type": name} for name in LOSSES),
+        {"loss_type": ["sigmoid", "simper"], "beta": 2.0, "loss_weights": [1.0, 0.5]},
+        {"beta": 1.0},
+        {"beta": 0.1, "average_log_prob": False},  # sums over tokens are larger
+        {"gamma_beta_ratio": 1.0},
+    ],
+)
+def test_no_warning_without_a_cause(warnings_of, settings):
+    assert warnings_of(**settings) == ""
+
+
+def test_unconnected_processes_are_refused(config, monkeypatch):
+    """A launcher says two, this process is alone."""
+    monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: None)  # which would look for the other one
+    monkeypatch.setattr(SimPOConfig, "world_size", 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SimPOError, match=r"started 2 processes \(WORLD_SIZE=2\), but this process sees 1.*Launch with"):
+        config()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    config()
+    monkeypatch.delenv("WORLD_SIZE")
+    config()
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="says what happens without an accelerator")
+def test_without_an_accelerator_the_run_is_on_cpu_in_float32(config):
+    assert config().use_cpu
+    assert config().bf16 is False
+    assert config(bf16=True).bf16
+
+
+def test_the_progress_bar_is_off_where_nobody_sees_it(config, monkeypatch):
+    for is_terminal in (False, True):
+        monkeypatch.setattr("sys.stderr.isatty", lambda is_terminal=is_terminal: is_terminal)
+        assert config().disable_tqdm != is_terminal
+        assert config(disable_tqdm=True).disable_tqdm
+        assert not config(disable_tqdm=False).disable_tqdm
+
+
+def test_model_init_kwargs_may_come_as_json_from_the_command_line(config):
+    assert config(model_init_kwargs='{"attn_implementation": "eager"}').model_init_kwargs == {
+        "attn_implementation": "eager"
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gradient_accumulation_steps": -1}, "gradient_accumulation_steps is -1; it must be 1 or more"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0; it must be 1 or more"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size is 0; it must be 1 or more"),
+        ({"per_device_train_batch_size": -2, "global_batch_size": 8}, "per_device_train_batch_size is -2"),
+        ({"global_batch_size": -8}, "global_batch_size is -8; it must be 1 or more"),
+        ({"num_train_epochs": 0}, "max_steps is -1 and num_train_epochs 0; nothing would be trained"),
+        ({"max_steps": 0}, "max_steps is 0 .*nothing would be trained"),
+        ({"learning_rate": math.nan}, "learning_rate is nan; it must be a number, 0 or above"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"warmup_steps": math.nan}, "warmup_steps is nan"),
+        ({"max_grad_norm": math.inf}, "max_grad_norm is inf"),
+    ],
+)
+def test_numbers_with_which_nothing_would_be_trained(config, settings, message):
+    with pytest.raises(SimPOError, match=message):
+        config(**settings)
+
+
+# ---- The global batch ----
+
+
+def test_the_accumulation_follows_from_the_global_batch(config):
+    assert config().gradient_accumulation_steps == 1
+    settings = {"global_batch_size": 128, "per_device_train_batch_size": 2}
+    assert config(**settings).gradient_accumulation_steps == 64
+    assert config(**settings, gradient_accumulation_steps=3).gradient_accumulation_steps == 3
+    # On eight processes, which only a launcher can make.
+    open_settings = SimpleNamespace(**settings, gradient_accumulation_steps=None)
+    assert _accumulation_problems(open_settings, 8) == []
+    assert open_settings.gradient_accumulation_steps == 8
+
+
+@pytest.mark.parametrize(
+    ("world_size", "settings", "message"),
+    [
+        (
+            "8",
+            {"global_batch_size": 100, "per_device_train_batch_size": 4},
+            r"global_batch_size is 100, which is no multiple of 32 \(4 pairs per device x 8 processes\). Set "
+            "global_batch_size: 96 or 128; or keep it and use 5 processes.",
+        ),
+        (
+            "4",
+            {"global_batch_size": 120, "per_device_train_batch_size": 4},
+            "Set global_batch_size: 112 or 128; or keep it and set per_device_train_batch_size: 3 or 5.",
+        ),
+        (
+            "1",
+            {"global_batch_size": 3, "per_device_train_batch_size": 8},
+            "global_batch_size: 8; or keep it and set .*: 3.",
+        ),
+    ],
+)
+def test_a_batch_that_does_not_divide_names_the_nearest_that_do(config, monkeypatch, world_size, settings, message):
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    with pytest.raises(SimPOError, match=message):
+        config(**settings)
+
+
+@pytest.mark.parametrize(
+    ("launched", "settings", "precision"),
+    [
+        ("bf16", {}, "bf16"),
+        ("bf16", {"bf16": False}, "no"),
+        ("no", {"bf16": True}, "bf16"),
+        ("bf16", {"fp16": False}, "bf16"),
+    ],
+)
+def test_the_recipe_decides_the_precision_and_the_launcher_where_it_is_silent(
+    config, monkeypatch, launched, settings, precision
+):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    found = config(**settings)
+    assert (found.mixed_precision, found.bf16) == (precision, precision == "bf16")

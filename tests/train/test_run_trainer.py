@@ -1,0 +1,97 @@
+"""The model that is saved at the end is a whole one, however its checkpoints are."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models import as_text, random_pairs, tiny_model, word_tokenizer
+from runs import make_trainer
+from simpo_trainer import SimPOError
+from simpo_trainer.train.run_trainer import _gathering
+
+TESTS = Path(__file__).parents[1]
+RECIPE = """
+model_name_or_path: model
+dataset_name: pairs.jsonl
+learning_rate: 1e-3
+per_device_train_batch_size: 2
+max_steps: 2
+save_strategy: steps
+save_steps: 1
+logging_steps: 1
+use_cpu: true
+"""
+
+
+@pytest.mark.slow
+def test_a_sharded_model_is_saved_whole(tmp_path):
+    """Two processes under FSDP2 with checkpoints in shards: the weights of two processes that hold all of it each."""
+    tiny_model().save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(as_text(pair)) for pair in random_pairs(14)))
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for folder, script in (
+        ("sharded", TESTS / "support" / "fsdp_worker.py"),
+        ("whole", TESTS.parent / "scripts" / "run_simpo.py"),
+    ):
+        done = subprocess.run(
+            [*torchrun, str(script), "recipe.yaml", "--output_dir", folder],
+            cwd=tmp_path,
+            env={
+                "PYTHONPATH": str(TESTS.parent),
+                "OMP_NUM_THREADS": "1",
+                "PATH": "/usr/bin:/bin",
+                "HF_HUB_OFFLINE": "1",
+            },
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    checkpoint = tmp_path / "sharded" / "checkpoint-2"
+    assert (checkpoint / "pytorch_model_fsdp_0").is_dir()
+    assert not (checkpoint / "model.safetensors").exists()
+    weights = load_file(tmp_path / "sharded" / "model.safetensors")
+    torch.testing.assert_close(weights, load_file(tmp_path / "whole" / "model.safetensors"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["SHARDED_STATE_DICT", "FULL_STATE_DICT"])
+def test_the_trained_model_is_gathered_for_the_folder_it_is_saved_in(tmp_path, monkeypatch, kind):
+    trainer = make_trainer(tmp_path, random_pairs(4))
+    gathered = {name: weight + 1 for name, weight in trainer.model.state_dict().items()}
+    trainer.is_fsdp_enabled = True
+    trainer.accelerator.state.fsdp_plugin = SimpleNamespace(state_dict_type=kind)
+    monkeypatch.setattr(trainer.accelerator, "get_state_dict", lambda model: dict(gathered))
+    try:
+        trainer.save_model(str(tmp_path / "out"))
+    finally:
+        del trainer.accelerator.state.fsdp_plugin
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    torch.testing.assert_close(saved, gathered, rtol=0, atol=0)
+
+
+def test_an_engine_gathers_while_the_trained_model_is_saved():
+    """ZeRO-3 with `stage3_gather_16bit_weights_on_model_save: false` left no model, and the run said "Done"."""
+
+    class Engine:
+        def zero_gather_16bit_weights_on_model_save(self):
+            return False
+
+    engine = Engine()
+    with _gathering(engine):
+        assert engine.zero_gather_16bit_weights_on_model_save()
+    assert not engine.zero_gather_16bit_weights_on_model_save()
+
+
+def test_a_save_that_writes_no_weights_is_an_error(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, random_pairs(4))
+    monkeypatch.setattr(trainer.model, "save_pretrained", lambda *arguments, **settings: None)
+    with pytest.raises(SimPOError, match="no weights were written into"):
+        trainer.save_model(str(tmp_path / "out"))
