@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 def installed(tmp_path_factory):
     """A folder with what a wheel of this checkout installs."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     for name in ("simpo_trainer", "recipes"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
