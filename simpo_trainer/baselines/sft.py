@@ -7,7 +7,6 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTTrainer
 
-from ..log import get_logger
 from ..model.load import check_positions, load_model
 from ..tokens.ids import TokenIds, count_embeddings
 from ..tokens.sets import columns_of, spread_rows
@@ -16,8 +15,6 @@ from .common import BaselineTrainer, refused_as_error
 from .measure import mean_log_prob
 from .rows import answer_rows, conversation_rows, longest_row
 from .settings import SFTArguments
-
-logger = get_logger(__name__)
 
 
 class SFTBaseline(BaselineTrainer, SFTTrainer):

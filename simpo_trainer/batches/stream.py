@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch.utils.data import IterableDataset
 
 from ..data.drops import DropReport
-from ..data.load import check_margin
+from ..data.fields import check_margin
 from ..data.sources import readable_rows
 from ..errors import SimPOError
 from ..log import get_logger

@@ -1,23 +1,19 @@
 """The command line, `simpo`. Torch is imported only where a command needs it, so that `--help` answers at once."""
 
 import os
-import shlex
-import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from ..environment import environment
 from ..errors import SimPOError
+from .compare import compare
 from .losses import losses
 from .recipe import app as recipe_app
-
-_TRAINING_ARGUMENTS = "https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments"
+from .train import TrainCommand, train
 
 
 class _Group(TyperGroup):
@@ -34,14 +30,6 @@ class _Group(TyperGroup):
             raise typer.Exit(1) from None
 
 
-class _Train(TyperCommand):
-    """Adds to `simpo train --help` the keys of a recipe, from the classes that own them."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        super().format_help(ctx, formatter)
-        _print_keys()
-
-
 app = typer.Typer(
     cls=_Group,
     help="Train language models with SimPO (Simple Preference Optimization, arXiv 2405.14734).",
@@ -49,8 +37,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
+app.command("train", cls=TrainCommand, context_settings={"ignore_unknown_options": True})(train)
+app.command("compare")(compare)
 app.add_typer(recipe_app, name="recipe")
 app.command("losses")(losses)
 
@@ -77,148 +65,6 @@ def simpo(
     """Options that go before a command."""
 
 
-def _launching(*names: str, help: str, least: int | None = None, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=help, min=least, metavar=metavar, rich_help_panel="Launching processes")
-
-
-_Launcher = Annotated[
-    str | None,
-    _launching(
-        metavar="NAME|FILE",
-        help="Train in processes that `accelerate launch` starts, whose command is shown: single, ddp, fsdp2, zero2, "
-        "zero3 (explained in recipes/accelerate/), or a configuration file of accelerate.",
-    ),
-]
-_NumProcesses = Annotated[
-    int | None,
-    _launching(
-        "--num-processes",
-        "--num_processes",
-        least=1,
-        help="Processes over all machines; unset means one for each visible accelerator, or one on the CPU.",
-    ),
-]
-_NumMachines = Annotated[
-    int | None,
-    _launching(
-        "--num-machines",
-        "--num_machines",
-        least=1,
-        help="Machines that train together; the same command is called on each, with its own rank.",
-    ),
-]
-_MachineRank = Annotated[
-    int | None,
-    _launching("--machine-rank", "--machine_rank", least=0, help="Which of the machines this is, from 0."),
-]
-_MainProcessIP = Annotated[
-    str | None, _launching("--main-process-ip", "--main_process_ip", help="Address of machine 0.")
-]
-_MainProcessPort = Annotated[
-    int | None,
-    _launching(
-        "--main-process-port",
-        "--main_process_port",
-        help="A free port of machine 0, the same for all; unset means 29500.",
-    ),
-]
-
-
-@app.command(cls=_Train, context_settings={"ignore_unknown_options": True})
-def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file of settings, see recipes/.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="--KEY VALUE",
-            help="Replace values of the recipe: --key value, --key=value, --flag, --no-flag. Lists as in YAML.",
-        ),
-    ] = None,
-    launcher: _Launcher = None,
-    num_processes: _NumProcesses = None,
-    num_machines: _NumMachines = None,
-    machine_rank: _MachineRank = None,
-    main_process_ip: _MainProcessIP = None,
-    main_process_port: _MainProcessPort = None,
-) -> None:
-    """Train as RECIPE says; values after it replace the recipe's.
-
-    Example: simpo train recipes/quickstart.yaml --learning_rate 1e-6
-
-    On several accelerators: simpo train RECIPE --launcher fsdp2 --num-processes 8
-    """
-    if str(recipe).startswith("-"):
-        raise typer.BadParameter(f"The recipe comes first, before {recipe}.", param_hint="RECIPE")
-    options = {
-        "--num-processes": num_processes,
-        "--num-machines": num_machines,
-        "--machine-rank": machine_rank,
-        "--main-process-ip": main_process_ip,
-        "--main-process-port": main_process_port,
-    }
-    given = {option: value for option, value in options.items() if value is not None}
-    if launcher is not None:
-        raise typer.Exit(_launch([str(recipe), *(overrides or [])], launcher, given))
-    if given:
-        raise typer.BadParameter(
-            "Say with --launcher how the model is spread: ddp (each process has all of it), fsdp2, zero2 or zero3.",
-            param_hint=", ".join(given),
-        )
-    _train(recipe, overrides or [])
-
-
-@app.command()
-def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Output folders of runs.")],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", metavar="FOLDER", help="Also write comparison.png (curves), comparison.json and comparison.csv."
-        ),
-    ] = None,
-) -> None:
-    """Show side by side what runs came to: accuracy, margin, drift, lengths, time and memory.
-
-    Example: simpo compare runs/sigmoid runs/hinge --output runs
-    """
-    from ..results.command import compare as compare_folders
-
-    compare_folders(runs, output, Console())
-
-
-def _train(recipe: Path, overrides: list[str]) -> None:
-    from ..recipe.load import load_recipe
-    from ..run.one_run import Interrupted, run
-    from ..run.supervision import leave_group_of_parent
-
-    leave_group_of_parent()
-    try:
-        run(load_recipe(recipe, overrides))
-    except Interrupted as stop:  # run() has said how to go on
-        from accelerate import PartialState
-
-        # A launcher ends all processes when one has ended so, and the main one may still be saving.
-        PartialState().wait_for_everyone()
-        raise typer.Exit(128 + stop.number) from None
-
-
-def _launch(recipe_words: list[str], launcher: str, given: dict[str, Any]) -> int:
-    """Start the same command without --launcher in processes of their own, and return their exit status."""
-    from ..recipe.load import check_recipe
-    from ..run.launcher import Processes, launch_words, shown
-    from ..run.supervision import supervise
-
-    check_recipe(recipe_words[0], recipe_words[1:])  # a mistake is told before any process is started
-    words = launch_words(
-        launcher,
-        recipe_words,
-        Processes(**{option.removeprefix("--").replace("-", "_"): value for option, value in given.items()}),
-    )
-    typer.echo(f"Launching: {shown(words)}", err=True)
-    options = ["--launcher", launcher, *(str(word) for pair in given.items() for word in pair)]
-    return supervise(words, shlex.join(options))
-
-
 def _is_shown_by_parent(error: SimPOError) -> bool:
     """Whether this process was started by `simpo train --launcher`, which shows the error once for all processes."""
     if "TORCHELASTIC_ERROR_FILE" not in os.environ:
@@ -226,23 +72,3 @@ def _is_shown_by_parent(error: SimPOError) -> bool:
     from ..run.supervision import leave_to_parent
 
     return leave_to_parent(error)
-
-
-def _print_keys() -> None:
-    from ..recipe.keys import KEYS
-
-    console = Console(file=sys.stdout)
-    console.print("Keys of a recipe, each also an override:")
-    for owner in reversed(dict.fromkeys(key.owner for key in KEYS.values())):
-        table = Table(title=f"\n{owner.__name__}", title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for name in ("key", "default", "meaning"):
-            table.add_column(name, no_wrap=name == "key")
-        for name in owner.__annotations__:  # those of the class itself: not all of TrainingArguments
-            if name in KEYS:
-                field = KEYS[name].field
-                table.add_row(name, escape(str(field.default)), escape(field.metadata["help"]))
-        console.print(table)
-    console.print(
-        "\nmethod: dpo and method: sft read keys of trl too: simpo recipe show RECIPE --method dpo", soft_wrap=True
-    )
-    console.print(f"\nSimPOConfig also takes the fields of TrainingArguments: {_TRAINING_ARGUMENTS}", soft_wrap=True)

@@ -2,16 +2,11 @@
 
 import inspect
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ..errors import SimPOError
-
-# Log-probability per token half-way between two answers; what is drawn moves them apart.
-_MIDDLE = -2.0
-# Tokens of the answers for losses that compare whole ones.
-_TOKENS = 100
+from ..results.loss_curves import plot_losses
 
 
 def losses(
@@ -68,75 +63,3 @@ def loss_table(names: list[str]) -> str:
         "log-likelihood of chosen answers. A weighted mix: loss_type: [sigmoid, ipo], loss_weights: [0.7, 0.3].",
     ]
     return "\n".join(lines)
-
-
-def plot_losses(names: list[str], path: Path, settings: dict[str, float]) -> None:
-    """Draw the losses of pairs, and their gradients, over the margin between the answers.
-
-    Args:
-        names: which losses.
-        path: the file to write; its ending says the format.
-        settings: values instead of the losses' own.
-
-    Raises:
-        SimPOError: the folder or the format does not exist.
-    """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    from ..loss.losses import LOSSES
-
-    with rc_context({"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=(11, 4.6), dpi=150, layout="constrained")
-        left, right = figure.subplots(1, 2)
-        for number, name in enumerate(names):
-            margins, values, slopes = curve(name, settings)
-            label = f"{name}, answers of {_TOKENS} tokens" if LOSSES[name].compares == "sum" else name
-            style: dict[str, Any] = {
-                "color": _COLOURS[number % len(_COLOURS)],
-                "linestyle": _LINES[number // len(_COLOURS)],
-            }
-            left.plot(margins, values, label=label, **style)
-            right.plot(margins, slopes, label=label, **style)
-        for axis, title, unit in ((left, "Loss of a pair", "loss"), (right, "Its slope", "d loss / d margin")):
-            axis.set(title=title, ylabel=unit, xlabel="margin (chosen - rejected), nats per token")
-            axis.axvline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
-            axis.grid(alpha=0.25)
-            axis.spines[["top", "right"]].set_visible(False)
-        figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False)
-        # What is steeper than most would flatten all others.
-        left.set_ylim(*_limits(left, -1.2, 6.0))
-        right.set_ylim(*_limits(right, -6.0, 2.5))
-        try:
-            figure.savefig(path)
-        except (OSError, ValueError) as error:
-            raise SimPOError(f"The picture cannot be written to {path}: {error}. Give --plot another file.") from error
-
-
-# Colours that readers with a colour vision deficiency can tell apart (Okabe and Ito).
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_LINES = ("-", "--")
-
-
-def _limits(axis: Any, lowest: float, highest: float) -> tuple[float, float]:
-    low, high = axis.get_ylim()
-    return max(low, lowest), min(high, highest)
-
-
-def curve(name: str, settings: dict[str, float]) -> tuple[list[float], list[float], list[float]]:
-    """Margins in nats per token, the loss of a pair with each, and the slope of the loss there.
-
-    The two answers lie evenly about -2 nats per token.
-    """
-    import torch
-
-    from ..loss.losses import DEFAULTS, LOSSES
-
-    loss = LOSSES[name]
-    values = DEFAULTS | loss.defaults | settings
-    margins = torch.linspace(-3.6, 3.6, 361, dtype=torch.float64).requires_grad_()
-    scale = _TOKENS if loss.compares == "sum" else 1
-    sides = [scale * (_MIDDLE + sign * margins / 2) for sign in (1, -1)]
-    found = loss.function(*sides, **{key: values[key] for key in loss.uses})
-    (slopes,) = torch.autograd.grad(found.sum(), margins)
-    return margins.tolist(), found.tolist(), slopes.tolist()

@@ -14,9 +14,10 @@ from datasets import Dataset, Features, IterableDataset, Json, List, Value
 from ..errors import SimPOError
 from ..log import get_logger
 from .drops import RowDropped
+from .fields import PAIR_FIELDS, RANKED_FIELDS, RANKINGS, has_ranked_answers, read_fields
 from .messages import Message, split_common_messages
 from .places import MESSAGES, SAMPLE, Place, find_place, value_at
-from .ranking import PAIR_FIELDS, RANKED_FIELDS, RANKINGS, as_number, has_ranked_answers, read_fields
+from .ranking import as_number
 from .recognition import (
     Format,
     is_text,

@@ -1,8 +1,6 @@
 """Preference rows {prompt, chosen, rejected}: where they come from and what they must hold."""
 
-import difflib
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -12,9 +10,9 @@ from trl.scripts.utils import DatasetConfig
 
 from ..errors import SimPOError
 from ..log import get_logger
+from .fields import check_columns
 from .formats import to_pairs
 from .mixing import CONVERSATION_FIELDS, carve_test, concatenate, rows_of_fraction, rows_of_shares
-from .ranking import RANKINGS, has_ranked_answers, read_fields
 from .settings import DataConfig, data_problems, split_use
 from .sources import Rows, Source, load_splits, pick_split, readable_rows
 
@@ -235,64 +233,3 @@ def _whole(rows: Rows) -> Dataset:
     if isinstance(rows, Dataset):
         return rows
     return Dataset.from_list(list(readable_rows(rows, "The evaluation set")), features=rows.features)
-
-
-# --- What pairs must hold ---------------------------------------------------------------------------------------------
-
-
-def check_columns(columns: Sequence[str], name: str, found: Sequence[str] | None = None) -> None:
-    """Check that `columns` are those of preference pairs, or of ranked answers; `name` is what the message calls the set.
-
-    Of pairs, `prompt` may be missing: then both answers carry the whole conversation, and what they share is the prompt.
-    `found` are the columns that messages name, if there were more.
-
-    Raises:
-        SimPOError: a column that every row needs is missing, or columns exclude each other.
-    """
-    read_fields(columns, name)
-    found = found or columns
-    if has_ranked_answers(columns):
-        missing = [] if "prompt" in columns else ["prompt"]
-        missing += [] if any(ranking in columns for ranking in RANKINGS) else ["scores"]
-        needed = (
-            "Ranked answers need 'prompt', 'responses' and 'scores' (higher is better) or 'ranks' (1 is the best); in a "
-            "recipe, `columns` says where they are. "
-        )
-    else:
-        missing = [column for column in ("chosen", "rejected") if column not in columns]
-        needed = (
-            "Preference pairs need 'chosen' and 'rejected' (and 'prompt', unless both answers hold the whole "
-            "conversation), ranked answers 'prompt', 'responses' and 'scores' or 'ranks'. "
-        )
-    if not missing:
-        return
-    hints = [
-        f"is {near[0]!r} meant to be {column!r}?"
-        for column in missing
-        if (near := difflib.get_close_matches(column, found, n=1, cutoff=0.5))
-    ]
-    raise SimPOError(
-        f"{name}: column {' and '.join(map(repr, missing))} missing; the columns are {', '.join(map(repr, found))}. "
-        + needed
-        + " ".join(["Rename the columns:", *hints] if hints else ["Rename the columns or choose another dataset."])
-    )
-
-
-def check_margins(dataset: Dataset, name: str) -> None:
-    """Check that a `margin` column, if there is one, holds a finite number >= 0 in every row.
-
-    Raises:
-        SimPOError: naming the first row that does not.
-    """
-    if "margin" in dataset.column_names:
-        for row, margin in enumerate(dataset.with_format(None)["margin"][:]):
-            check_margin(margin, row, name)
-
-
-def check_margin(margin: Any, row: int, name: str) -> None:
-    """Check the margin of one row, as :func:`check_margins` does."""
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin) or margin < 0:
-        raise SimPOError(
-            f"{name}: the margin of row {row} is {margin!r}; it must be a finite number, 0 or above. Correct the "
-            "column, or remove or rename it if it is not meant for the loss."
-        )

@@ -12,10 +12,10 @@ from datasets import Features, IterableDataset, Json, LargeList, List, Value, co
 
 from ..errors import SimPOError
 from .drops import RowDropped
+from .fields import RANKINGS, has_ranked_answers
 from .formats import FIELDS, split_turns
 from .messages import explicit_prompt
 from .places import MESSAGES
-from .ranking import RANKINGS, has_ranked_answers
 from .sources import Rows
 
 # What is read of a row that is a whole conversation.

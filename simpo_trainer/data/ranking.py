@@ -1,55 +1,15 @@
 """Ranked answers to a prompt: the columns that hold them, how good each answer is, and the pairs that are made of them."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from itertools import combinations, groupby
 from typing import Any, Literal, TypeAlias
 
-from ..errors import SimPOError
 from .drops import RowDropped
+from .fields import RANKINGS
 
 # Which ordered pairs of a prompt's answers are trained.
 PairChoice: TypeAlias = Literal["all", "best_worst", "adjacent"]
-
-PAIR_FIELDS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "margin")
-RANKED_FIELDS = ("prompt", "responses", "scores", "ranks", "tools", "chat_template_kwargs")
-# Columns that say how good each answer is.
-RANKINGS = ("scores", "ranks")
-
-
-def has_ranked_answers(columns: Collection[str]) -> bool:
-    """Whether rows with these columns are prompts with ranked answers."""
-    return "responses" in columns
-
-
-def read_fields(columns: Collection[str], name: str) -> tuple[str, ...]:
-    """The columns that are read of a set, of those that it has; all others are left out.
-
-    Args:
-        columns: those of the set.
-        name: what messages call it.
-
-    Raises:
-        SimPOError: a ranked set has columns of pairs beside its answers, or two rankings.
-    """
-    if not has_ranked_answers(columns):
-        return tuple(field for field in PAIR_FIELDS if field in columns)
-    if pair := [column for column in ("chosen", "rejected") if column in columns]:
-        raise SimPOError(
-            f"{name}: there is 'responses' beside {' and '.join(map(repr, pair))}; a row holds either ranked answers or a "
-            "pair. Remove or rename one of them, or name the one that is meant by `columns`."
-        )
-    if "margin" in columns:
-        raise SimPOError(
-            f"{name}: there is a column 'margin' beside 'responses'; the margins of ranked answers come from their scores "
-            "or ranks. Set margin_scale instead, and remove or rename the column."
-        )
-    if all(ranking in columns for ranking in RANKINGS):
-        raise SimPOError(
-            f"{name}: there is 'scores' (higher is better) beside 'ranks' (lower is better); ranked answers need one of "
-            "them. Remove or rename the other, or name the one that is meant by `columns`."
-        )
-    return tuple(field for field in RANKED_FIELDS if field in columns)
 
 
 def as_number(value: Any) -> float | None:

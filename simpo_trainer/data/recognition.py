@@ -6,8 +6,8 @@ from typing import Any, Literal, TypeAlias
 from datasets import Json, LargeList, List, Value
 
 from ..errors import SimPOError
+from .fields import has_ranked_answers
 from .places import SAMPLE
-from .ranking import has_ranked_answers
 from .sources import Rows
 
 Format: TypeAlias = Literal["pairs", "sharegpt", "alpaca", "hh_rlhf"]

@@ -11,11 +11,8 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..errors import SimPOError
-from ..log import get_logger
 from ..train.config import SimPOConfig
 from .weights import folder_holds_adapter, load_adapter, load_causal_lm
-
-logger = get_logger(__name__)
 
 
 def load_model(name: str, args: SimPOConfig, *, adapter_follows: bool) -> PreTrainedModel | PeftModel:

@@ -3,7 +3,6 @@
 The file is published with the model, so it holds names instead of paths, and neither users, hosts nor secrets.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -12,18 +11,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..data.drops import DropReport
 from ..data.load import describe_sources
 from ..environment import hardware, library_versions
 from ..model.load import weight_size
 from ..model.segments import SEGMENT_ATTENTION
-from ..tokens.rows import LABELLED_COLUMNS, is_ranked, token_columns
+from ..tokens.rows import is_ranked
 from ..tokens.sets import columns_of, pair_counts
 from ..train.config import SimPOConfig
+from .fingerprints import rows_fingerprint, sha256_of, tokenizer_fingerprint
 from .peak_memory import forget_peak, peak_memory
 from .privacy import hub_name, public_label, public_settings
 
@@ -148,37 +147,6 @@ def final_metrics(log_history: list[dict[str, float]]) -> dict[str, float]:
     return found
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The same for tokenizers that split texts alike, wherever they were loaded from."""
-    if tokenizer.is_fast:
-        state = json.loads(tokenizer.backend_tokenizer.to_str())
-        # Left behind by earlier calls; they say nothing of the tokenizer.
-        state |= {"padding": None, "truncation": None}
-    else:
-        state = [tokenizer.get_vocab(), {str(i): str(token) for i, token in tokenizer.added_tokens_decoder.items()}]
-    return _sha256([type(tokenizer).__name__, state, tokenizer.special_tokens_map])
-
-
-def rows_fingerprint(dataset: Any) -> str | None:
-    """Hash of the token ids of a set in their order: equal data, tokenizer and settings give it on any machine."""
-    if not isinstance(dataset, Dataset):
-        return None
-    digest = hashlib.sha256()
-    names = token_columns(dataset.column_names) or LABELLED_COLUMNS
-    for batch in dataset.select_columns(list(names)).with_format("arrow").iter(batch_size=10_000):
-        for name in names:
-            column = batch[name].combine_chunks()
-            while hasattr(column, "value_lengths"):  # a list in each row, of ids or of answers
-                digest.update(_int32(column.value_lengths()))
-                column = column.flatten()
-            digest.update(_int32(column))
-    return digest.hexdigest()
-
-
-def _int32(values: Any) -> bytes:
-    return values.to_numpy(zero_copy_only=False).astype("<i4").tobytes()
-
-
 def _log_prob_unit(args: TrainingArguments) -> str | None:
     """What `logps/*` are measured in; None where a trainer of trl logs them."""
     return args.objective.unit if isinstance(args, SimPOConfig) else None
@@ -233,7 +201,7 @@ def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
         "class": type(tokenizer).__name__,
         "vocabulary": len(tokenizer),
         "sha256": tokenizer_fingerprint(tokenizer),
-        "chat_template_sha256": _sha256(template) if template else None,
+        "chat_template_sha256": sha256_of(template) if template else None,
     }
 
 
@@ -285,10 +253,6 @@ def _describe_batch(trainer: "RunTrainer") -> dict[str, Any]:
         "optimiser_steps": trainer.state.max_steps,
         "epochs": trainer.state.num_train_epochs,
     }
-
-
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _now() -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..record.reader import PER_ANSWER, PER_TOKEN, Point, Run
 from .comparison import Comparison, won_by
-from .training_curves import finish_panel
+from .style import finish_panel
 
 # Colours that readers with a colour vision deficiency can tell apart (Okabe and Ito), the yellow one, too light for lines,
 # replaced by grey. Marks differ as well; after eight runs the lines do.

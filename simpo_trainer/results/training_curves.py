@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .style import finish_panel
+
 # Colours that readers with a colour vision deficiency can tell apart (Okabe and Ito).
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 _EVAL = {"linewidth": 1.2, "linestyle": "--", "markersize": 4}
@@ -113,15 +115,3 @@ def _eval_prefixes(entry: Mapping[str, float]) -> list[str]:
         if found := [name.removesuffix(end) for name in entry if name.endswith(end) and name != end]:
             return found
     return []
-
-
-def finish_panel(axis: Any) -> None:
-    """What the panels of all pictures share: grid, frame, numbers, and a legend for more than one labelled line."""
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
-    axis.margins(x=0.02)
-    if axis.get_xlim()[1] - axis.get_xlim()[0] < 20:
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    if len(axis.get_legend_handles_labels()[0]) > 1:
-        axis.legend(frameon=False, fontsize=8)

@@ -1,9 +1,7 @@
 """One run from start to end: recipe, data, tokenizer, trainer, training, saved model, evaluation."""
 
-import json
 import os
 import shlex
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,6 @@ from ..log import get_logger
 from ..model.load import check_model_name, load_tokenizer
 from ..publish.hub import check_credentials, first_line, push_later
 from ..recipe.load import Recipe
-from ..record.manifest import FILE_NAME
 from ..record.privacy import without_tokens
 from ..tokens.chat_templates import resolve_chat_template
 from ..train.checkpoints import find_checkpoint, set_aside_earlier, step_of
@@ -26,6 +23,7 @@ from ..train.stop import StopRequest
 from ..train.trainer import SimPOTrainer
 from .options import LAUNCHER_OPTIONS
 from .packages import check_packages
+from .preflight import check_folder
 
 logger = get_logger(__name__)
 
@@ -64,10 +62,8 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
     for notice in recipe.notices:
         logger.warning(notice)
     check_packages(args, recipe.model)
-    _check_writable(output_dir)
     check_model_name(str(recipe.model.model_name_or_path))
-    _check_not_an_input(output_dir, recipe)
-    _check_same_method(output_dir, recipe.method)
+    check_folder(output_dir, recipe)
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
     check_credentials(args)
     chat_template = recipe.data.chat_template and resolve_chat_template(recipe.data.chat_template)
@@ -194,43 +190,3 @@ def resume_command(recipe: Recipe, checkpoint: Path) -> str:
             # A secret does not belong in a log.
             words.append(f"--{key}=" + ('"$HF_TOKEN"' if key == "hub_token" else shlex.quote(without_tokens(text))))
     return " ".join([*words, f"--resume_from_checkpoint={shlex.quote(str(checkpoint))}"])
-
-
-def _check_writable(output_dir: Path) -> None:
-    """A folder that cannot be written would otherwise be noticed at the first checkpoint."""
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir):
-            pass
-    except OSError as error:
-        raise SimPOError(
-            f"output_dir {output_dir} cannot be written: {error.strerror}. Set output_dir to a folder of yours."
-        ) from None
-
-
-def _check_not_an_input(output_dir: Path, recipe: Recipe) -> None:
-    """The trained model would be written over what it was made from."""
-    inputs = {
-        "model_name_or_path": recipe.model.model_name_or_path,
-        "tokenizer_name_or_path": recipe.data.tokenizer_name_or_path,
-    }
-    for key, name in inputs.items():
-        if name and Path(name).expanduser().resolve() == output_dir.expanduser().resolve():
-            raise SimPOError(
-                f"output_dir and {key} are the same folder, {output_dir}; the trained model would overwrite what it is made "
-                "from. Set output_dir to another folder."
-            )
-
-
-def _check_same_method(output_dir: Path, method: str) -> None:
-    """A baseline from a recipe of SimPO would otherwise write its model over the one that it is compared with."""
-    try:
-        manifest = json.loads((output_dir / FILE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # no run there, or one that broke off before it had a manifest
-        return
-    earlier = manifest.get("method", "simpo")
-    if earlier != method:
-        raise SimPOError(
-            f"output_dir {output_dir} holds a run of method {earlier}, and this one is of method {method}: its model would be "
-            f"written over the other. Set output_dir to another folder, such as {output_dir}-{method}."
-        )

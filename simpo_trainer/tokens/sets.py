@@ -11,19 +11,12 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from ..data.drops import DropReport
-from ..data.ranking import has_ranked_answers
+from ..data.fields import has_ranked_answers
 from ..errors import SimPOError
 from ..log import get_logger
 from ..train.config import SimPOConfig
-from .rows import (
-    TOKEN_COLUMNS,
-    check_token_rows,
-    describe_rows,
-    id_columns,
-    is_ranked,
-    row_answers,
-    token_columns,
-)
+from .rows import TOKEN_COLUMNS, check_token_rows, id_columns, is_ranked, row_answers, token_columns
+from .shown import describe_rows
 from .tokenization import tokenize_preferences, tokenize_stream
 
 logger = get_logger(__name__)

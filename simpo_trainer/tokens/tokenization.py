@@ -17,9 +17,9 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..data.drops import DropReport, RowDropped, caught
-from ..data.load import check_columns, check_margins
+from ..data.fields import check_columns, check_margins, has_ranked_answers, read_fields
 from ..data.messages import Message, explicit_prompt, row_template_kwargs, without_filled_keys
-from ..data.ranking import PairChoice, has_ranked_answers, read_fields
+from ..data.ranking import PairChoice
 from ..data.sources import readable_rows
 from ..errors import SimPOError
 from ..log import get_logger

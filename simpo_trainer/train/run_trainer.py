@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 
 from ..errors import SimPOError
 from ..model.weights import load_weights
-from ..publish.hub import HubTrainer
+from ..publish.pushes import HubTrainer
 from .checkpoints import check_adapter_fits, check_optimizer_fits, check_schedule_fits, find_checkpoint
 from .saving import weights_rescued
 from .stop import StopRequest

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..record.manifest import rows_fingerprint
+from ..record.fingerprints import rows_fingerprint
 
 if TYPE_CHECKING:
     from .run_trainer import RunTrainer

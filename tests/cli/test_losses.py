@@ -4,8 +4,8 @@ import pytest
 from typer.testing import CliRunner
 
 from simpo_trainer.cli.app import app
-from simpo_trainer.cli.losses import curve
 from simpo_trainer.loss.losses import LOSSES
+from simpo_trainer.results.loss_curves import curve
 
 
 def run(*arguments):

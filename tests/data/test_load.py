@@ -11,14 +11,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from pair_files import ROWS, load, write
-from simpo_trainer.data.load import (
-    DataConfig,
-    check_columns,
-    check_margins,
-    data_problems,
-    describe_sources,
-    load_preferences,
-)
+from simpo_trainer.data.fields import check_columns, check_margins
+from simpo_trainer.data.load import DataConfig, data_problems, describe_sources, load_preferences
 from simpo_trainer.errors import SimPOError
 from toy import toy_pairs
 

@@ -14,6 +14,7 @@ from layers import LAYERS
 from models import random_pairs, tiny_model, word_tokenizer
 from runs import make_trainer
 from simpo_trainer.cli import app as cli
+from simpo_trainer.cli import train
 from simpo_trainer.recipe import check_recipe, load_recipe
 from simpo_trainer.run.launcher import launcher_files
 
@@ -63,8 +64,8 @@ def test_the_commands_are_understood(tmp_path, monkeypatch):
     (tmp_path / "my_run.yaml").write_text(_blocks("yaml")[0])
     monkeypatch.chdir(tmp_path)
     seen = []
-    monkeypatch.setattr(cli, "_train", lambda recipe, overrides: seen.append(check_recipe(recipe, overrides)))
-    monkeypatch.setattr(cli, "_launch", lambda words, launcher, given: seen.append(_launched(words, launcher)) or 0)
+    monkeypatch.setattr(train, "_train", lambda recipe, overrides: seen.append(check_recipe(recipe, overrides)))
+    monkeypatch.setattr(train, "_launch", lambda words, launcher, given: seen.append(_launched(words, launcher)) or 0)
     lines = [line for block in _blocks("bash") for line in block.splitlines() if line.startswith("simpo ")]
     for line in lines:
         with pytest.raises(SystemExit) as exit:

@@ -20,7 +20,8 @@ from runs import make_trainer, train_log
 from simpo_trainer import SimPOConfig
 from simpo_trainer.recipe.load import load_recipe
 from simpo_trainer.record import peak_memory as memory
-from simpo_trainer.record.manifest import describe_run, final_metrics, rows_fingerprint, tokenizer_fingerprint
+from simpo_trainer.record.fingerprints import rows_fingerprint, tokenizer_fingerprint
+from simpo_trainer.record.manifest import describe_run, final_metrics
 
 
 def read(folder):

@@ -126,14 +126,20 @@ def test_an_error_in_the_processes_is_shown_once(folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to_group", [True, False], ids=["group", "launcher"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize(("launcher", "count"), [("ddp", 2), ("single", 1)])
-def test_a_signal_ends_the_processes_with_one_checkpoint(folder, tmp_path, launcher, count, number, to_group):
+@pytest.mark.parametrize(
+    ("launcher", "count", "number", "send"),
+    [
+        ("ddp", 2, signal.SIGINT, os.killpg),
+        ("ddp", 2, signal.SIGTERM, os.killpg),
+        ("ddp", 2, signal.SIGTERM, os.kill),
+        ("single", 1, signal.SIGTERM, os.kill),
+    ],
+)
+def test_a_signal_ends_the_processes_with_one_checkpoint(folder, tmp_path, launcher, count, number, send):
     """The terminal and some schedulers signal a whole group, others the launcher alone."""
     log = tmp_path / launcher
     with in_training(folder, log, launcher, count) as (process, _):
-        (os.killpg if to_group else os.kill)(process.pid, number)
+        send(process.pid, number)
         status, text = finish(process, log)
     assert status == 128 + number, text
     assert "Stopped at step" in text

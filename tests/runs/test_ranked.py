@@ -16,18 +16,18 @@ from reference import in_float64, pair_loss, score_answer, tokens_of
 from runs import PLAIN_STEPS, assert_same_run, assert_same_weights, make_trainer, train_log, weights_of
 from simpo_trainer import SimPOConfig, SimPOTrainer
 from simpo_trainer.batches.batch import PairCollator, count_tokens
+from simpo_trainer.batches.order import PairBatchSampler
 from simpo_trainer.data import load as preferences
 from simpo_trainer.data.load import DataConfig, load_preferences
 from simpo_trainer.data.ranking import ranked_pairs
-from simpo_trainer.tokens.rows import render_row
-from simpo_trainer.tokens.sets import pair_counts, token_lengths
-from simpo_trainer.tokens.tokenization import tokenize_preferences, tokenize_stream
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.loss.losses import simpo_loss
+from simpo_trainer.model.scoring import add_scoring_forward, score_answers
 from simpo_trainer.recipe.load import load_recipe
 from simpo_trainer.run.one_run import run
-from simpo_trainer.batches.order import PairBatchSampler
-from simpo_trainer.model.scoring import add_scoring_forward, score_answers
+from simpo_trainer.tokens.sets import pair_counts, token_lengths
+from simpo_trainer.tokens.shown import render_row
+from simpo_trainer.tokens.tokenization import tokenize_preferences, tokenize_stream
 from toy import CHATML, assistant, toy_tokenizer, user
 
 LENGTHS = {"max_length": 256, "max_prompt_length": 128, "overlong": "truncate"}

@@ -13,8 +13,8 @@ from transformers import GPT2Config, TrainerCallback
 
 from models import random_pairs, tiny_model
 from runs import assert_same_weights, make_trainer, train_log, weights_of
-from simpo_trainer.train import stop as interrupt
 from simpo_trainer.baselines.settings import build_arguments
+from simpo_trainer.train import stop as interrupt
 from simpo_trainer.train.stop import StopRequest
 
 ROWS = random_pairs(22)

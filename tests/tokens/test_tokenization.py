@@ -16,8 +16,8 @@ from simpo_trainer import SimPOConfig, SimPOTrainer
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.tokens import tokenization
 from simpo_trainer.tokens.pair_tokenizer import PairTokenizer, fit_to_length
-from simpo_trainer.tokens.rows import render_row
 from simpo_trainer.tokens.sets import token_set
+from simpo_trainer.tokens.shown import render_row
 from simpo_trainer.tokens.tokenization import tokenize_preferences, tokenize_stream
 from toy import (
     CHATML,

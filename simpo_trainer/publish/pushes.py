@@ -1,0 +1,199 @@
+"""A trainer whose pushes to the Hub bring a card and tell nothing of this machine."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from huggingface_hub import CommitInfo, HfApi, get_token
+from peft import PeftModel
+from transformers import Trainer
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress
+
+from ..baselines.settings import method_settings
+from ..errors import SimPOError
+from ..log import get_logger
+from ..record.privacy import hub_name, private_texts, public_label
+from .card import write_card
+from .hub import LEFT_OUT, MODEL_FILES, first_line, stage_files
+
+if TYPE_CHECKING:
+    from ..data.drops import DropReport
+    from ..recipe.load import Recipe
+    from ..record.manifest import ManifestCallback
+    from ..train.trainer import SimPOTrainer
+
+logger = get_logger(__name__)
+
+
+class HubTrainer(Trainer):
+    """A trainer whose pushes bring a card of their own and leave out what is private."""
+
+    # What it trains by, as a recipe says it.
+    method = "simpo"
+    recipe: "Recipe | None"
+    drop_reports: "dict[str, DropReport]"
+    run_record: "ManifestCallback"
+
+    def method_settings(self) -> dict[str, Any]:
+        """The settings of the method, apart from those of `TrainingArguments` and what the model's loader takes."""
+        return method_settings(self.args)
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """As `Trainer.init_hf_repo`, whose arguments depend on the version: make the repository if it is not there.
+
+        Raises:
+            SimPOError: the Hub refuses.
+        """
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except Exception as error:  # each way in which a network can fail has an error of its own
+            name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
+            raise SimPOError(
+                f"The repository {name} cannot be made on the Hub: {first_line(error)} Set hub_model_id to a name that "
+                "your token may write to, or push_to_hub: false."
+            ) from error
+
+    def create_model_card(  # type: ignore[override]
+        self,
+        model_name: str | None = None,
+        dataset_name: str | list[str] | None = None,
+        tags: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write README.md with the training curves into the output folder.
+
+        Args:
+            model_name: the title.
+            dataset_name: data sets to name beside the recipe's.
+            tags: tags beside "simpo", "trl" and "preference-optimization".
+            kwargs: other arguments of `Trainer.create_model_card`; `language`, `license`, `finetuned_from` and
+                `dataset_tags` are used.
+        """
+        if not self.is_world_process_zero():
+            return
+        metadata = {name: kwargs[name] for name in ("language", "license") if kwargs.get(name)}
+        if kwargs.get("finetuned_from"):
+            metadata["base_model"] = kwargs["finetuned_from"]
+        write_card(
+            cast("SimPOTrainer", self),
+            Path(str(self.args.output_dir)),
+            model_name=model_name,
+            datasets=[*_listed(dataset_name), *_listed(kwargs.get("dataset_tags"))],
+            tags=[*_listed(tags), *_listed(getattr(self.model, "model_tags", None))],
+            metadata=metadata,
+        )
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future[CommitInfo] | None:
+        """As `Trainer.push_to_hub`, without `training_args.bin` and with private paths taken out of texts."""
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = token or self.args.hub_token
+        if self.hub_model_id is None:
+            if private is not None:  # not an argument of init_hf_repo in every version
+                self.args.hub_private_repo = private
+            self.init_hf_repo(token=token)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        self._warn_of_local_base()
+        staged = self._stage(token=token)
+        upload = self._uploader(staged, commit_message, token, revision)
+        return upload() if blocking else self._hub.run_as_future(upload)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push model and checkpoint in the background, as `hub_strategy` says."""
+        strategy = self.args.hub_strategy
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        running: Any = self.push_in_progress
+        busy = running is not None and not running.is_done()
+        if busy and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.create_model_card()
+        checkpoint = Path(checkpoint_folder)
+        staged = self._stage(checkpoint)
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
+            stage_files(checkpoint, staged / name, self._hidden_texts())
+        message = f"Training in progress, step {self.state.global_step}"
+        job = self._hub.run_as_future(self._uploader(staged, message, self.args.hub_token, None))
+        job.add_done_callback(_warn_if_failed)
+        if busy:
+            running.jobs.append(job)
+        else:
+            self.push_in_progress = cast(Any, PushInProgress(cast(Any, [job])))
+
+    @cached_property
+    def _hub(self) -> HfApi:
+        return HfApi()  # one for all pushes, so that those in the background follow each other
+
+    def _stage(self, checkpoint: Path | None = None, token: str | None = None) -> Path:
+        """A folder of what is to be pushed: the output folder's files, the model's own from `checkpoint` if given."""
+        output_dir = Path(str(self.args.output_dir))
+        if checkpoint and self.processing_class is not None:
+            self.processing_class.save_pretrained(output_dir)
+        # On the same disk, where links are possible; by its name, what a killed run leaves of it is never pushed.
+        staged = Path(tempfile.mkdtemp(prefix="_push_", dir=output_dir))
+        hidden = self._hidden_texts(token)
+        stage_files(output_dir, staged, hidden, left_out=LEFT_OUT)
+        if checkpoint:
+            stage_files(checkpoint, staged, hidden, only=MODEL_FILES)
+        return staged
+
+    def _uploader(
+        self, staged: Path, message: str | None, token: str | None, revision: str | None
+    ) -> Callable[[], CommitInfo]:
+        """What uploads the staged folder and removes it."""
+
+        def upload() -> CommitInfo:
+            try:
+                return self._hub.upload_folder(
+                    repo_id=str(self.hub_model_id),
+                    folder_path=staged,
+                    commit_message=message,
+                    token=token,
+                    revision=revision or self.args.hub_revision,
+                )
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
+
+        return upload
+
+    def _hidden_texts(self, token: str | None = None) -> dict[str, str]:
+        model: Any = self.model
+        base = model.config._name_or_path
+        return private_texts(self.args.output_dir, base, secrets=(token, self.args.hub_token, get_token()))
+
+    def _warn_of_local_base(self) -> None:
+        model: Any = self.model
+        base = model.config._name_or_path
+        if isinstance(model, PeftModel) and base and hub_name(base) is None:
+            logger.warning(
+                f"The adapter's base {base} is a folder of this machine; the adapter_config.json that is pushed calls it "
+                f"{public_label(base)}, and who downloads the adapter must give the base themselves. Start from a model "
+                "on the Hub, or push the base too and write its name there."
+            )
+
+
+def _warn_if_failed(job: Future) -> None:
+    if not job.cancelled() and (error := job.exception()) is not None:
+        logger.warning(f"A push during training failed, and the training goes on: {first_line(error)}")
+
+
+def _listed(value: str | Iterable[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])

@@ -1,0 +1,46 @@
+"""Fingerprints: equal data, tokenizers and texts give equal ones on any machine."""
+
+import hashlib
+import json
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from ..tokens.rows import LABELLED_COLUMNS, token_columns
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The same for tokenizers that split texts alike, wherever they were loaded from."""
+    if tokenizer.is_fast:
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        # Left behind by earlier calls; they say nothing of the tokenizer.
+        state |= {"padding": None, "truncation": None}
+    else:
+        state = [tokenizer.get_vocab(), {str(i): str(token) for i, token in tokenizer.added_tokens_decoder.items()}]
+    return sha256_of([type(tokenizer).__name__, state, tokenizer.special_tokens_map])
+
+
+def rows_fingerprint(dataset: Any) -> str | None:
+    """Hash of the token ids of a set in their order: equal data, tokenizer and settings give it on any machine."""
+    if not isinstance(dataset, Dataset):
+        return None
+    digest = hashlib.sha256()
+    names = token_columns(dataset.column_names) or LABELLED_COLUMNS
+    for batch in dataset.select_columns(list(names)).with_format("arrow").iter(batch_size=10_000):
+        for name in names:
+            column = batch[name].combine_chunks()
+            while hasattr(column, "value_lengths"):  # a list in each row, of ids or of answers
+                digest.update(_int32(column.value_lengths()))
+                column = column.flatten()
+            digest.update(_int32(column))
+    return digest.hexdigest()
+
+
+def _int32(values: Any) -> bytes:
+    return values.to_numpy(zero_copy_only=False).astype("<i4").tobytes()
+
+
+def sha256_of(value: Any) -> str:
+    """Hash of what JSON can hold; anything else counts as its text."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
