@@ -62,8 +62,8 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
     for notice in recipe.notices:
         logger.warning(notice)
     check_packages(args, recipe.model)
-    check_model_name(str(recipe.model.model_name_or_path))
     check_folder(output_dir, recipe)
+    check_model_name(str(recipe.model.model_name_or_path))
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
     check_credentials(args)
     chat_template = recipe.data.chat_template and resolve_chat_template(recipe.data.chat_template)
