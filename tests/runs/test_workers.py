@@ -88,3 +88,33 @@ def test_a_run_that_is_stopped_at_once_leaves_no_worker(training):
         time.sleep(0.02)
     assert process.wait(timeout=60) == 130, log.read_text()
     assert not psutil.wait_procs(workers, timeout=10)[1]
+
+
+STUCK = """
+import sys, time
+from torch.utils.data import DataLoader, Dataset
+from simpo_trainer.batches.workers import shield_workers
+
+class Stuck(Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        print("loading", flush=True)
+        time.sleep(1000)
+
+batches = iter(shield_workers(DataLoader(Stuck(), num_workers=1)))
+time.sleep(1)
+print("ending", flush=True)
+sys.exit(3)
+"""
+
+
+def test_a_worker_that_hangs_does_not_keep_its_process_from_ending():
+    """Python ends the workers that are left by SIGTERM, and waits for them."""
+    command = [sys.executable, "-c", STUCK]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.split() == ["loading", "ending"]

@@ -197,7 +197,7 @@ def test_a_mixture_of_experts_goes_on_with_the_experts_that_were_saved(tmp_path,
 
 
 def test_the_best_mixture_of_experts_is_the_one_that_was_saved(tmp_path):
-    settings = {"save_steps": 1, "eval_steps": 1, "eval_strategy": "steps", "max_steps": 3, "learning_rate": 0.1}
+    settings = {"save_steps": 1, "eval_steps": 1, "eval_strategy": "steps", "max_steps": 3, "learning_rate": 1e-3}
     trainer = make_trainer(
         tmp_path,
         ROWS,
@@ -206,10 +206,11 @@ def test_the_best_mixture_of_experts_is_the_one_that_was_saved(tmp_path):
         **{**SETTINGS, **settings},
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
-        greater_is_better=True,  # the first steps have the lowest loss or the highest; either way it is not the last
+        greater_is_better=True,  # the loss falls, so that this is not the last step
         lr_scheduler_type="constant",
     )
     trainer.train()
     best = trainer.state.best_model_checkpoint
+    assert trainer.state.best_global_step == 1
     saved = type(trainer.model).from_pretrained(best, dtype=torch.float32)
     assert_same_weights(weights_of(trainer), dict(saved.named_parameters()), tolerance=0)
