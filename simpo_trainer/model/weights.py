@@ -2,12 +2,15 @@
 
 from collections.abc import Collection
 from copy import deepcopy
+from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import load_peft_weights
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -66,7 +69,7 @@ def load_adapter(folder: str, **kwargs: Any) -> PeftModel:
     _make_room(base, weights)
     model = PeftModel.from_pretrained(base, folder, is_trainable=True)
     needed = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
-    unexpected = [key for key in weights if key not in needed and not is_embedding(key)]
+    unexpected = weights.keys() - needed - embedding_names(model)
     _refuse_missing(folder, [key for key in needed if key not in weights], unexpected, len(needed))
     if unexpected:
         logger.warning(f"The adapter {folder!r} holds {_listed(unexpected)} for which its base has no place.")
@@ -86,27 +89,62 @@ def load_weights(model: PreTrainedModel, folder: str) -> None:
     Raises:
         SimPOError: weights are missing or have another shape.
     """
-    whole: Any = type(model)
     try:
+        if _holds_all(saved_shapes(folder).keys(), model):
+            for file in _files(folder):
+                model.load_state_dict(load_file(file), strict=False)
+            return
+        whole: Any = type(model)
+        dtype = reduce(torch.promote_types, {parameter.dtype for parameter in model.parameters()})
         saved, found = whole.from_pretrained(
-            folder, config=deepcopy(model.config), dtype=model.dtype, output_loading_info=True
+            folder, config=deepcopy(model.config), dtype=dtype, output_loading_info=True
         )
-    except (RuntimeError, SafetensorError) as error:  # the first says that shapes differ
+    except (RuntimeError, TypeError, SafetensorError) as error:  # the first says that shapes differ
         raise SimPOError(f"The weights in {folder} do not fit the model that is to go on training: {error}") from error
     _refuse_missing(folder, found["missing_keys"], found["unexpected_keys"], len(model.state_dict()))
     model.load_state_dict(saved.state_dict())
 
 
+def saved_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each weight in the safetensors files of a folder, by name; nothing but their headers is read.
+
+    Raises:
+        SimPOError: a file is broken.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in _files(folder):
+        try:
+            with safe_open(file, framework="pt") as weights:
+                shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise SimPOError(f"{file} cannot be read: {error}. Use another checkpoint.") from error
+    return shapes
+
+
+def embedding_names(model: PreTrainedModel | PeftModel) -> set[str]:
+    """The names under which peft may write the embedding and the head, beside the adapter, into an adapter's file."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = [name for name, module in model.named_modules() if any(module is end for end in ends)]
+    prefix = "" if isinstance(model, PeftModel) else "base_model.model."
+    return {f"{prefix}{name}.{inner}weight" for name in names for inner in ("", "base_layer.")}
+
+
+def _files(folder: str | Path) -> list[Path]:
+    return sorted(Path(folder).glob("*model*.safetensors"))
+
+
+def _holds_all(names: Collection[str], model: PreTrainedModel) -> bool:
+    """Whether every weight of a model is among these names, one that it holds twice under one of them."""
+    held = model.state_dict()
+    places = {held[name].data_ptr() for name in names if name in held}
+    return all(name in names or weight.data_ptr() in places for name, weight in held.items())
+
+
 def _make_room(base: PreTrainedModel, weights: dict[str, Tensor]) -> None:
     """Give the base as many embeddings as the adapter brings, where tokens were added before it was trained."""
-    rows = max((len(weight) for key, weight in weights.items() if is_embedding(key)), default=0)
+    rows = max((len(weights[name]) for name in embedding_names(base) if name in weights), default=0)
     if rows > cast(nn.Embedding, base.get_input_embeddings()).num_embeddings:
         base.resize_token_embeddings(rows)
-
-
-def is_embedding(key: str) -> bool:
-    """Whether a weight of an adapter's file is the embedding or the head, which peft adds where tokens were added."""
-    return key.endswith(("embed_tokens.weight", "lm_head.weight"))
 
 
 def _refuse_missing(name: str, missing: Collection[str], unexpected: Collection[str], total: int) -> None:

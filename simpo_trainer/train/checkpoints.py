@@ -1,17 +1,16 @@
 """Checkpoints of a run: which are complete, and which of them a run can go on from."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
 from torch.optim import Optimizer
 
 from ..errors import SimPOError
 from ..log import get_logger
-from ..model.weights import is_embedding
+from ..model.weights import embedding_names, saved_shapes
 
 logger = get_logger(__name__)
 
@@ -101,13 +100,13 @@ def check_adapter_fits(checkpoint: Path, model: PeftModel) -> None:
     Raises:
         SimPOError: names weights that are missing, too many, or of another shape.
     """
-    saved = dict(_saved_shapes(checkpoint))
+    saved = saved_shapes(checkpoint)
     if not saved:
         return
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
     # ZeRO-3 leaves an empty tensor and keeps the shape of the whole beside it.
     needed = {name: tuple(getattr(weight, "ds_shape", weight.shape)) for name, weight in weights.items()}
-    extra = [name for name in saved.keys() - needed.keys() if not is_embedding(name)]
+    extra = saved.keys() - needed.keys() - embedding_names(model)
     reshaped = [name for name in needed.keys() & saved.keys() if needed[name] != saved[name]]
     differences = [
         *(f"{name} is not in the checkpoint" for name in sorted(needed.keys() - saved.keys())[:2]),
@@ -218,16 +217,6 @@ def _check_complete(checkpoint: Path) -> None:
             "training would go on with fresh ones, not as it stopped. Resume from a full checkpoint, or start a new run with "
             "the folder as model_name_or_path."
         )
-
-
-def _saved_shapes(checkpoint: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for file in sorted(checkpoint.glob("*model*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as weights:
-                for name in weights.keys():  # noqa: SIM118 - it is no mapping
-                    yield name, tuple(weights.get_slice(name).get_shape())
-        except SafetensorError as error:
-            raise SimPOError(f"{file} cannot be read: {error}. Resume from another checkpoint.") from error
 
 
 def _is_numbered(folder: Path) -> bool:

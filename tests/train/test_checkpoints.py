@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig
+from transformers import LlamaForCausalLM
 
 from models import random_pairs, tiny_architecture, tiny_model
 from runs import assert_same_weights, make_trainer, weights_of
@@ -166,6 +167,63 @@ def test_another_adapter_is_refused(tmp_path, other, message):
     make_trainer(tmp_path, ROWS, arguments=lora("q_proj"), **SETTINGS).train()
     with pytest.raises(SimPOError, match=message):
         resumed(tmp_path, True, arguments=other, model=tiny_model())
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3-tied", "gpt2"])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"target_modules": "all-linear"},
+        {"target_modules": ["embedding", "head"]},
+        {"target_modules": "all-linear", "modules_to_save": ["embedding"]},
+        {"target_modules": "all-linear", "use_dora": True},
+    ],
+    ids=["all", "embedding and head", "module to save", "dora"],
+)
+def test_the_same_adapter_goes_on(tmp_path, name, adapter):
+    """peft writes the embedding and the head beside an adapter that changes them."""
+    names = {"gpt2": {"embedding": "wte", "head": "lm_head"}}.get(
+        name, {"embedding": "embed_tokens", "head": "lm_head"}
+    )
+    values = {
+        key: [names.get(each, each) for each in value] if isinstance(value, list) else value
+        for key, value in adapter.items()
+    }
+    settings = {**SETTINGS, "num_train_epochs": 1, "max_steps": 3}
+
+    def arguments():
+        return {"peft_config": LoraConfig(r=2, task_type="CAUSAL_LM", **values)}
+
+    whole = make_trainer(tmp_path / "whole", ROWS, model=tiny_architecture(name), arguments=arguments(), **settings)
+    whole.train()
+    again = make_trainer(tmp_path / "again", ROWS, model=tiny_architecture(name), arguments=arguments(), **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert_same_weights(weights_of(again), weights_of(whole), tolerance=1e-6)
+
+
+class Flavoured(LlamaForCausalLM):
+    """A model of one's own that cannot be made from its configuration alone."""
+
+    def __init__(self, config, flavour):
+        super().__init__(config)
+        self.flavour = flavour
+
+
+def test_a_model_of_ones_own_goes_on(tmp_path):
+    """Loaded as it is: its class may ask for more than a configuration, its weights may differ in dtype."""
+
+    def model():
+        made = Flavoured(tiny_model().config, "mild")
+        made.load_state_dict(tiny_model().state_dict())
+        made.model.embed_tokens.bfloat16().requires_grad_(False)
+        return made
+
+    settings = {**SETTINGS, "num_train_epochs": 1, "max_steps": 3}
+    whole = make_trainer(tmp_path / "whole", ROWS, model=model(), **settings)
+    whole.train()
+    again = make_trainer(tmp_path / "again", ROWS, model=model(), **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert_same_weights(weights_of(again), weights_of(whole), tolerance=1e-6)
 
 
 def test_optimiser_state_of_other_weights_is_refused(tmp_path, earlier):
