@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 
 # No network, no telemetry, no progress bars.
 os.environ |= {
@@ -13,6 +14,10 @@ os.environ |= {
     "TQDM_DISABLE": "1",
     "TRL_EXPERIMENTAL_SILENCE": "1",
 }
+# A test run in the background of a shell ignores these, and what it starts would inherit that.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 # Threads of a tiny product mostly wait for each other: on a busy machine, two take ten times as long as one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
