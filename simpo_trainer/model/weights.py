@@ -1,6 +1,8 @@
 """Loading a model or an adapter by name. Weights that are not in its folder are an error: they would be random ones."""
 
-from collections.abc import Collection
+import os
+import re
+from collections.abc import Collection, Iterable
 from copy import deepcopy
 from functools import reduce
 from pathlib import Path
@@ -19,6 +21,8 @@ from ..log import get_logger
 
 logger = get_logger(__name__)
 
+# Where the name of a layer ends and what an adapter puts around it begins.
+_WRAPPED = r"\.(?:base_layer|modules_to_save|original_module|token_adapter)\b"
 # In the names of classes that give scores or classes instead of tokens.
 _OTHER_HEADS = ("Classification", "QuestionAnswering", "Reward")
 
@@ -64,12 +68,13 @@ def load_adapter(folder: str, **kwargs: Any) -> PeftModel:
             f"The adapter {folder!r} does not say which model it was made for. Write base_model_name_or_path into its "
             "adapter_config.json."
         )
-    base = load_causal_lm(config.base_model_name_or_path, **{**kwargs, "revision": config.revision})
+    base = load_causal_lm(os.path.expanduser(config.base_model_name_or_path), **{**kwargs, "revision": config.revision})
     weights = load_peft_weights(folder, device="cpu")
     _make_room(base, weights)
     model = PeftModel.from_pretrained(base, folder, is_trainable=True)
     needed = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
-    unexpected = weights.keys() - needed - embedding_names(model)
+    unexpected = weights.keys() - needed
+    unexpected -= of_embeddings(unexpected, model)
     _refuse_missing(folder, [key for key in needed if key not in weights], unexpected, len(needed))
     if unexpected:
         logger.warning(f"The adapter {folder!r} holds {_listed(unexpected)} for which its base has no place.")
@@ -121,12 +126,17 @@ def saved_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def embedding_names(model: PreTrainedModel | PeftModel) -> set[str]:
-    """The names under which peft may write the embedding and the head, beside the adapter, into an adapter's file."""
+def of_embeddings(names: Iterable[str], model: PreTrainedModel | PeftModel) -> set[str]:
+    """Those names in an adapter's file that are of the embedding or the head, which peft may write beside the adapter."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    names = [name for name, module in model.named_modules() if any(module is end for end in ends)]
     prefix = "" if isinstance(model, PeftModel) else "base_model.model."
-    return {f"{prefix}{name}.{inner}weight" for name in names for inner in ("", "base_layer.")}
+    # An adapter wraps the layer, and what the model then calls its embedding may lie inside.
+    places = tuple(
+        f"{prefix}{re.split(_WRAPPED, name)[0]}."
+        for name, module in model.named_modules()
+        if any(module is end for end in ends)
+    )
+    return {name for name in names if name.startswith(places)} if places else set()
 
 
 def _files(folder: str | Path) -> list[Path]:
@@ -142,7 +152,8 @@ def _holds_all(names: Collection[str], model: PreTrainedModel) -> bool:
 
 def _make_room(base: PreTrainedModel, weights: dict[str, Tensor]) -> None:
     """Give the base as many embeddings as the adapter brings, where tokens were added before it was trained."""
-    rows = max((len(weights[name]) for name in embedding_names(base) if name in weights), default=0)
+    whole = [name for name in of_embeddings(weights, base) if name.endswith("weight") and "lora_" not in name]
+    rows = max((len(weights[name]) for name in whole), default=0)
     if rows > cast(nn.Embedding, base.get_input_embeddings()).num_embeddings:
         base.resize_token_embeddings(rows)
 

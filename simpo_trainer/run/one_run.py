@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import get_peft_config
 
 from ..data.load import load_preferences
@@ -88,7 +89,7 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
     trainer = _trainer(recipe, trainer_class, arguments)
     trainer.recipe, trainer.stop_request = recipe, stop_request
     if not checkpoint and args.process_index == 0:
-        set_aside_earlier(output_dir)
+        trainer.add_callback(_StartOver(output_dir))
     with stop_request.deferred():
         metrics = _train(trainer, recipe, checkpoint)
         # Saved before the evaluation, which may fail: hours of training should not hang on it.
@@ -101,6 +102,18 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
     _publish(trainer, output_dir)
     logger.info(f"Done: model, tokenizer and metrics are in {output_dir}")
     return metrics
+
+
+class _StartOver(TrainerCallback):
+    """Sets the checkpoints of an earlier run aside when the first step is about to be made, and nothing fails any more."""
+
+    def __init__(self, output_dir: Path):
+        self.output_dir = output_dir
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        set_aside_earlier(self.output_dir)
 
 
 def _trainer(recipe: Recipe, trainer_class: type[SimPOTrainer], arguments: dict[str, Any]) -> RunTrainer:

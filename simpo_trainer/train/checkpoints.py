@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from ..errors import SimPOError
 from ..log import get_logger
-from ..model.weights import embedding_names, saved_shapes
+from ..model.weights import of_embeddings, saved_shapes
 
 logger = get_logger(__name__)
 
@@ -106,7 +106,8 @@ def check_adapter_fits(checkpoint: Path, model: PeftModel) -> None:
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
     # ZeRO-3 leaves an empty tensor and keeps the shape of the whole beside it.
     needed = {name: tuple(getattr(weight, "ds_shape", weight.shape)) for name, weight in weights.items()}
-    extra = saved.keys() - needed.keys() - embedding_names(model)
+    extra = saved.keys() - needed.keys()
+    extra -= of_embeddings(extra, model)
     reshaped = [name for name in needed.keys() & saved.keys() if needed[name] != saved[name]]
     differences = [
         *(f"{name} is not in the checkpoint" for name in sorted(needed.keys() - saved.keys())[:2]),
@@ -142,6 +143,8 @@ def check_optimizer_fits(checkpoint: Path, saved: dict[str, Any], optimizer: Opt
             f"{expected}). Set back what is trained, or start a new run, in another output_dir."
         )
     for group, mine in zip(groups, own, strict=True):
+        if "rank" in mine:  # GaLore and its like keep state of projected weights
+            continue
         for number, parameter in zip(group["params"], mine["params"], strict=True):
             _check_state(checkpoint, saved["state"].get(number, {}), tuple(parameter.shape))
     changed = {

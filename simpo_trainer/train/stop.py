@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: while a model trains, finish the step, save a checkpoint and end; at other times end at once."""
 
+import os
 import signal
 import threading
 import time
@@ -21,14 +22,15 @@ _SAME = 2.0
 class StopRequest:
     """While entered, SIGINT and SIGTERM ask for a stop. One that was ignored before stays so, as `nohup` wants it.
 
-    At first a signal ends the process at once, by KeyboardInterrupt or SystemExit. While :meth:`deferred`, it is only
-    remembered in `number`, and a second one ends the process. Signal handlers belong to the main thread; entered in
-    another one it does nothing. It may be entered again while it is entered.
+    At first a signal ends the process at once, as it does without handlers. While :meth:`deferred`, it is only remembered
+    in `number`, and a second one ends the process. Signal handlers belong to the main thread; entered in another one it
+    does nothing. It may be entered again while it is entered. Processes that are forked meanwhile do not defer.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
         self._since = 0.0
+        self._process = os.getpid()
         self._deferred = False
         self._entered = 0
         self._previous: dict[int, Any] = {}
@@ -64,13 +66,15 @@ class StopRequest:
             self._deferred = before
 
     def obey(self) -> None:
-        """End the process if a signal came that was deferred and nothing has acted on since."""
+        """End the process, in order, if a signal came that was deferred and nothing has acted on since."""
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt
         if self.number is not None:
-            _end(self.number)
+            raise SystemExit(128 + self.number)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if not self._deferred:
-            _end(number)
+        if not self._deferred or os.getpid() != self._process:
+            _end_now(number)
         if self.number is None:
             self.number, self._since = number, time.monotonic()
             name = "Interrupted" if number == signal.SIGINT else "Asked to stop by SIGTERM"
@@ -79,10 +83,12 @@ class StopRequest:
             )
             logger.info(f"{name}: finishing the step, then saving a checkpoint. {again}")
         elif number != signal.SIGTERM or time.monotonic() - self._since > _SAME:
-            _end(number)
+            _end_now(number)
 
 
-def _end(number: int) -> None:
+def _end_now(number: int) -> None:
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    raise SystemExit(128 + number)
+    # Not by an exception: it would be raised in whatever runs, and some libraries catch everything.
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

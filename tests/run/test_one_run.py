@@ -5,6 +5,7 @@ import logging
 import os
 import shlex
 import signal
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from simpo_trainer.model.load import load_tokenizer
 from simpo_trainer.recipe.load import load_recipe
 from simpo_trainer.run import one_run as run_module
 from simpo_trainer.run.one_run import Interrupted, resume_command, run
+from simpo_trainer.train import stop
 from simpo_trainer.train.config import SimPOConfig
 
 
@@ -25,7 +27,7 @@ class StubTrainer:
     def __init__(self, **arguments):
         self.arguments = arguments
         self.args = arguments["args"]
-        self.calls = []
+        self.calls, self.callbacks = [], []
         self.interrupted = False
         self.hub_model_id = "tester/out"
         self.state = SimpleNamespace(
@@ -37,7 +39,12 @@ class StubTrainer:
     def agreed_signal(self):
         return signal.SIGTERM
 
+    def add_callback(self, callback):
+        self.callbacks.append(callback)
+
     def train(self, resume_from_checkpoint=None):
+        for callback in self.callbacks:
+            callback.on_train_begin(self.args, self.state, None)
         self.calls.append(("train", resume_from_checkpoint))
         self.interrupted = self.interrupt
         return SimpleNamespace(metrics={"train_loss": 0.5})
@@ -306,7 +313,7 @@ def test_starting_over_in_a_used_folder_sets_its_checkpoints_aside(make, caplog)
     assert StubTrainer.last.calls[0] == ("train", "runs/out/_earlier-checkpoint-12")
 
 
-@pytest.mark.parametrize("broken", ["load_preferences", "load_tokenizer", "_trainer"])
+@pytest.mark.parametrize("broken", ["load_preferences", "load_tokenizer", "_trainer", "_train"])
 def test_a_start_that_fails_moves_nothing(make, broken, monkeypatch):
     """A typo in dataset_name must not rename the checkpoints of the run before."""
     checkpoint("runs/out/checkpoint-2")
@@ -330,6 +337,7 @@ def test_a_trailing_slash_names_the_same_checkpoint(make, caplog):
 
 @pytest.mark.parametrize("stage", ["load_preferences", "load_tokenizer"])
 def test_sigterm_before_training_ends_the_run_at_once(make, stage, monkeypatch):
+    monkeypatch.setattr(stop, "_end_now", lambda number: sys.exit(128 + number))  # not the test run
     monkeypatch.setattr(run_module, stage, lambda *arguments, **settings: os.kill(os.getpid(), signal.SIGTERM))
     previous = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as caught:

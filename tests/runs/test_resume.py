@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 
 import pytest
@@ -14,7 +15,7 @@ from transformers import GPT2Config, TrainerCallback
 from models import random_pairs, tiny_model
 from runs import assert_same_weights, make_trainer, train_log, weights_of
 from simpo_trainer.baselines.settings import build_arguments
-from simpo_trainer.train import stop as interrupt
+from simpo_trainer.train import stop
 from simpo_trainer.train.stop import StopRequest
 
 ROWS = random_pairs(22)
@@ -91,6 +92,13 @@ def test_an_adapter_is_resumed(tmp_path):
 # ---- Signals ----
 
 
+@pytest.fixture
+def survives(monkeypatch):
+    """SIGTERM ends this process by an exception."""
+    plain = stop._end_now
+    monkeypatch.setattr(stop, "_end_now", lambda n: plain(n) if n == signal.SIGINT else sys.exit(128 + n))
+
+
 class SendSignal(TrainerCallback):
     """Sends a signal to this process in the middle of a step, once or more."""
 
@@ -139,8 +147,8 @@ def test_the_same_trainer_may_go_on_after_ctrl_c(tmp_path, whole):
 
 
 @pytest.mark.parametrize(("number", "end"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_a_second_signal_stops_at_once(tmp_path, number, end, monkeypatch):
-    monkeypatch.setattr(interrupt, "_SAME", 0)
+def test_a_second_signal_stops_at_once(tmp_path, number, end, monkeypatch, survives):
+    monkeypatch.setattr(stop, "_SAME", 0)
     trainer = make_trainer(tmp_path, ROWS, arguments={"callbacks": [SendSignal(2, number, times=2)]}, **SETTINGS)
     previous = signal.getsignal(number)
     with pytest.raises(end):
@@ -199,7 +207,7 @@ def test_a_signal_that_is_ignored_stays_so(tmp_path, number):
 
 
 @pytest.mark.parametrize(("number", "end"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_before_training_a_signal_ends_the_process(number, end):
+def test_before_training_a_signal_ends_the_process(number, end, survives):
     """Nothing is lost yet; what came while a signal was deferred is obeyed when asked for."""
     with StopRequest() as request:
         with pytest.raises(end) as caught:

@@ -36,8 +36,8 @@ def training(tmp_path):
     log = tmp_path / "log"
     started = []
 
-    def start(method: str):
-        words = ["train", "recipe.yaml", "--output_dir", "out", "--method", method]
+    def start(*options: str, until: str = "step 5/"):
+        words = ["train", "recipe.yaml", "--output_dir", "out", *options]
         with log.open("w") as stream:
             process = subprocess.Popen(
                 [sys.executable, "-m", "simpo_trainer", *words],
@@ -51,10 +51,9 @@ def training(tmp_path):
             )
         started.append(process)
         end = time.monotonic() + 200
-        while "step 5/" not in log.read_text():
+        while until not in log.read_text() or len(psutil.Process(process.pid).children(recursive=True)) < 2:
             assert process.poll() is None and time.monotonic() < end, log.read_text()
             time.sleep(0.05)
-        assert len(psutil.Process(process.pid).children(recursive=True)) >= 2
         return process, log
 
     yield start
@@ -67,7 +66,7 @@ def training(tmp_path):
     ("method", "number"), [("simpo", signal.SIGTERM), ("simpo", signal.SIGINT), ("dpo", signal.SIGTERM)]
 )
 def test_a_signal_to_the_group_stops_the_run_with_a_checkpoint(training, tmp_path, method, number):
-    process, log = training(method)
+    process, log = training("--method", method)
     workers = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, number)
     assert process.wait(timeout=120) == 128 + number, log.read_text()
@@ -79,7 +78,7 @@ def test_a_signal_to_the_group_stops_the_run_with_a_checkpoint(training, tmp_pat
 
 @pytest.mark.slow
 def test_a_run_that_is_stopped_at_once_leaves_no_worker(training):
-    process, log = training("simpo")
+    process, log = training()
     workers = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGSTOP)
     for _ in range(2):
@@ -88,6 +87,16 @@ def test_a_run_that_is_stopped_at_once_leaves_no_worker(training):
         time.sleep(0.02)
     assert process.wait(timeout=60) == 130, log.read_text()
     assert not psutil.wait_procs(workers, timeout=10)[1]
+
+
+@pytest.mark.slow
+def test_sigterm_while_several_processes_tokenize_ends_all_of_them(training):
+    """They are forked, and so have the handler of the process that forked them."""
+    process, log = training("--dataset_num_proc", "2", until="")
+    started = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) in (-signal.SIGTERM, 128 + signal.SIGTERM), log.read_text()
+    assert not psutil.wait_procs(started, timeout=10)[1]
 
 
 STUCK = """

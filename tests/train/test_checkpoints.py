@@ -201,6 +201,28 @@ def test_the_same_adapter_goes_on(tmp_path, name, adapter):
     assert_same_weights(weights_of(again), weights_of(whole), tolerance=1e-6)
 
 
+def test_an_adapter_that_trains_the_embeddings_of_added_tokens_goes_on(tmp_path):
+    """peft then writes them under the names of its wrapper too."""
+
+    def trainer(folder):
+        model = tiny_model()
+        model.resize_token_embeddings(101)
+        config = LoraConfig(
+            r=2, task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]
+        )
+        settings = {**SETTINGS, "num_train_epochs": 1, "max_steps": 3}
+        return make_trainer(folder, ROWS, model=model, arguments={"peft_config": config}, **settings)
+
+    torch.manual_seed(0)
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    again = trainer(tmp_path / "again")
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    found, expected = ({k: v for k, v in weights_of(t).items() if "modules_to_save" in k} for t in (again, whole))
+    assert len(found) == 2
+    assert_same_weights(found, expected, tolerance=1e-6)
+
+
 class Flavoured(LlamaForCausalLM):
     """A model of one's own that cannot be made from its configuration alone."""
 
