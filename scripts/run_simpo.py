@@ -5,7 +5,7 @@ The same as `simpo train RECIPE [--key value ...]`, which needs no launcher for 
 
 import sys
 
-from simpo_trainer.cli.app import main
+from simpo_trainer.cli import main
 
 if __name__ == "__main__":
     main(["train", *sys.argv[1:]])

@@ -5,7 +5,7 @@ import logging
 import pytest
 import yaml
 
-from simpo_trainer.cli.app import main
+from simpo_trainer.cli import main
 from simpo_trainer.recipe.load import load_recipe
 from simpo_trainer.recipe.paths import recipe_files
 

@@ -44,7 +44,7 @@ def test_every_module_and_recipe_is_installed(installed):
 @pytest.mark.slow
 def test_recipes_are_found_by_name(installed, tmp_path):
     script = (
-        "import simpo_trainer; from simpo_trainer.cli.app import main; print(simpo_trainer.__file__, flush=True);"
+        "import simpo_trainer; from simpo_trainer.cli import main; print(simpo_trainer.__file__, flush=True);"
         "main(['recipe', 'show', 'paper/gemma2-9b-it', '--origins'])"
     )
     environment = {**os.environ, "PYTHONPATH": str(installed)}

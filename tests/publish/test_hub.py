@@ -185,7 +185,7 @@ def test_a_run_from_the_command_line(home, tmp_path):
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(sys.path),
         }
-        program = "from simpo_trainer.cli.app import main; main()"
+        program = "from simpo_trainer.cli import main; main()"
         subprocess.run(
             [sys.executable, "-c", program, "train", str(recipe_file(home, hub_private_repo=True))],
             env={**os.environ, **environment},

@@ -9,7 +9,7 @@ import sys
 from accelerate import PartialState, state
 from accelerate.utils import DistributedType
 
-from simpo_trainer.cli.app import main
+from simpo_trainer.cli import main
 
 SETTINGS = {
     "ACCELERATE_USE_FSDP": "true",
