@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from ..lazy import exported
+
 if TYPE_CHECKING:
     from .losses import (
         alphapo_loss,
@@ -33,11 +35,4 @@ __all__ = [
     "squared_loss",
 ]
 
-
-def __getattr__(name: str):
-    # Imported on first use: the names of the losses are known without torch.
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import losses
-
-    return getattr(losses, name)
+__getattr__ = exported(__name__, dict.fromkeys(__all__, "losses"))

@@ -2,16 +2,11 @@
 
 from typing import TYPE_CHECKING
 
+from ..lazy import exported
+
 if TYPE_CHECKING:
     from .load import Recipe, check_recipe, load_recipe
 
 __all__ = ["Recipe", "check_recipe", "load_recipe"]
 
-
-def __getattr__(name: str):
-    # Imported on first use: the command line lists recipes without waiting for torch.
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import load
-
-    return getattr(load, name)
+__getattr__ = exported(__name__, dict.fromkeys(__all__, "load"))

@@ -105,7 +105,7 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
 
 
 class _StartOver(TrainerCallback):
-    """Sets the checkpoints of an earlier run aside when the first step is about to be made, and nothing fails any more."""
+    """Sets the checkpoints of an earlier run aside when training begins. What fails before leaves them as they are."""
 
     def __init__(self, output_dir: Path):
         self.output_dir = output_dir

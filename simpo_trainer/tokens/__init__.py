@@ -2,16 +2,11 @@
 
 from typing import TYPE_CHECKING
 
+from ..lazy import exported
+
 if TYPE_CHECKING:
     from .chat_templates import resolve_chat_template
 
 __all__ = ["resolve_chat_template"]
 
-
-def __getattr__(name: str):
-    # Imported on first use: many modules here need no tokenizer.
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import chat_templates
-
-    return getattr(chat_templates, name)
+__getattr__ = exported(__name__, dict.fromkeys(__all__, "chat_templates"))

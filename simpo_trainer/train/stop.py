@@ -30,7 +30,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.number: int | None = None
         self._since = 0.0
-        self._process = os.getpid()
+        self._process = 0
         self._deferred = False
         self._entered = 0
         self._previous: dict[int, Any] = {}
@@ -43,7 +43,7 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         self._entered += 1
         if self._entered == 1:
-            self.number = None
+            self.number, self._process = None, os.getpid()
             if threading.current_thread() is threading.main_thread():
                 handled = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
                 self._previous = {number: signal.signal(number, self._on_signal) for number in handled}

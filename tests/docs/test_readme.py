@@ -88,7 +88,7 @@ def test_the_tree_lists_every_file_under_its_folder():
         there = {path.name for path in (package / name).glob("*.py")} - {"__init__.py"}
         if name != "quickstart":
             assert there == set(re.findall(r"[a-z_]+\.py", text)) - {"run_simpo.py"}, name
-    assert {path.name for path in package.glob("[a-z]*.py")} == {"environment.py", "errors.py", "log.py"}
+    assert {path.name for path in package.glob("[a-z]*.py")} == {"environment.py", "errors.py", "log.py", "lazy.py"}
 
 
 def test_documents_that_are_linked_exist():

@@ -221,6 +221,17 @@ def test_before_training_a_signal_ends_the_process(number, end, survives):
         assert caught.value.code == 143
 
 
+def test_a_process_that_was_forked_meanwhile_does_not_defer():
+    """Such as those of a library's pool, which it ends by SIGTERM and waits for."""
+    with StopRequest() as request, request.deferred():
+        child = os.fork()
+        if not child:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+        assert not request.requested
+
+
 def test_a_request_may_be_entered_again(tmp_path):
     """A run enters it before the data is loaded, and its trainer once more."""
     previous = signal.getsignal(signal.SIGTERM)
