@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from simpo_trainer.batches.order import PairBatchSampler
 from simpo_trainer.tokens.rows import TOKEN_COLUMNS, row_answers, row_pairs
+from simpo_trainer.tokens.settings import RowSettings
 from simpo_trainer.tokens.tokenization import tokenize_preferences
 
 # Hidden size, layers, attention heads, key-value heads, width of the MLP. The larger two are those of Llama 3.
@@ -82,7 +83,7 @@ def random_pairs(profile: Profile, vocab: int, seed: int, count: int = _POOL) ->
 
 
 def random_ranked(profile: Profile, vocab: int, seed: int, answers: int, count: int = _POOL) -> list[Row]:
-    """Prompts with so many answers, chosen and rejected ones of the profile in turn, and every two of them as a pair."""
+    """Prompts with so many answers, the profile's chosen and rejected ones in turn, and every two answers as a pair."""
     medians = [profile.medians[1 + place % 2] for place in range(answers)]
     chosen, rejected = map(list, zip(*combinations(range(answers), 2), strict=True))
     return [
@@ -138,9 +139,7 @@ def real_pairs(path: str, tokenizer: str | None, max_length: int) -> list[Row]:
         data, _ = tokenize_preferences(
             data,
             AutoTokenizer.from_pretrained(tokenizer),
-            max_length=max_length,
-            max_prompt_length=max_length * 7 // 8,
-            overlong="truncate",
+            RowSettings(max_length=max_length, max_prompt_length=max_length * 7 // 8),
         )
     if not set(data.column_names) >= set(TOKEN_COLUMNS):
         raise SystemExit(
@@ -191,8 +190,8 @@ def needed_flops(rows: Sequence[Row], shape: dict[str, Any], backbone: int, froz
 
     Each prompt goes through the backbone once, each answer once without its last token, which predicts nothing; each
     answer token is scored once. A token costs two operations per weight forward, two for the gradient of the input and
-    two for that of the weight, which frozen weights (adapters) do not need. Attention counts, per layer, the keys that a
-    token may see, itself included: two products forward and four backward. Left out are recomputation, the products
+    two for that of the weight, which frozen weights (adapters) do not need. Attention counts, per layer, the keys that
+    a token may see, itself included: two products forward and four backward. Left out are recomputation, the products
     of adapters, and all that is no matrix product.
 
     Args:

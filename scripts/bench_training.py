@@ -14,8 +14,9 @@ would not do). A repeat is a pass over the same few batches, and the first pass 
     x floor     time over that of the matrix products that no implementation can avoid, at the rate of large square
                 products on this machine (see `needed_flops` for what is counted)
 
-With `--ranked K`, prompts have K answers, and every two of them make a pair. The row "ours, ranked" trains on prompts with
-their answers, all others on the same pairs two by two, those of a prompt one after the other in the same optimiser step.
+With `--ranked K`, prompts have K answers, and every two of them make a pair. The row "ours, ranked" trains on prompts
+with their answers, all others on the same pairs two by two, those of a prompt one after the other in the same optimiser
+step.
 """
 
 import argparse
@@ -60,7 +61,7 @@ _WORKER = Path(__file__).with_name("bench_worker.py")
 
 
 def run_training(options: argparse.Namespace) -> None:
-    """Measure every row, print the table and the JSON line; exit with an error where losses disagree or a row failed."""
+    """Measure every row, print the table and the JSON line; exit with an error if losses disagree or a row failed."""
     job = make_job(options)
     rate = measured("rate", {"cuda": job["cuda"]})
     if "error" in rate:

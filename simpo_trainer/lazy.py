@@ -1,4 +1,4 @@
-"""Names that a package exports and imports on first use, so that a command that needs none of them does not wait for torch."""
+"""Names that a package exports and imports on first use: a command that needs none does not wait for torch."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module

@@ -21,7 +21,7 @@ from ..log import get_logger
 from ..model.load import check_positions, check_trainable_dtypes, disable_dropout
 from ..record.manifest import ManifestCallback
 from ..tokens.ids import TokenIds
-from ..tokens.sets import TokenSet, token_set
+from ..tokens.sets import TokenSet
 from ..train.config import SimPOConfig
 from ..train.processes import end_group_at_exit, keep_scores_float32
 from ..train.progress import show_lines
@@ -41,8 +41,8 @@ logger = get_logger(__name__)
 class BaselineTrainer(RunTrainer):
     """The part that the baselines share; it stands before trl's trainer among the bases.
 
-    `shared` are the recipe's settings as SimPO takes them, which made the rows and the model; `token_ids` knows the ids that
-    the model has embeddings for.
+    `shared` are the recipe's settings as SimPO takes them, which made the rows and the model; `token_ids` knows the ids
+    that the model has embeddings for.
     """
 
     shared: SimPOConfig
@@ -60,9 +60,7 @@ class BaselineTrainer(RunTrainer):
 
     def _tokens(self, dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, model: Any) -> TokenSet:
         """The token rows that SimPO would train on."""
-        found = token_set(dataset, name, tokenizer, self.shared)
-        if found.report:
-            self.drop_reports[name] = found.report
+        found = self._token_set(dataset, name, tokenizer, self.shared)
         check_positions(model, found.longest)
         self.token_ids.check_set(found, name)
         return found

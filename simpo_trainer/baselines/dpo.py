@@ -28,8 +28,8 @@ class DPOBaseline(BaselineTrainer, DPOTrainer):
     """trl's `DPOTrainer` on the token rows that `SimPOTrainer` would train on.
 
     Args:
-        model: folder or Hub name of the model to train, which is the reference too; of an adapter's folder the reference
-            is that adapter as it was.
+        model: folder or Hub name of the model to train, which is the reference too; of an adapter's folder the
+            reference is that adapter as it was.
         args: trl's settings.
         shared: the settings that make rows and model.
         train_dataset: preference rows, ranked rows, or token rows of either kind.
@@ -55,7 +55,7 @@ class DPOBaseline(BaselineTrainer, DPOTrainer):
         peft_config: PeftConfig | None = None,
     ):
         self.shared, self.drop_reports = shared, {}
-        policy = load_model(model, shared, adapter_follows=peft_config is not None)
+        policy = load_model(model, shared, adapter_follows=peft_config is not None, bf16=bool(args.bf16))
         self.token_ids = TokenIds(processing_class, count_embeddings(policy))
         self.token_ids.check_pad_token(args.pad_token)
         pairs = self._pairs(train_dataset, "train", processing_class, policy)
@@ -132,8 +132,9 @@ class DPOBaseline(BaselineTrainer, DPOTrainer):
 
 def _reference(name: str, args: DPOArguments, shared: SimPOConfig) -> Any:
     """The starting model once more, frozen by whoever uses it."""
+    given: Any = shared.model_init_kwargs or {}
     settings = copy(shared)
-    settings.model_init_kwargs = {**(shared.model_init_kwargs or {}), **(args.ref_model_init_kwargs or {})}  # type: ignore[dict-item]
-    reference = load_model(name, settings, adapter_follows=False)
+    settings.model_init_kwargs = {**given, **(args.ref_model_init_kwargs or {})}
+    reference = load_model(name, settings, adapter_follows=False, bf16=bool(args.bf16))
     disable_dropout(reference)
     return reference

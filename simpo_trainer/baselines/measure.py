@@ -1,4 +1,4 @@
-"""Log-probabilities of answers under a model that trl's trainers train: sums over an answer's tokens, as trl logs them."""
+"""Log-probabilities of answers under a model that trl trains: sums over an answer's tokens, as trl logs them."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from ..data.messages import settle_system_messages
 from ..errors import SimPOError
 from ..tokens.rows import LABELLED_COLUMNS, TOKEN_COLUMNS, is_ranked
+from ..tokens.settings import RowSettings
 from ..tokens.tokenization import opening_messages
-from ..train.config import SimPOConfig
 
 _IDS = List(Value("int32"))
 _PAIRS = Features(dict.fromkeys(TOKEN_COLUMNS, _IDS))
@@ -64,7 +64,9 @@ def labelled_text(prompt: list[int], answer: list[int], *, with_prompt: bool = F
     return {"input_ids": prompt + answer, "labels": (prompt if with_prompt else [IGNORED] * len(prompt)) + answer}
 
 
-def conversation_rows(dataset: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, args: SimPOConfig) -> Dataset:
+def conversation_rows(
+    dataset: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, settings: RowSettings
+) -> Dataset:
     """Rows of `messages` with their system messages settled; trl writes them through the chat template.
 
     Raises:
@@ -78,11 +80,11 @@ def conversation_rows(dataset: Dataset, name: str, tokenizer: PreTrainedTokenize
     for number, messages in enumerate(dataset["messages"]):
         if not messages:
             raise SimPOError(f"{name}: row {number} has no messages. Remove the row.")
-    opening = opening_messages(tokenizer) if args.auto_insert_empty_system_msg else []
-    if args.system_messages == "keep" and not opening:
+    opening = opening_messages(tokenizer) if settings.auto_insert_empty_system_msg else []
+    if settings.system_messages == "keep" and not opening:
         return dataset
     return dataset.map(
-        lambda row: {"messages": settle_system_messages(row["messages"], args.system_messages, opening)},
+        lambda row: {"messages": settle_system_messages(row["messages"], settings.system_messages, opening)},
         desc=f"System messages of {name}",
     )
 

@@ -2,54 +2,55 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from transformers import TrainingArguments
 from trl import DPOConfig, SFTConfig
 
+from ..knobs import knob
+from ..model.settings import ModelSettings
+from ..tokens.settings import RowSettings
 from ..train.config import SimPOConfig
 
 Method = Literal["simpo", "dpo", "sft"]
-
-
-def _key(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
 class MethodConfig:
     """What is done with model and data (a key of a recipe)."""
 
-    method: Method = _key(
+    method: Method = knob(
         "simpo",
-        "How the model is trained: 'simpo'; or, from the same recipe, what it is compared with: 'dpo' by trl's DPOTrainer, "
-        "'sft' (supervised fine-tuning on chosen answers, or on rows of `messages`) by trl's SFTTrainer.",
+        "How the model is trained: 'simpo'; or, from the same recipe, what it is compared with: 'dpo' by trl's "
+        "DPOTrainer, 'sft' (supervised fine-tuning on chosen answers, or on rows of `messages`) by trl's SFTTrainer.",
     )
 
 
 class _WithoutToken:
-    """Keeps the Hub's token out of the arguments that a trainer pickles into every folder that it saves."""
+    """Keeps the Hub's token out of the arguments' text and out of the pickle that a trainer writes into each folder."""
+
+    __repr__ = TrainingArguments.__repr__
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "hub_token": None}
 
 
-@dataclass
+@dataclass(repr=False)
 class DPOArguments(_WithoutToken, DPOConfig):
     """Arguments of trl's `DPOTrainer`, with the beta of the SimPO paper's DPO runs as default."""
 
-    beta: float = _key(
+    beta: float = knob(
         0.01,
-        "How hard the model is held at the reference model, > 0. DPO sums log-probabilities, so values of SimPO (2 to 10) "
-        "do not carry over; the SimPO paper's DPO runs use 0.01, others up to 0.5.",
+        "How hard the model is held at the reference model, > 0. DPO sums log-probabilities, so values of SimPO (2 to "
+        "10) do not carry over; the SimPO paper's DPO runs use 0.01, others up to 0.5.",
     )
-    ref_model_init_kwargs: dict[str, Any] | None = _key(
+    ref_model_init_kwargs: dict[str, Any] | None = knob(
         None, "Keyword arguments of `from_pretrained` for the reference model, on top of the model's own."
     )
 
 
-@dataclass
+@dataclass(repr=False)
 class SFTArguments(_WithoutToken, SFTConfig):
     """Arguments of trl's `SFTTrainer`."""
 
@@ -58,11 +59,13 @@ BaselineArguments = DPOArguments | SFTArguments
 ARGUMENTS: dict[str, type[Any]] = {"dpo": DPOArguments, "sft": SFTArguments}
 
 _COMMON = set(TrainingArguments.__dataclass_fields__)
-# Settings of SimPOConfig that are not of the loss: they make the token rows and the model, whatever trains on them.
-SHARED = (
-    *("max_length", "max_prompt_length", "truncation_mode", "overlong", "system_messages", "pairs"),
-    *("auto_insert_empty_system_msg", "disable_dropout", "dataset_num_proc", "model_init_kwargs", "global_batch_size"),
-)
+# Settings that only SimPO's loss and layouts read.
+_OF_SIMPO = {"margin_scale", "batch_layout"}
+# The settings of rows, model and batch, whatever trains on them.
+SHARED = [
+    *(each.name for owner in (RowSettings, ModelSettings) for each in fields(owner) if each.name not in _OF_SIMPO),
+    *("dataset_num_proc", "global_batch_size"),
+]
 # Fields of trl's arguments that a recipe has under another name, or that nothing reads here.
 _NOT_OFFERED = {
     *("trust_remote_code", "pad_token", "chat_template_path"),
@@ -91,7 +94,7 @@ def own_keys(method: str) -> set[str]:
 
 
 def method_settings(args: TrainingArguments, shared: SimPOConfig | None = None) -> dict[str, Any]:
-    """The settings of a run apart from those of `TrainingArguments`, for the record of it; of trl's, those that are set.
+    """The settings of a run for its record, without those of `TrainingArguments`; of trl's, those that are set.
 
     Args:
         args: the trainer's arguments.
@@ -120,10 +123,10 @@ def build_arguments(method: str, training: SimPOConfig, given: Mapping[str, Any]
     Raises:
         ValueError: trl finds values that do not go together.
     """
-    owner = ARGUMENTS[method]
+    owner, training = ARGUMENTS[method], training.settled()
     names = {each.name for each in fields(owner) if each.init}
     arguments = {name: value for name, value in given.items() if name in names & (_COMMON | own_keys(method))}
-    arguments |= {name: getattr(training, name) for name in _settled(owner)}
+    arguments |= {name: getattr(training, name) for name in _ours(owner)}
     arguments |= {name: getattr(training, name) for name in ("dataset_num_proc", "disable_dropout") if name in names}
     # Token rows have their length; rows of `messages` get it from the trainer.
     arguments["max_length"] = None
@@ -135,7 +138,7 @@ def build_arguments(method: str, training: SimPOConfig, given: Mapping[str, Any]
     return built
 
 
-def _settled(owner: type[Any]) -> set[str]:
+def _ours(owner: type[Any]) -> set[str]:
     """Fields of `TrainingArguments` in which SimPOConfig's word counts: it or trl has a default of its own."""
     ours, theirs = ({each.name: each for each in fields(config)} for config in (SimPOConfig, owner))
     common = {name for name in _COMMON if theirs[name].init}

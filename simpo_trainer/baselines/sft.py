@@ -1,4 +1,4 @@
-"""Supervised fine-tuning by trl's `SFTTrainer`: on the chosen answers of SimPO's token rows, or on whole conversations."""
+"""Supervised fine-tuning by trl's `SFTTrainer`, on the chosen answers of SimPO's rows or on whole conversations."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ class SFTBaseline(BaselineTrainer, SFTTrainer):
         peft_config: PeftConfig | None = None,
     ):
         self.shared, self.drop_reports = shared, {}
-        loaded = load_model(model, shared, adapter_follows=peft_config is not None)
+        loaded = load_model(model, shared, adapter_follows=peft_config is not None, bf16=bool(args.bf16))
         self.token_ids = TokenIds(processing_class, count_embeddings(loaded))
         self.token_ids.check_pad_token(args.pad_token)
         self._on_conversations = "messages" in columns_of(train_dataset)
@@ -106,7 +106,7 @@ class SFTBaseline(BaselineTrainer, SFTTrainer):
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
-        """As trl prepares rows, of which it tokenizes those of `messages`; the model has embeddings for all of their ids."""
+        """As trl prepares rows (it tokenizes those of `messages`); the model has embeddings for all of their ids."""
         rows = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         if isinstance(rows, Dataset):
             moved = packing or args.shuffle_dataset or len(rows) < len(dataset)

@@ -76,13 +76,15 @@ class PairCollator:
     that each scored token has one position that predicts it, and lacks the answer's last token, whose prediction nobody
     reads. Rows are padded on the right.
 
-    Answers are numbered by their place in their token row, then by row: all chosen ones of pairs, then all rejected ones.
+    Answers are numbered by their place in their token row, then by row: all chosen ones of pairs, then all rejected
+        ones.
 
     Args:
         pad_token_id: any valid token id; padding is told apart by `attention_mask`, never by this id.
         layout: "padded": one answer a row, in the order of their numbers. "shared_prefix": one prompt a row, its
             answers behind it, each going on from the prompt's positions. "packed": the same, all prompts in one row.
-            "padding_free": every prompt + answer as a sequence of its own, all in one row, for attention that takes no mask.
+            "padding_free": every prompt + answer as a sequence of its own, all in one row, for attention that takes no
+            mask.
     """
 
     pad_token_id: int = 0
@@ -93,7 +95,8 @@ class PairCollator:
 
         Args:
             rows: `prompt_ids`, and `chosen_ids` and `rejected_ids`, or `response_ids` with the index of one of them in
-                `chosen` and `rejected` for each pair; optionally `row`, `place`, `weight`, and `margin`, one for each pair.
+                `chosen` and `rejected` for each pair; optionally `row`, `place`, `weight`, and `margin`, one for each
+                pair.
         """
         answers = [row_answers(row) for row in rows]
         numbers = _numbers([len(found) for found in answers])

@@ -14,7 +14,7 @@ from ..log import get_logger
 from ..tokens.ids import TokenIds
 from ..tokens.rows import is_ranked
 from ..tokens.sets import columns_of, pair_counts, token_lengths
-from ..train.config import SimPOConfig
+from ..tokens.settings import RowSettings
 from .batch import Batch
 from .order import DrawnPairs, PairBatchSampler
 from .stream import StreamedPairs
@@ -26,11 +26,18 @@ Collator: TypeAlias = Callable[[list[dict[str, Any]]], Batch]
 
 
 def training_pairs(
-    dataset: Any, args: SimPOConfig, batch_size: int, accelerator: Accelerator, token_ids: TokenIds
+    dataset: Any,
+    rows: RowSettings,
+    args: TrainingArguments,
+    batch_size: int,
+    accelerator: Accelerator,
+    token_ids: TokenIds,
 ) -> PairBatchSampler | StreamedPairs:
     """Which rows of a training set, or a stream, this process takes at each micro-step of `batch_size` rows.
 
     Args:
+        rows: the settings of the rows of a stream.
+        args: seed, accumulation and what to do with an incomplete step.
         token_ids: checks the rows of a stream; those of a set have been checked.
     """
     shared: dict[str, Any] = {
@@ -41,7 +48,7 @@ def training_pairs(
     }
     if isinstance(dataset, IterableDataset):
         ranked = is_ranked(columns_of(dataset))
-        shared |= {"max_length": args.max_length, "overlong": args.overlong, "ranked": ranked}
+        shared |= {"max_length": rows.max_length, "overlong": rows.overlong, "ranked": ranked}
         return StreamedPairs(dataset, **shared, token_ids=token_ids)
     seed = args.seed if args.data_seed is None else args.data_seed
     return PairBatchSampler(
@@ -54,7 +61,7 @@ def training_pairs(
     )
 
 
-def evaluation_pairs(dataset: Any, args: SimPOConfig, accelerator: Accelerator) -> PairBatchSampler:
+def evaluation_pairs(dataset: Any, args: TrainingArguments, accelerator: Accelerator) -> PairBatchSampler:
     """Which rows of an evaluation set this process takes at each micro-step."""
     return PairBatchSampler(
         len(dataset),

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-# Rows among which those of like length are brought together. Far fewer than a set has, so that what a global batch holds
-# stays nearly random; with the paper's global batch of 128, four of them.
+# Rows among which those of like length are brought together. Far fewer than a set has, so that what a global batch
+# holds stays nearly random; with the paper's global batch of 128, four of them.
 _GROUPED_ROWS = 512
 
 
@@ -123,7 +123,8 @@ class PairBatchSampler(Sampler[list[Draw]]):
 
     def _by_length(self, rows: Sequence[int]) -> list[int]:
         """The longest first; as they are where lengths are unknown."""
-        return list(rows) if self.lengths is None else sorted(rows, key=lambda row: -self.lengths[row])  # type: ignore[index]
+        lengths = self.lengths
+        return list(rows) if lengths is None else sorted(rows, key=lambda row: -lengths[row])
 
     def _grouped(self, order: list[int], generator: torch.Generator) -> list[int]:
         """The rows of every `_GROUPED_ROWS`, or of one global batch if that is larger, in global batches by length.

@@ -28,9 +28,9 @@ _TRIAL = 1000
 class StreamedPairs(IterableDataset):
     """Micro-batches of one process from a stream of token rows, without an end.
 
-    Micro-step k of all processes together takes the next `batch_size * num_processes` rows: pairs, or prompts with their
-    ranked answers. An optimiser step that the
-    stream cannot fill at its end is left out, which is said, and the stream begins anew.
+    Micro-step k of all processes together takes the next `batch_size * num_processes` rows: pairs, or prompts with
+    their ranked answers. An optimiser step that the stream cannot fill at its end is left out, which is said, and the
+    stream begins anew.
 
     Args:
         rows: what `tokenization.tokenize_stream` returned; a row with a `reason` is dropped.
@@ -80,7 +80,7 @@ class StreamedPairs(IterableDataset):
         return None if self.ranked else steps * self.rows_per_step * self.accumulation
 
     def first_rows(self, count: int) -> Dataset | None:
-        """At most `count` rows from the beginning of the first pass, the same on every process; None of an empty stream."""
+        """At most `count` rows from the start of the first pass, the same on every process; None if there are none."""
         if hasattr(self.rows, "set_epoch"):
             self.rows.set_epoch(0)
         found = list(islice(self._kept(DropReport(self.name, ranked=self.ranked)), count))
@@ -97,8 +97,8 @@ class StreamedPairs(IterableDataset):
     def _micro_steps(self) -> Iterator[list[dict[str, Any]]]:
         """What all processes together take in each micro-step, in one pass over the stream after the other.
 
-        There is no end: a run that goes on from a checkpoint passes over as many micro-steps as were made, and finds its
-        place without knowing how many a pass has.
+        There is no end: a run that goes on from a checkpoint passes over as many micro-steps as were made, and finds
+        its place without knowing how many a pass has.
         """
         for number in count():
             if hasattr(self.rows, "set_epoch"):
@@ -115,12 +115,12 @@ class StreamedPairs(IterableDataset):
                 yield block[start : start + size]
         if not steps:
             raise SimPOError(
-                f"{self.name}: the stream has {report.rows_kept} {report.unit} that can be trained on, and an optimiser step takes "
-                f"{size * self.accumulation}. Lower the global batch, or use more data."
+                f"{self.name}: the stream has {report.rows_kept} {report.unit} that can be trained on, and an "
+                f"optimiser step takes {size * self.accumulation}. Lower the global batch, or use more data."
             )
         logger.info(
-            f"{report.summary()}\n  The end of the stream, which is read again from its beginning. Its last {len(block)} "
-            f"{report.unit} do not fill an optimiser step of {size * self.accumulation} and are left out."
+            f"{report.summary()}\n  The end of the stream, which is read again from its beginning. Its last "
+            f"{len(block)} {report.unit} do not fill an optimiser step of {size * self.accumulation} and are left out."
         )
 
     def _kept(self, report: DropReport) -> Iterator[dict[str, Any]]:

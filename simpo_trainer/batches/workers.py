@@ -22,8 +22,8 @@ def _end() -> None:
 def shield_workers(loader: DataLoader) -> DataLoader:
     """Keep a signal from killing the workers of a loader, and return the loader.
 
-    Schedulers and terminals signal every process of a group. A worker that died of it would end the training process with
-    an error, before that has finished its step and saved a checkpoint.
+    Schedulers and terminals signal every process of a group. A worker that died of it would end the training process
+    with an error, before that has finished its step and saved a checkpoint.
     """
     if loader.num_workers:
         inner = getattr(loader, "base_dataloader", loader)  # accelerate puts its own around the one that has workers

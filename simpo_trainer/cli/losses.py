@@ -29,7 +29,7 @@ def losses(
     alpha: Annotated[float | None, typer.Option(help="Likewise.")] = None,
 ) -> None:
     """Show the losses that `loss_type` knows: formula, settings with their own defaults, paper."""
-    from ..loss.objective import check_loss_names
+    from ..loss.settings import check_loss_names
 
     chosen = check_loss_names(names or [])
     typer.echo(loss_table(chosen))
@@ -58,8 +58,10 @@ def loss_table(names: list[str]) -> str:
         lines += [f"{name}", f"    {first} ({paper})", f"    {loss.formula}"]
         lines += [f"    log-probabilities {compares}; settings: {', '.join(settings) or 'none'}", ""]
     lines += [
-        "delta: log-probability of the chosen answer less that of the rejected one; z = delta - gamma_beta_ratio; a: per",
-        "token; eps: label_smoothing. Settings show what holds where a recipe says nothing. sft_weight adds the negative",
+        "delta: log-probability of the chosen answer less that of the rejected one; z = delta - gamma_beta_ratio; a: "
+        "per",
+        "token; eps: label_smoothing. Settings show what holds where a recipe says nothing. sft_weight adds the "
+        "negative",
         "log-likelihood of chosen answers. A weighted mix: loss_type: [sigmoid, ipo], loss_weights: [0.7, 0.3].",
     ]
     return "\n".join(lines)

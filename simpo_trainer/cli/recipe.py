@@ -69,7 +69,7 @@ def _sections(names: list[str], method: str) -> list[tuple[str, list[str]]]:
 
     from ..baselines.settings import MethodConfig
     from ..data.settings import DataConfig
-    from ..recipe.keys import keys_of
+    from ..recipe.keys import SIMPO_KEYS, keys_of
     from ..train.config import SimPOConfig
 
     def section(name: str) -> str:
@@ -80,13 +80,13 @@ def _sections(names: list[str], method: str) -> list[tuple[str, list[str]]]:
             return "Data"
         if owner is ModelConfig:
             return "Model"
-        return own if owner is not SimPOConfig or name in ours else "Training"
+        return own if owner is not SimPOConfig or name in SIMPO_KEYS else "Training"
 
-    keys, ours, own = keys_of(method), list(SimPOConfig.__annotations__), _TITLES[method]
+    keys, own = keys_of(method), _TITLES[method]
     found: dict[str, list[str]] = {"Method": [], "Model": [], "Data": [], own: [], "Training": []}
     for name in names:
         found[section(name)].append(name)
-    found[own].sort(key=lambda name: ours.index(name) if name in ours else -1)
+    found[own].sort(key=lambda name: SIMPO_KEYS.index(name) if name in SIMPO_KEYS else -1)
     return list(found.items())
 
 

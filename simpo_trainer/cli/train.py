@@ -145,7 +145,8 @@ def _launch(recipe_words: list[str], launcher: str, given: dict[str, Any]) -> in
 
 
 def _print_keys() -> None:
-    from ..recipe.keys import KEYS
+    from ..recipe.keys import KEYS, SIMPO_KEYS
+    from ..train.config import SimPOConfig
 
     console = Console(file=sys.stdout)
     console.print("Keys of a recipe, each also an override:")
@@ -153,10 +154,10 @@ def _print_keys() -> None:
         table = Table(title=f"\n{owner.__name__}", title_justify="left", title_style="bold", box=None, pad_edge=False)
         for name in ("key", "default", "meaning"):
             table.add_column(name, no_wrap=name == "key")
-        for name in owner.__annotations__:  # those of the class itself: not all of TrainingArguments
-            if name in KEYS:
-                field = KEYS[name].field
-                table.add_row(name, escape(str(field.default)), escape(field.metadata["help"]))
+        owned = [name for name, key in KEYS.items() if key.owner is owner]
+        for name in SIMPO_KEYS if owner is SimPOConfig else owned:  # not all of TrainingArguments
+            field = KEYS[name].field
+            table.add_row(name, escape(str(field.default)), escape(field.metadata["help"]))
         console.print(table)
     console.print(
         "\nmethod: dpo and method: sft read keys of trl too: simpo recipe show RECIPE --method dpo", soft_wrap=True

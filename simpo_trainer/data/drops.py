@@ -68,8 +68,8 @@ REASONS: dict[str, tuple[str, str]] = {
     ),
     "template_content": (
         "the chat template leaves out part of the answer",
-        "Set chat_template to one that writes answers whole (one for tool calls, where an answer has them), or use answers "
-        "without the part that it removes.",
+        "Set chat_template to one that writes answers whole (one for tool calls, where an answer has them), or use "
+        "answers without the part that it removes.",
     ),
     "template_end": ("the chat template ends this answer otherwise than others", "Make the roles and fields alike."),
 }
@@ -128,9 +128,9 @@ class DropReport:
 
         Args:
             row: its index in the set.
-            notes: `reason` and `detail` of a dropped row; `pairs` (their number), `cut` (of prompt and answers), `length`,
-                `ignored` (a part of the prompt that the chat template does not write) and `left_out` (why, of each answer
-                that was) of a kept one.
+            notes: `reason` and `detail` of a dropped row; `pairs` (their number), `cut` (of prompt and answers),
+                `length`, `ignored` (a part of the prompt that the chat template does not write) and `left_out` (why, of
+                each answer that was) of a kept one.
         """
         self.rows_read += 1
         if notes["reason"] is not None:
@@ -153,8 +153,8 @@ class DropReport:
         """The report for a reader, a headline first."""
         pairs = f", {self.pairs_kept} pairs of their answers" if self.ranked else ""
         lines = [
-            f"{self.name}: {self.rows_kept} of {self.rows_read} {self.unit}{pairs}; the longest has {self.longest} tokens; "
-            f"cut to length: {self.truncated_prompts} prompts, {self.truncated_answers} answers"
+            f"{self.name}: {self.rows_kept} of {self.rows_read} {self.unit}{pairs}; the longest has {self.longest} "
+            f"tokens; cut to length: {self.truncated_prompts} prompts, {self.truncated_answers} answers"
         ]
         for reason, dropped in self.dropped.items():
             lines.append(f"  dropped {dropped.count} ({reason}, first row {dropped.first_row}): {REASONS[reason][0]}")
@@ -178,8 +178,9 @@ class DropReport:
         """
         if dropped := self.dropped.get("overlong"):
             raise SimPOError(
-                f"{self.name}: {dropped.count} of {self.rows_read} {self.unit} exceed max_length={max_length} (first: row "
-                f"{dropped.first_row}, {dropped.detail}). Raise max_length, or set overlong: truncate or overlong: drop."
+                f"{self.name}: {dropped.count} of {self.rows_read} {self.unit} exceed max_length={max_length} (first: "
+                f"row {dropped.first_row}, {dropped.detail}). Raise max_length, or set overlong: truncate or overlong: "
+                "drop."
             )
 
     def check_enough_kept(self) -> None:
@@ -191,8 +192,8 @@ class DropReport:
         if 2 * self.rows_kept >= self.rows_read:
             return
         lines = [
-            f"{self.name}: {self.rows_read - self.rows_kept} of {self.rows_read} {self.unit} cannot be trained on; at most "
-            "half may be left out."
+            f"{self.name}: {self.rows_read - self.rows_kept} of {self.rows_read} {self.unit} cannot be trained on; at "
+            "most half may be left out."
         ]
         for reason, dropped in self.dropped.items():
             wrong, change = REASONS[reason]

@@ -18,10 +18,10 @@ RANKINGS = ("scores", "ranks")
 
 
 def check_columns(columns: Sequence[str], name: str, found: Sequence[str] | None = None) -> None:
-    """Check that `columns` are those of preference pairs, or of ranked answers; `name` is what the message calls the set.
+    """Check that `columns` are those of preference pairs or of ranked answers; messages call the set `name`.
 
-    Of pairs, `prompt` may be missing: then both answers carry the whole conversation, and what they share is the prompt.
-    `found` are the columns that messages name, if there were more.
+    Of pairs, `prompt` may be missing: then both answers carry the whole conversation, and what they share is the
+    prompt. `found` are the columns that messages name, if there were more.
 
     Raises:
         SimPOError: a column that every row needs is missing, or columns exclude each other.
@@ -32,8 +32,8 @@ def check_columns(columns: Sequence[str], name: str, found: Sequence[str] | None
         missing = [] if "prompt" in columns else ["prompt"]
         missing += [] if any(ranking in columns for ranking in RANKINGS) else ["scores"]
         needed = (
-            "Ranked answers need 'prompt', 'responses' and 'scores' (higher is better) or 'ranks' (1 is the best); in a "
-            "recipe, `columns` says where they are. "
+            "Ranked answers need 'prompt', 'responses' and 'scores' (higher is better) or 'ranks' (1 is the best); in "
+            "a recipe, `columns` says where they are. "
         )
     else:
         missing = [column for column in ("chosen", "rejected") if column not in columns]
@@ -94,17 +94,17 @@ def read_fields(columns: Collection[str], name: str) -> tuple[str, ...]:
         return tuple(field for field in PAIR_FIELDS if field in columns)
     if pair := [column for column in ("chosen", "rejected") if column in columns]:
         raise SimPOError(
-            f"{name}: there is 'responses' beside {' and '.join(map(repr, pair))}; a row holds either ranked answers or a "
-            "pair. Remove or rename one of them, or name the one that is meant by `columns`."
+            f"{name}: there is 'responses' beside {' and '.join(map(repr, pair))}; a row holds either ranked answers "
+            "or a pair. Remove or rename one of them, or name the one that is meant by `columns`."
         )
     if "margin" in columns:
         raise SimPOError(
-            f"{name}: there is a column 'margin' beside 'responses'; the margins of ranked answers come from their scores "
-            "or ranks. Set margin_scale instead, and remove or rename the column."
+            f"{name}: there is a column 'margin' beside 'responses'; the margins of ranked answers come from their "
+            "scores or ranks. Set margin_scale instead, and remove or rename the column."
         )
     if all(ranking in columns for ranking in RANKINGS):
         raise SimPOError(
-            f"{name}: there is 'scores' (higher is better) beside 'ranks' (lower is better); ranked answers need one of "
-            "them. Remove or rename the other, or name the one that is meant by `columns`."
+            f"{name}: there is 'scores' (higher is better) beside 'ranks' (lower is better); ranked answers need one "
+            "of them. Remove or rename the other, or name the one that is meant by `columns`."
         )
     return tuple(field for field in RANKED_FIELDS if field in columns)

@@ -53,8 +53,8 @@ def load_checked(where: str, config: str | None, *, streaming: bool, **options: 
     """What `load_dataset` returns; of JSON files never values that were turned into another type.
 
     Raises:
-        DatasetGenerationError: the files cannot be read; its cause is an `OtherType` where types differ. A stream raises
-            that itself, when it comes to the place.
+        DatasetGenerationError: the files cannot be read; its cause is an `OtherType` where types differ. A stream
+            raises that itself, when it comes to the place.
     """
     builder = load_dataset_builder(where, config, **options)
     if isinstance(builder, JsonBuilder):

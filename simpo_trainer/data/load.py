@@ -43,7 +43,8 @@ def load_preferences(config: DataConfig, seed: int = 42, *, conversations: bool 
     Returns:
         The training set (an IterableDataset with `streaming`) and the evaluation set (None without one), each with the
         columns `chosen` and `rejected` and, where the source has them, `prompt`, `tools`, `chat_template_kwargs` and
-        `margin`; of ranked answers `prompt`, `responses` and `scores` or `ranks`. Rows are in the order of their sources.
+        `margin`; of ranked answers `prompt`, `responses` and `scores` or `ranks`. Rows are in the order of their
+        sources.
 
     Raises:
         SimPOError: settings contradict each other, a source cannot be found or read, a split is unknown, a set is
@@ -74,8 +75,8 @@ def _shuffled_stream(train: IterableDataset, seed: int, sources: int) -> Iterabl
     """A stream in the only random order that it can have: within a buffer, otherwise on each pass."""
     if sources > 1:
         logger.warning(
-            f"The {sources} sources of the stream are read one after the other, and only {_SHUFFLED_ROWS} rows at a time "
-            "are shuffled: training sees first one source, then the next. Without streaming they are mixed."
+            f"The {sources} sources of the stream are read one after the other, and only {_SHUFFLED_ROWS} rows at a "
+            "time are shuffled: training sees first one source, then the next. Without streaming they are mixed."
         )
     return train.shuffle(seed=seed, buffer_size=_SHUFFLED_ROWS)
 

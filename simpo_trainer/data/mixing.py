@@ -158,8 +158,8 @@ def _check_same_rows(sets: Mapping[str, Rows]) -> None:
         return
     (kind, name), (other_kind, other) = list(kinds.items())[:2]
     raise SimPOError(
-        f"{name} has {kind} and {other} has {other_kind}; sources that are mixed must hold rows of one kind. Convert one of "
-        "them (a pair is a row with two responses and the scores 1 and 0), or train on one of them."
+        f"{name} has {kind} and {other} has {other_kind}; sources that are mixed must hold rows of one kind. Convert "
+        "one of them (a pair is a row with two responses and the scores 1 and 0), or train on one of them."
     )
 
 

@@ -1,4 +1,4 @@
-"""Ranked answers to a prompt: the columns that hold them, how good each answer is, and the pairs that are made of them."""
+"""Ranked answers to a prompt: the columns that hold them, how good each answer is, and the pairs that they make."""
 
 import math
 from collections.abc import Mapping
@@ -48,8 +48,8 @@ def ranked_pairs(values: Mapping[int, float], choice: PairChoice) -> list[tuple[
 
     Args:
         values: how good each answer is, by its place.
-        choice: "all": every two. "best_worst": each of the best against each of the worst. "adjacent": each against each
-            of the next lower value.
+        choice: "all": every two. "best_worst": each of the best against each of the worst. "adjacent": each against
+            each of the next lower value.
     """
     levels = [list(level) for _, level in groupby(sorted(values, key=lambda a: -values[a]), values.__getitem__)]
     if choice == "best_worst":

@@ -1,4 +1,4 @@
-"""How rows are written, told from their columns: pairs or ranked answers, ShareGPT, Alpaca; and prompts that seem hidden."""
+"""How rows are written, told from their columns: pairs, ranked answers, ShareGPT, Alpaca; and hidden prompts."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias

@@ -2,83 +2,82 @@
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from trl.scripts.utils import DatasetConfig
 
+from ..knobs import knob
 from .formats import NAMED_FIELDS, Format
-
-
-def _key(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
 class DataConfig:
     """Where the preference pairs, or ranked answers, are read from (the data section of a recipe)."""
 
-    dataset_name: str | None = _key(
+    dataset_name: str | None = knob(
         None,
         "Preference pairs: a JSON Lines, JSON, Parquet or CSV file; a folder of such files with the split in their "
         "names (train.jsonl, test.jsonl); a folder written by `save_to_disk`; or the name of a dataset of the Hub. "
         "Exactly one of dataset_name, dataset_mixer and datasets is given.",
     )
-    dataset_config: str | None = _key(None, "Configuration (subset) of a dataset of the Hub that has several.")
-    dataset_train_split: str = _key("train", "Split that is trained on. A single file has one split, 'train'.")
-    dataset_test_split: str | None = _key(
+    dataset_config: str | None = knob(None, "Configuration (subset) of a dataset of the Hub that has several.")
+    dataset_train_split: str = knob("train", "Split that is trained on. A single file has one split, 'train'.")
+    dataset_test_split: str | None = knob(
         None,
         "Split that is evaluated on. Unset means 'test' where the data has it, and no evaluation set where it has not.",
     )
-    eval_dataset_name: str | None = _key(
+    eval_dataset_name: str | None = knob(
         None,
         "Evaluation pairs from a source of their own, given like dataset_name; dataset_test_split then names its "
         "split, or unset means 'test' or else its only split.",
     )
-    dataset_mixer: dict[str, float] | None = _key(
+    dataset_mixer: dict[str, float] | None = knob(
         None,
         "Several sources, each given like dataset_name, with the fraction (0 to 1) of its training rows that is used, "
         "from the first row on; test splits are used whole.",
     )
-    dataset_splits: list[str] | None = _key(
+    dataset_splits: list[str] | None = knob(
         None,
         "Splits of every source of dataset_mixer: a name with 'train' in it is trained on, one with 'test', 'val' or "
         "'eval' is evaluated on. Unset means 'train', and 'test' of the sources that have it.",
     )
-    dataset_configs: list[str | None] | None = _key(
+    dataset_configs: list[str | None] | None = knob(
         None, "Configuration (subset) of each source of dataset_mixer, in their order; null for a source without one."
     )
-    datasets: list[dict[str, Any]] | None = _key(
+    datasets: list[dict[str, Any]] | None = knob(
         None,
         "Several training sources as trl lists them: entries with the keys path, name, data_dir, data_files, split, "
         "columns and fraction, which is the share of the entry in a mixture that repeats no row; all or none have one.",
     )
-    test_split_size: int | float | None = _key(
+    test_split_size: int | float | None = knob(
         None,
         "Evaluation pairs taken out of the training pairs: a share of them (0.05), or their number. The seed decides "
         "which; with streaming they are the first ones, and only a number is possible.",
     )
-    streaming: bool = _key(
+    streaming: bool = knob(
         False,
         "Read the training pairs while training instead of before, without a copy on disk. Their number is then "
         "unknown, so max_steps is needed, and fractions are not possible. Evaluation pairs are read before.",
     )
-    columns: dict[str, str] | None = _key(
+    columns: dict[str, str] | None = knob(
         None,
         f"Where a field ({', '.join(NAMED_FIELDS)}) is found in the rows of every source: a column, or with dots a "
-        "place inside one (answers.0.text; completions.response is that of each completion). Fields that are not named keep the columns of their names.",
+        "place inside one (answers.0.text; completions.response is that of each completion). Fields that are not named "
+        "keep the columns of their names.",
     )
-    dataset_format: Format | None = _key(
+    dataset_format: Format | None = knob(
         None,
-        "How rows are written: pairs (prompt, chosen, rejected; or prompt, responses, scores or ranks), sharegpt, alpaca, or hh_rlhf (texts with Human: and "
-        "Assistant: turns). Unset means what the columns look like; hh_rlhf must be asked for.",
+        "How rows are written: pairs (prompt, chosen, rejected; or prompt, responses, scores or ranks), sharegpt, "
+        "alpaca, or hh_rlhf (texts with Human: and Assistant: turns). Unset means what the columns look like; hh_rlhf "
+        "must be asked for.",
     )
-    chat_template: str | None = _key(
+    chat_template: str | None = knob(
         None,
         "Chat template for conversations, saved with the model: its text, a file, or trl:NAME for one that trl ships. "
         "Unset means the tokenizer's own.",
     )
-    tokenizer_name_or_path: str | None = _key(
+    tokenizer_name_or_path: str | None = knob(
         None, "Tokenizer to use, a folder or a name of the Hub. Unset means the one beside the model."
     )
 

@@ -1,8 +1,9 @@
 """Per-pair preference losses: pure functions of log-probabilities, no device, no reduction, no settings object.
 
-Notation: s(y) is the log-probability of answer y in nats, a(y) = s(y) / |y| that per token, and delta = chosen - rejected
-of whichever a loss compares. Every function takes the two log-probabilities, (N,) each, and by name the settings that it
-uses, and returns one loss per pair, (N,), in the dtype of the inputs. `gamma_beta_ratio` may be one number or one per pair.
+Notation: s(y) is the log-probability of answer y in nats, a(y) = s(y) / |y| that per token, and delta = chosen -
+rejected of whichever a loss compares. Every function takes the two log-probabilities, (N,) each, and by name the
+settings that it uses, and returns one loss per pair, (N,), in the dtype of the inputs. `gamma_beta_ratio` may be one
+number or one per pair.
 
 A new loss is a function below, a line in `LOSSES` and a test in test_losses.py. One that only you need is a subclass of
 `SimPOTrainer` with a `pair_loss` of its own.
@@ -60,9 +61,9 @@ def hinge_loss(chosen: Tensor, rejected: Tensor, *, beta: float, gamma_beta_rati
 def ipo_loss(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
     """IPO without reference and by length: `(delta - 1/(2*beta))^2`.
 
-    IPO (arXiv 2310.12036) Eq. 17, where beta is called tau and delta is a difference of log-ratios to a reference model,
-    which this leaves out, as trl's `CPOTrainer` does; by averages because sums would make the target depend on length.
-    The target margin is `1/(2*beta)` itself.
+    IPO (arXiv 2310.12036) Eq. 17, where beta is called tau and delta is a difference of log-ratios to a reference
+    model, which this leaves out, as trl's `CPOTrainer` does; by averages because sums would make the target depend on
+    length. The target margin is `1/(2*beta)` itself.
     """
     return (chosen - rejected - 1 / (2 * beta)).square()
 
@@ -72,8 +73,8 @@ def squared_loss(
 ) -> Tensor:
     """Squared distance of the reward margin from its target: `(beta*delta - target)^2`.
 
-    The target is `beta * gamma_beta_ratio` unless `squared_target` gives it. From exercises that teach SimPO as a squared
-    margin; it is not the paper's loss, and it grows again where the margin exceeds the target.
+    The target is `beta * gamma_beta_ratio` unless `squared_target` gives it. From exercises that teach SimPO as a
+    squared margin; it is not the paper's loss, and it grows again where the margin exceeds the target.
     """
     target = beta * gamma_beta_ratio if squared_target is None else squared_target
     return (beta * (chosen - rejected) - target).square()
@@ -84,8 +85,8 @@ def robust_loss(
 ) -> Tensor:
     """SimPO unbiased under swapped labels: `(-(1-eps)*logsigmoid(beta*z) + eps*logsigmoid(-beta*z)) / (1-2*eps)`.
 
-    Robust DPO (arXiv 2403.00409) Eq. 12, on SimPO's reward; eps < 0.5 is the share of pairs whose labels are swapped. Its
-    mean over such labels is the SimPO loss of the right ones. Unbounded below: it falls as `-eps*beta*z/(1-2*eps)`.
+    Robust DPO (arXiv 2403.00409) Eq. 12, on SimPO's reward; eps < 0.5 is the share of pairs whose labels are swapped.
+    Its mean over such labels is the SimPO loss of the right ones. Unbounded below: it falls as `-eps*beta*z/(1-2*eps)`.
     """
     scaled = beta * (chosen - rejected - gamma_beta_ratio)
     right, swapped = F.logsigmoid(scaled), F.logsigmoid(-scaled)
@@ -123,9 +124,12 @@ def cpo_loss(chosen_logps: Tensor, rejected_logps: Tensor, *, beta: float, label
 
 
 def orpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
-    """ORPO's odds-ratio term: `-beta * logsigmoid(log odds(chosen) - log odds(rejected))`, log odds = a - log(1 - exp(a)).
+    """ORPO's odds-ratio term: `-beta * logsigmoid(log odds(chosen) - log odds(rejected))`.
 
-    ORPO (arXiv 2403.07691) Eq. 6 and 7, where beta is called lambda; the likelihood term beside it is the trainer's own.
+    The log odds of an answer are `a - log(1 - exp(a))`.
+
+    ORPO (arXiv 2403.07691) Eq. 6 and 7, where beta is called lambda; the likelihood term beside it is the trainer's
+    own.
     """
     return -beta * F.logsigmoid(_log_odds(chosen) - _log_odds(rejected))
 

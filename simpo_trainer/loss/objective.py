@@ -1,26 +1,15 @@
-"""What a run minimises: one built-in loss or a weighted mix, with the settings of each, and what is wrong with them."""
+"""What a run minimises: one built-in loss or a weighted mix, with the settings of each."""
 
-import difflib
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..errors import SimPOError
 from .losses import DEFAULTS, LOSSES, Loss
+from .settings import LossSettings
 
 if TYPE_CHECKING:
     from ..model.scoring import AnswerScores
-    from ..train.config import SimPOConfig
-
-# Settings that a loss brings defaults for.
-LOSS_SETTINGS = (*DEFAULTS, "sft_weight")
-# Losses that compare with a reference model, as trl's DPOTrainer has them.
-_REFERENCE_BASED = (
-    *("bco_pair", "sppo_hard", "apo_zero", "apo_down", "aot", "aot_pair", "aot_unpaired", "exo_pair", "nca_pair"),
-    "sigmoid_norm",
-)
 
 
 @dataclass(frozen=True)
@@ -48,15 +37,18 @@ class Objective:
     by_average: bool
 
     @classmethod
-    def of(cls, args: "SimPOConfig") -> "Objective":
+    def of(cls, settings: LossSettings) -> "Objective":
         """The objective that settings without problems ask for; what they leave open is as each loss has it."""
+        weights = settings.loss_weights or [1.0] * len(settings.loss_names)
         parts = []
-        for name, weight in zip(loss_names(args), _weights(args), strict=True):
+        for name, weight in zip(settings.loss_names, weights, strict=True):
             loss = LOSSES[name]
-            values = DEFAULTS | loss.defaults | {key: value for key, value in _given(args).items()}
+            values = DEFAULTS | loss.defaults | settings.given_to_losses
             parts.append(Part(name, loss, weight, {key: values[key] for key in loss.uses}))
-        likelihood = sum(part.weight * part.loss.sft_weight for part in parts)
-        return cls(tuple(parts), likelihood if args.sft_weight is None else args.sft_weight, args.average_log_prob)
+        likelihood = settings.sft_weight
+        if likelihood is None:
+            likelihood = sum(part.weight * part.loss.sft_weight for part in parts)
+        return cls(tuple(parts), likelihood, settings.average_log_prob)
 
     @property
     def compares_averages(self) -> bool:
@@ -124,138 +116,9 @@ class Objective:
         return part.loss.function(*compared, **settings)
 
 
-def loss_names(args: "SimPOConfig") -> list[str]:
-    """The names in `loss_type`, one or several."""
-    return [args.loss_type] if isinstance(args.loss_type, str) else list(args.loss_type)
-
-
-def _weights(args: "SimPOConfig") -> list[float]:
-    return [1.0] * len(loss_names(args)) if args.loss_weights is None else list(args.loss_weights)
-
-
-def _given(args: "SimPOConfig") -> dict[str, float]:
-    return {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
-
-
-# ---- What can be wrong ----
-
-
-def loss_problems(args: "SimPOConfig") -> list[str]:
-    """What is wrong with the settings of the loss, a sentence for each problem."""
-    names = loss_names(args)
-    problems = [_unknown(name) for name in names if name not in LOSSES]
-    if not names:
-        problems.append("loss_type is an empty list; it must name at least one loss. Set loss_type: sigmoid.")
-    if len(set(names)) < len(names):
-        problems.append(f"loss_type names a loss twice: {', '.join(names)}. Add up its weights in loss_weights.")
-    problems += _weight_problems(args, names)
-    for name, (good, change) in _RANGES.items():
-        value = getattr(args, name)
-        if value is not None and not good(value):
-            problems.append(f"{name} is {value}; {change}")
-    if "robust" in names and args.label_smoothing == 0.5:
-        problems.append(
-            "label_smoothing is 0.5, and the robust loss divides by 1 - 2 * label_smoothing: labels that are right half of "
-            "the time teach nothing. Set label_smoothing: 0.1."
-        )
-    if args.sft_reduction not in ("sequence", "token", "sum"):
-        problems.append(f"sft_reduction is {args.sft_reduction!r}; it must be 'sequence', 'token' or 'sum'.")
-    return problems
-
-
-def check_loss_names(names: list[str]) -> list[str]:
-    """The names, or all of them where none is given.
-
-    Raises:
-        SimPOError: a name is not known.
-    """
-    if problems := [_unknown(name) for name in names if name not in LOSSES]:
-        raise SimPOError("\n".join(problems))
-    return names or list(LOSSES)
-
-
-# Setting to what it must be, and what to say otherwise.
-_RANGES: dict[str, tuple[Any, str]] = {
-    "beta": (lambda x: 0 < x < math.inf, "it must be above 0. Set beta: 2.0 (SimPO's paper uses 2.0 to 10)."),
-    "gamma_beta_ratio": (
-        lambda x: 0 <= x < math.inf,
-        "a target margin is a number, 0 or above. Set gamma_beta_ratio: 0.5 (the paper uses 0.1 to 0.8).",
-    ),
-    "label_smoothing": (
-        lambda x: 0 <= x <= 0.5,
-        "it must lie in [0, 0.5]: above 0.5 the labels would count as swapped. Set label_smoothing: 0.0.",
-    ),
-    "alpha": (lambda x: math.isfinite(x), "it must be a number. Set alpha: 0.25."),
-    "slic_delta": (lambda x: 0 <= x < math.inf, "a margin is a number, 0 or above. Set slic_delta: 1.0."),
-    "discopop_tau": (lambda x: 0 < x < 1, "it must lie between 0 and 1, or the loss is not finite. Set it to 0.05."),
-    "squared_target": (lambda x: math.isfinite(x), "it must be a number. Leave it out for beta * gamma_beta_ratio."),
-    "sft_weight": (lambda x: 0 <= x < math.inf, "it must be 0 or above. Set sft_weight: 0.0."),
-    "margin_scale": (lambda x: 0 <= x < math.inf, "it must be a number, 0 or above. Set margin_scale: 0.0."),
-}
-
-
-def _unknown(name: str) -> str:
-    if name in _REFERENCE_BASED:
-        return (
-            f"loss_type is {name!r}, which compares with a reference model; this trainer has none. Set method: dpo to "
-            "train it with trl's DPOTrainer on the same data."
-        )
-    if name in ("simpo", "dpo"):
-        change = "loss_type: sigmoid" if name == "simpo" else "method: dpo"
-        return f"loss_type is {name!r}, which is the name of a method, not of a loss. Set {change}."
-    near = difflib.get_close_matches(name, LOSSES, n=2, cutoff=0.5)
-    meant = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"loss_type is {name!r}; it must be one of {', '.join(LOSSES)}.{meant}"
-
-
-def _weight_problems(args: "SimPOConfig", names: list[str]) -> list[str]:
-    weights = args.loss_weights
-    if weights is None:
-        return []
-    if len(weights) != len(names):
-        return [f"loss_weights has {len(weights)} numbers and loss_type {len(names)} names; give one for each."]
-    if not all(0 <= weight < math.inf for weight in weights):
-        return [f"loss_weights is {weights}; a weight is a number, 0 or above. Correct it."]
-    if not any(weights):
-        return [f"loss_weights is {weights}, which leaves nothing to train on. Raise one."]
-    return []
-
-
-def loss_warnings(args: "SimPOConfig") -> list[str]:
-    """What a user should know of settings that are possible but hardly meant."""
-    names = loss_names(args)
-    which = f"the loss {names[0]}" if len(names) == 1 else f"any of the losses {', '.join(names)}"
-    used = {setting for name in names for setting in LOSSES[name].uses}
-    warnings = [
-        f"{name}={value} has no effect on {which}. Leave it out."
-        for name, value in _given(args).items()
-        if name not in used and value != 0
-    ]
-    if args.margin_scale and "gamma_beta_ratio" not in used:
-        warnings.append(f"margin_scale={args.margin_scale} has no effect on {which}, which knows no target margin.")
-    if not args.average_log_prob and all(LOSSES[name].compares == "average" for name in names):
-        warnings.append(f"average_log_prob=False has no effect on {which}, which is defined by averages. Leave it out.")
-    return warnings + _size_warnings(args, names)
-
-
-def _size_warnings(args: "SimPOConfig", names: list[str]) -> list[str]:
-    warnings = []
-    ratio, beta = args.gamma_beta_ratio, args.beta
-    with_target = [name for name in names if "gamma_beta_ratio" in LOSSES[name].uses]
-    for name in set(names) - set(with_target):
-        usual = LOSSES[name].defaults.get("beta")
-        if beta and usual and not usual / 10 <= beta <= usual * 10:
-            warnings.append(f"beta={beta} is far from what the loss {name} is used with, {usual}. Leave it out.")
-    if not with_target or not args.average_log_prob:
-        return warnings
-    if beta is not None and beta < 1:
-        warnings.append(
-            f"beta={beta} is DPO-sized. SimPO compares log-probabilities per token and uses beta 2.0 to 10."
-        )
-    if ratio is not None and ratio > 1:
-        divisor = beta or DEFAULTS["beta"] or 1.0
-        warnings.append(
-            f"gamma_beta_ratio={ratio} asks for {ratio} nats per token between the answers; the paper uses 0.1 to 0.8. If "
-            f"the value is gamma, divide it by beta ({ratio / divisor:.3g})."
-        )
-    return warnings
+def settled_loss(settings: LossSettings) -> dict[str, Any]:
+    """All settings of the loss; those that are unset as the losses use them, where that is one value."""
+    objective = Objective.of(settings)
+    used = {name: objective.shared(name) for name in DEFAULTS} | {"sft_weight": objective.sft_weight}
+    given = {each.name: getattr(settings, each.name) for each in fields(LossSettings)}
+    return given | {name: value for name, value in used.items() if given[name] is None}

@@ -81,9 +81,10 @@ class MaskPlan:
 
 
 def able_to_run(attention: str, device: torch.device) -> AbstractContextManager:
-    """What attention must run in: flex attention on a CPU uncompiled, because torch's kernels for it break on new shapes.
+    """The context that attention must run in: on a CPU, flex attention runs uncompiled.
 
-    There it is for evaluation only and takes the memory of eager attention.
+    Torch's kernels for it break on new shapes there. Uncompiled, it is for evaluation only and takes the memory of
+    eager attention.
     """
     uncompiled = attention == "flex_attention" and device.type == "cpu"
     return torch.compiler.set_stance("force_eager") if uncompiled else nullcontext()
@@ -93,8 +94,9 @@ def flex_width(width: int) -> int:
     """The width to which rows for flex attention are padded.
 
     Its kernels are compiled anew for shapes that they have not met, and after a few of those no more, which would leave
-    dense attention. A block that is not full costs as much as a full one, so widths are multiples of 128; above 1024 they
-    are eighths of a power of two, which adds less than an eighth: 8 widths for all up to 1024, and 8 for each doubling.
+    dense attention. A block that is not full costs as much as a full one, so widths are multiples of 128; above 1024
+    they are eighths of a power of two, which adds less than an eighth: 8 widths for all up to 1024, and 8 for each
+    doubling.
     """
     step = max(_BLOCK, 2 ** (width - 1).bit_length() // 16)
     return -(-width // step) * step

@@ -49,8 +49,8 @@ class BalanceTerm:
         }
         if missing := [name for name, value in values.items() if value is None]:
             raise SimPOError(
-                f"The model's configuration has output_router_logits: true, which asks for a balance term over experts, "
-                f"but no {' and no '.join(missing)}. {_TURN_OFF}"
+                "The model's configuration has output_router_logits: true, which asks for a balance term over "
+                f"experts, but no {' and no '.join(missing)}. {_TURN_OFF}"
             )
         return cls(float(values["router_aux_loss_coef"]), int(values["num_experts_per_tok"]))
 
@@ -175,8 +175,8 @@ def check_balance(name: str, own: Tensor | None, router_logits: Sequence[Tensor]
     found = balance_loss(router_logits, torch.ones_like(router_logits[0][..., 0]), term.experts_per_token)
     if own is None:
         raise SimPOError(
-            f"The model's configuration has output_router_logits: true, which asks for a balance term over experts, but "
-            f"{name} has none in its own loss. {_TURN_OFF}"
+            "The model's configuration has output_router_logits: true, which asks for a balance term over experts, "
+            f"but {name} has none in its own loss. {_TURN_OFF}"
         )
     if abs(float(own) - float(found)) > tolerance * (1 + abs(float(own))):
         raise SimPOError(

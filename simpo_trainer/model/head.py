@@ -132,8 +132,8 @@ class _TiledLogProb(torch.autograd.Function):
     """Token log-probabilities of a linear head, near the fewest matrix products that the gradient allows.
 
     Per tile: one product without gradient; two where the head is frozen (the gradient with respect to the hidden state
-    is finished in the forward pass, up to a factor per position); three where the exponentials are kept; four (the floor
-    without keeping them) otherwise.
+    is finished in the forward pass, up to a factor per position); three where the exponentials are kept; four (the
+    floor without keeping them) otherwise.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Which layout a run's batches get: the fastest that is exact for the model, backed by a test of the two against each other."""
+"""Which layout a run's batches get: the fastest that is exact for the model, tested against the plain one first."""
 
 from typing import Any, NamedTuple, cast
 

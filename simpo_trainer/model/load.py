@@ -11,11 +11,11 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..errors import SimPOError
-from ..train.config import SimPOConfig
+from .settings import ModelSettings
 from .weights import folder_holds_adapter, load_adapter, load_causal_lm
 
 
-def load_model(name: str, args: SimPOConfig, *, adapter_follows: bool) -> PreTrainedModel | PeftModel:
+def load_model(name: str, settings: ModelSettings, *, adapter_follows: bool, bf16: bool) -> PreTrainedModel | PeftModel:
     """Load a causal language model by folder or Hub name, or a saved adapter with its base by folder.
 
     Weights that train are loaded as float32 whatever the checkpoint's own dtype: at SimPO's learning rates bfloat16
@@ -23,17 +23,18 @@ def load_model(name: str, args: SimPOConfig, *, adapter_follows: bool) -> PreTra
 
     Args:
         name: folder or Hub name.
-        args: its `model_init_kwargs` are passed on; a `dtype` there wins.
+        settings: its `model_init_kwargs` are passed on; a `dtype` there wins.
         adapter_follows: whether a new adapter will be put on the model, which freezes it.
+        bf16: whether the model runs under bf16 autocast.
 
     Raises:
         SimPOError: nothing can be loaded under that name, or weights are missing.
     """
     check_model_name(name)
-    kwargs: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
+    kwargs: dict[str, Any] = dict(settings.model_init_kwargs or {})  # type: ignore[arg-type]
     is_adapter = folder_holds_adapter(name)
     frozen = adapter_follows or is_adapter
-    kwargs.setdefault("dtype", torch.bfloat16 if frozen and args.bf16 else torch.float32)
+    kwargs.setdefault("dtype", torch.bfloat16 if frozen and bf16 else torch.float32)
     try:
         return load_adapter(name, **kwargs) if is_adapter else load_causal_lm(name, **kwargs)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -45,7 +46,7 @@ def load_model(name: str, args: SimPOConfig, *, adapter_follows: bool) -> PreTra
         ) from error
 
 
-def load_tokenizer(name: str, args: SimPOConfig, *, instead: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, settings: ModelSettings, *, instead: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model, from the revision that `model_init_kwargs` name for the model.
 
     Args:
@@ -57,7 +58,7 @@ def load_tokenizer(name: str, args: SimPOConfig, *, instead: str | None = None) 
     """
     if not (name or instead):
         raise SimPOError("The model does not say where it was loaded from. Pass its tokenizer as processing_class.")
-    given: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
+    given: dict[str, Any] = dict(settings.model_init_kwargs or {})  # type: ignore[arg-type]
     shared = ["token", "cache_dir", "local_files_only", "trust_remote_code"]
     shared += [] if instead else ["revision", "subfolder"]
     try:
@@ -93,9 +94,15 @@ def check_model_name(name: str) -> None:
 
 
 def prepare_model(
-    model: PreTrainedModel | PeftModel, args: SimPOConfig, peft_config: PeftConfig | None
+    model: PreTrainedModel | PeftModel, settings: ModelSettings, peft_config: PeftConfig | None, *, seed: int
 ) -> PreTrainedModel | PeftModel:
     """Put an adapter on the model where asked, and switch dropout off.
+
+    Args:
+        model: the model as it was loaded.
+        settings: its `disable_dropout` is read.
+        peft_config: the adapter to put on the model.
+        seed: of the adapter's first weights.
 
     Raises:
         SimPOError: an adapter is asked for on a model that has one, or an adapted model has nothing to train.
@@ -107,7 +114,7 @@ def prepare_model(
                 "peft_config out; for a new one, merge the old first with model = model.merge_and_unload() and save "
                 "the result, which is the new adapter's base."
             )
-        set_seed(args.seed)  # the trainer's own call comes too late for the weights of a new adapter
+        set_seed(seed)  # the trainer's own call comes too late for the weights of a new adapter
         try:
             model = get_peft_model(model, peft_config)
         except ValueError as error:  # its text says what: target modules that the model has not, for one
@@ -121,7 +128,7 @@ def prepare_model(
             "The model has no trainable parameter. If its adapter was loaded for inference, load it with "
             "PeftModel.from_pretrained(base, folder, is_trainable=True)."
         )
-    if args.disable_dropout:
+    if settings.disable_dropout:
         disable_dropout(model)
     return model
 

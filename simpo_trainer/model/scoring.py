@@ -31,8 +31,8 @@ class ScoringOutput(ModelOutput):
     Args:
         logps: log-probability of the token each scored position must predict, nats, (S,).
         mean_logits: mean of the logits over the vocabulary, without gradient, (S,).
-        router_logits: logits of each layer's router over E experts, (R, T, E) each; only where the model's configuration
-            asks for a balance term.
+        router_logits: logits of each layer's router over E experts, (R, T, E) each; only where the model's
+            configuration asks for a balance term.
     """
 
     logps: Tensor | None = None
@@ -144,8 +144,8 @@ def add_scoring_forward(model: PreTrainedModel) -> None:
         logps, mean_logits = token_logps(hidden[scored], self.get_output_embeddings(), scored_labels[scored], transform)
         return ScoringOutput(logps=logps, mean_logits=mean_logits, router_logits=router_logits)
 
-    # `generate` and the Trainer read the signature of `forward`. Not by functools.wraps: accelerate, unwrapping a model,
-    # follows `__wrapped__` and would take this forward off.
+    # `generate` and the Trainer read the signature of `forward`. Not by functools.wraps: accelerate, unwrapping a
+    # model, follows `__wrapped__` and would take this forward off.
     forward.__signature__ = inspect.signature(type(model).forward)  # type: ignore[attr-defined]
     forward.scores_answers = True  # type: ignore[attr-defined]
     model.forward = types.MethodType(forward, model)

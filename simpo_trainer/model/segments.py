@@ -1,4 +1,4 @@
-"""Attention of a packed row piece by piece: a prompt to itself, each answer to its prompt and itself, no mask over the row.
+"""Attention of a packed row, piece by piece: a prompt sees itself, an answer its prompt and itself; there is no mask.
 
 A mask over a row of T tokens costs T² products, of which most are thrown away. Here each piece goes through SDPA on its
 own, so that attention costs what separate sequences would, less the prompts that they share.

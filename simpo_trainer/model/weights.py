@@ -42,8 +42,8 @@ def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
     classes = [each for each in model.config.architectures or [] if any(other in each for other in _OTHER_HEADS)]
     if classes:
         raise SimPOError(
-            f"{name!r} holds a {classes[0]}, which gives scores instead of tokens; its head would be replaced by a random "
-            "one. Set model_name_or_path to the language model that it was made from."
+            f"{name!r} holds a {classes[0]}, which gives scores instead of tokens; its head would be replaced by a "
+            "random one. Set model_name_or_path to the language model that it was made from."
         )
     unexpected = found["unexpected_keys"]
     _refuse_missing(name, found["missing_keys"], unexpected, len(model.state_dict()))
@@ -84,8 +84,8 @@ def load_adapter(folder: str, **kwargs: Any) -> PeftModel:
 def load_weights(model: PreTrainedModel, folder: str) -> None:
     """Put the weights that were saved in a folder into a model that is there already.
 
-    transformers reads the names in the file as those of the model, which they are not where experts are saved one by one:
-    a mixture of experts would keep the weights it has.
+    transformers reads the names in the file as those of the model, which they are not where experts are saved one by
+    one: a mixture of experts would keep the weights it has.
 
     Args:
         model: whole, on this process, not wrapped.
@@ -127,7 +127,7 @@ def saved_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
 
 
 def of_embeddings(names: Iterable[str], model: PreTrainedModel | PeftModel) -> set[str]:
-    """Those names in an adapter's file that are of the embedding or the head, which peft may write beside the adapter."""
+    """The names in an adapter's file of the embedding and the head, which peft may write beside the adapter."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     prefix = "" if isinstance(model, PeftModel) else "base_model.model."
     # An adapter wraps the layer, and what the model then calls its embedding may lie inside.
@@ -164,8 +164,8 @@ def _refuse_missing(name: str, missing: Collection[str], unexpected: Collection[
     instead = f" It holds {_listed(unexpected)} instead: are they named otherwise?" if unexpected else ""
     raise SimPOError(
         f"{len(missing)} of the {total} weights that the model needs are not in {name!r}: {_listed(missing)}. Training "
-        f"would start from random ones.{instead} Save the model again with save_pretrained, whole and in one process, or "
-        "download it again."
+        f"would start from random ones.{instead} Save the model again with save_pretrained, whole and in one process, "
+        "or download it again."
     )
 
 

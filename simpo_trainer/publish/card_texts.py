@@ -57,8 +57,8 @@ METHOD_TEXTS = {
     "simpo": MethodText(
         "SimPO",
         ("simpo", "trl", "preference-optimization"),
-        "on preference pairs with SimPO (Simple Preference Optimization): a loss without a reference model, in which the "
-        "reward of an answer is its log-probability per token",
+        "on preference pairs with SimPO (Simple Preference Optimization): a loss without a reference model, in which "
+        "the reward of an answer is its log-probability per token",
         (
             _LOSS,
             ("rewards/accuracies", "accuracy (share of pairs whose chosen answer is likelier)", ".3f"),
@@ -71,8 +71,8 @@ METHOD_TEXTS = {
     "dpo": MethodText(
         "DPO",
         ("dpo", "trl", "preference-optimization"),
-        "on preference pairs with DPO (Direct Preference Optimization) by trl's `DPOTrainer`: the reward of an answer is how "
-        "much likelier it is than under the reference model, which is the model that training started from",
+        "on preference pairs with DPO (Direct Preference Optimization) by trl's `DPOTrainer`: the reward of an answer "
+        "is how much likelier it is than under the reference model, which is the model that training started from",
         (
             _LOSS,
             ("rewards/accuracies", "accuracy (share of pairs whose chosen answer has the higher reward)", ".3f"),

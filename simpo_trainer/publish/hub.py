@@ -13,12 +13,13 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
+from transformers import TrainingArguments
 
 from ..errors import SimPOError
-from ..train.config import SimPOConfig
 
-# Left out of the model's files: checkpoints, what is only of use here, and a pickle full of paths of this machine, which
-# runs code where it is read; run_manifest.json says the same in the open. TensorBoard's files bear the name of the host.
+# Left out of the model's files: checkpoints, what is only of use here, and a pickle full of paths of this machine,
+# which runs code where it is read; run_manifest.json says the same in the open. TensorBoard's files bear the name of
+# the host.
 LEFT_OUT = ["_*", "checkpoint-*", "training_args.bin", "runs/*", "*tfevents*"]
 MODEL_FILES = [
     "config.json",
@@ -32,11 +33,12 @@ _VOCABULARIES = {"tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "add
 _TEXTS = {".json", ".jsonl", ".md", ".txt", ".yaml", ".yml"}
 
 
-def check_credentials(args: SimPOConfig) -> None:
+def check_credentials(args: TrainingArguments) -> None:
     """Check that the Hub can be reached and knows the token, if `push_to_hub` asks for it.
 
     Raises:
-        SimPOError: there is no token, the Hub does not accept it or cannot be reached, or the repository's name is wrong.
+        SimPOError: there is no token, the Hub does not accept it or cannot be reached, or the repository's name is
+            wrong.
     """
     if not args.push_to_hub:
         return
@@ -66,8 +68,8 @@ def _check_token(token: str) -> None:
         if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
             raise SimPOError(
                 f"push_to_hub is true, but the Hub ({constants.ENDPOINT}) does not accept the token: "
-                f"{first_line(error)} Run `hf auth login` with a valid token with write access, or set HF_TOKEN to one, "
-                "or set push_to_hub: false."
+                f"{first_line(error)} Run `hf auth login` with a valid token with write access, or set HF_TOKEN to "
+                "one, or set push_to_hub: false."
             ) from None
         raise SimPOError(
             f"push_to_hub is true, but the Hub ({constants.ENDPOINT}) cannot be reached: {first_line(error)} Check the "

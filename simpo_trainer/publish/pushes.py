@@ -184,9 +184,9 @@ class HubTrainer(Trainer):
         base = model.config._name_or_path
         if isinstance(model, PeftModel) and base and hub_name(base) is None:
             logger.warning(
-                f"The adapter's base {base} is a folder of this machine; the adapter_config.json that is pushed calls it "
-                f"{public_label(base)}, and who downloads the adapter must give the base themselves. Start from a model "
-                "on the Hub, or push the base too and write its name there."
+                f"The adapter's base {base} is a folder of this machine; the adapter_config.json that is pushed calls "
+                f"it {public_label(base)}, and who downloads the adapter must give the base themselves. Start from a "
+                "model on the Hub, or push the base too and write its name there."
             )
 
 

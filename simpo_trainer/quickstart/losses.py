@@ -33,16 +33,16 @@ def train_and_compare(folder: Path, names: Sequence[str], console: Console, reci
     """
     if not (folder / "model" / "config.json").is_file():
         raise SimPOError(
-            f"{folder} has no model/; the runs need what prepare writes. Run `python scripts/quickstart.py prepare --folder "
-            f"{folder}`."
+            f"{folder} has no model/; the runs need what prepare writes. Run `python scripts/quickstart.py prepare "
+            f"--folder {folder}`."
         )
     runs = [folder / "losses" / name for name in names]
     for name, run in zip(names, runs, strict=True):
         console.print(f"Training with {name} into {run}")
         if status := subprocess.run(training_command(recipe, folder, name, run)).returncode:
             raise SimPOError(
-                f"The training with {name} ended with status {status}; its own message stands above. Correct that, or leave "
-                f"{name} out."
+                f"The training with {name} ended with status {status}; its own message stands above. Correct that, or "
+                f"leave {name} out."
             )
     compare(runs, folder / "losses", console)
 

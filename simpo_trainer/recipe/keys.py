@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from enum import Enum
 from functools import cache
+from inspect import get_annotations
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -16,6 +17,9 @@ from trl import ModelConfig
 
 from ..baselines.settings import ARGUMENTS, DEFAULTS, MethodConfig, own_keys, shared_keys
 from ..data.settings import DataConfig
+from ..loss.settings import LossSettings
+from ..model.settings import ModelSettings
+from ..tokens.settings import RowSettings
 from ..train.config import SimPOConfig
 from .file import Entry
 from .other_trainers import OTHER_TRAINERS
@@ -72,6 +76,11 @@ def _narrow(hint: Any, field: Field) -> Any:
 
 KEYS = _keys(ModelConfig, DataConfig, SimPOConfig, MethodConfig)
 
+# SimPO's own settings, stage by stage, without what `TrainingArguments` says of a field.
+SIMPO_KEYS = [
+    name for stage in (LossSettings, RowSettings, ModelSettings, SimPOConfig) for name in get_annotations(stage)
+]
+
 
 @cache
 def keys_of(method: str) -> dict[str, Key]:
@@ -124,7 +133,11 @@ def takes_bool(key: str) -> bool:
 
 
 def convert(value: Any, hint: Any, text: str | None = None) -> Any:
-    """The value (or `text`, as it was typed) in the type that `hint` asks for. Raises ValueError where it does not fit."""
+    """The value (or `text`, as it was typed) in the type that `hint` asks for.
+
+    Raises:
+        ValueError: it does not fit.
+    """
     candidates = [value]
     if text is not None:
         candidates.append(text)  # --run_name 7 is text

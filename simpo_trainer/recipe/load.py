@@ -18,7 +18,7 @@ from ..baselines.settings import ARGUMENTS, DEFAULTS, BaselineArguments, MethodC
 from ..data.settings import DataConfig, data_problems
 from ..environment import has_package
 from ..errors import SimPOError
-from ..loss.objective import LOSS_SETTINGS
+from ..loss.objective import settled_loss
 from ..train.config import SimPOConfig
 from .aged_keys import SWITCHES, translate
 from .file import Entry, Layer, merge_layers, read_layers, scalar
@@ -51,9 +51,10 @@ class Recipe:
         recipe anywhere. No secret is shown.
         """
         found = {}
+        # What a recipe leaves open of the loss is settled by its `loss_type`.
+        of_loss = settled_loss(self.training) if self.method == "simpo" else {}
         for name, key in keys_of(self.method).items():
-            # What a recipe leaves open of the loss is settled by its `loss_type`.
-            default = getattr(self.training, name) if self.method == "simpo" and name in LOSS_SETTINGS else key.default
+            default = of_loss.get(name, key.default)
             value = self.settings.get(name, default if self._counts(name) else None)
             if name.endswith("model_init_kwargs") and value:
                 value = {kwarg: given for kwarg, given in value.items() if kwarg != "token"}
@@ -218,7 +219,7 @@ def _check_adapter(model: ModelConfig, given: Mapping[str, Any]) -> None:
 
 def _model_init_kwargs(model: ModelConfig, training: SimPOConfig) -> dict[str, Any]:
     """Keyword arguments of `from_pretrained`: what the recipe's model keys say, joined with its own."""
-    compute = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
+    compute = "bfloat16" if training.settled().bf16 else "float16" if training.fp16 else "float32"
     ours: dict[str, Any] = {
         "revision": None if model.model_revision == "main" else model.model_revision,
         "dtype": model.dtype,

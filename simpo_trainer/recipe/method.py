@@ -31,8 +31,8 @@ def _methods(layers: Sequence[Layer]) -> list[str]:
 def fit_to_method(layers: Sequence[Layer]) -> tuple[list[Layer], list[str]]:
     """The layers without keys that the recipe's method does not read, and a notice for each kind of them.
 
-    A beta written for one method means another thing to the next. So a layer that is written for another method than the
-    recipe's last word keeps what both read alike (data, model, budget), and the rest is left aside.
+    A beta written for one method means another thing to the next. So a layer that is written for another method than
+    the recipe's last word keeps what both read alike (data, model, budget), and the rest is left aside.
     """
     methods = _methods(layers)
     method = methods[-1]

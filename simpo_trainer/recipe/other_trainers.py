@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..loss.losses import DEFAULTS
-from ..train.config import SimPOConfig
+from ..tokens.settings import RowSettings
 
 Explain = Callable[[Any, Mapping[str, Any]], str | None]
 
@@ -40,8 +40,8 @@ def _gamma(value: Any, recipe: Mapping[str, Any]) -> str:
 
 def _completion_length(value: Any, recipe: Mapping[str, Any]) -> str:
     meaning = "is max_length - max_prompt_length here"
-    total = recipe.get("max_length", SimPOConfig.max_length)
-    prompt = recipe.get("max_prompt_length", SimPOConfig.max_prompt_length)
+    total = recipe.get("max_length", RowSettings.max_length)
+    prompt = recipe.get("max_prompt_length", RowSettings.max_prompt_length)
     if not all(isinstance(number, int) for number in (value, total, prompt)):
         return f"{meaning}. Write max_length and max_prompt_length"
     if "max_prompt_length" in recipe:
@@ -51,8 +51,8 @@ def _completion_length(value: Any, recipe: Mapping[str, Any]) -> str:
 
 def _mixture(value: Any, recipe: Mapping[str, Any]) -> str:
     return (
-        "is the handbook's newer list of sources. Write them under datasets, with path for id, name for config and fraction "
-        "for weight (there the share of the mixture), and test_split_size beside it"
+        "is the handbook's newer list of sources. Write them under datasets, with path for id, name for config and "
+        "fraction for weight (there the share of the mixture), and test_split_size beside it"
     )
 
 

@@ -8,7 +8,7 @@ from ..errors import SimPOError
 
 
 def recipes_folder() -> Path:
-    """The folder of the recipes that come with this package: beside it in a checkout, inside it in an installed wheel."""
+    """The folder of the package's own recipes: beside the package in a checkout, inside it in an installed wheel."""
     package = Path(__file__).parents[1]
     installed = package / "_recipes"
     return installed if installed.is_dir() else package.parent / "recipes"

@@ -19,8 +19,9 @@ def forget_peak(device: torch.device) -> None:
 def peak_memory(accelerator: Accelerator) -> dict[str, Any] | None:
     """`bytes` of the process that has held the most, and `of` what; every process must call it.
 
-    On an accelerator these are the bytes of tensors since :func:`forget_peak`, without the allocator's reserve. On the CPU
-    it is the resident memory of the whole process from its start on: libraries, data and whatever ran before included.
+    On an accelerator these are the bytes of tensors since :func:`forget_peak`, without the allocator's reserve. On the
+    CPU it is the resident memory of the whole process from its start on: libraries, data and whatever ran before
+    included.
 
     Returns:
         None where the system does not tell.

@@ -220,7 +220,8 @@ def _read(file: Path) -> Json:
         ) from None
     if not isinstance(found, Mapping):
         raise SimPOError(
-            f"{file} holds {type(found).__name__}, not an object as a run writes it. Train the run again, or leave it out."
+            f"{file} holds {type(found).__name__}, not an object as a run writes it. Train the run again, or leave it "
+            "out."
         )
     return found
 

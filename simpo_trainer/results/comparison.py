@@ -79,8 +79,8 @@ def _held_out_from_start(run: Run) -> tuple[Point, ...]:
 
 _OF_TRAINED = "training pairs, the same up to 64 rows under the untrained and the trained model"
 # All of them are over the same pairs from the first point to the last: the difference between other pairs, often longer
-# ones, is larger than any drift. From the most telling on: what the first evaluation finds after hundreds of steps hides
-# most of the drift.
+# ones, is larger than any drift. From the most telling on: what the first evaluation finds after hundreds of steps
+# hides most of the drift.
 _MEASURES: dict[str, Callable[[Run], tuple[Point, ...]]] = {
     "held-out pairs, from the untrained model to the last evaluation": _held_out_from_start,
     _OF_TRAINED: lambda run: run.same_rows,

@@ -9,8 +9,8 @@ from ..record.reader import PER_ANSWER, PER_TOKEN, Point, Run
 from .comparison import Comparison, won_by
 from .style import finish_panel
 
-# Colours that readers with a colour vision deficiency can tell apart (Okabe and Ito), the yellow one, too light for lines,
-# replaced by grey. Marks differ as well; after eight runs the lines do.
+# Colours that readers with a colour vision deficiency can tell apart (Okabe and Ito), the yellow one, too light for
+# lines, replaced by grey. Marks differ as well; after eight runs the lines do.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#999999")
 _MARKERS = "osD^vPX*"
 _LINES = ("-", "--", ":")
@@ -68,7 +68,7 @@ def comparison_picture(comparison: Comparison, path: Path) -> bool:
 
 
 def _labels(runs: Sequence[Run]) -> tuple[list[str], str | None]:
-    """The names and a title; each name with what wins a pair, and a title that says so, where that is not alike for all."""
+    """The names and a title; where runs differ in what wins a pair, each name says it, and so does the title."""
     won = [won[0] if (won := won_by(run)) else None for run in runs]
     if len(set(won) - {None}) < 2:
         return [run.name for run in runs], None

@@ -80,7 +80,7 @@ def _draw_texts(axes: Any, log_history: Sequence[Mapping[str, float]]) -> None:
 def _draw(
     axis: Any, log_history: Sequence[Mapping[str, float]], names: Mapping[str, tuple[str, str]], title: str, unit: str
 ) -> None:
-    """One panel: each metric of training as a line, and of each evaluation set as dashed dots in a colour of its own."""
+    """One panel: each metric of training as a line, that of each evaluation set as dashed dots in its own colour."""
     axis.set(title=title, ylabel=unit, xlabel="optimiser step")
     prefixes = sorted({prefix for entry in log_history for prefix in _eval_prefixes(entry)})
     for name, (label, colour) in names.items():

@@ -41,13 +41,14 @@ class Interrupted(Exception):
 def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dict[str, float]:
     """Train as `recipe` says, save model and tokenizer in its output_dir, evaluate, and return all metrics.
 
-    Everything that can be found wrong without loading data or a model is checked first, and nothing of an earlier run in
-    output_dir is touched before both are loaded. Ctrl-C and SIGTERM end the process at once until training begins; then
-    the step is finished and a checkpoint saved.
+    Everything that can be found wrong without loading data or a model is checked first, and nothing of an earlier run
+    in output_dir is touched before both are loaded. Ctrl-C and SIGTERM end the process at once until training begins;
+    then the step is finished and a checkpoint saved.
 
     Args:
         recipe: what :func:`~simpo_trainer.recipe.load_recipe` returned.
-        trainer_class: the trainer to use for SimPO; a subclass of :class:`SimPOTrainer` runs with any recipe of that method.
+        trainer_class: the trainer to use for SimPO; a subclass of :class:`SimPOTrainer` runs with any recipe of that
+            method.
 
     Raises:
         SimPOError: a setting, the data or the environment must be put right first.
@@ -121,15 +122,15 @@ def _trainer(recipe: Recipe, trainer_class: type[SimPOTrainer], arguments: dict[
         return trainer_class(args=recipe.training, **arguments)
     if trainer_class is not SimPOTrainer:
         raise SimPOError(
-            f"{trainer_class.__name__} trains by SimPO, and the recipe's method is {recipe.method}. Set method: simpo, or run "
-            "the recipe without a trainer class."
+            f"{trainer_class.__name__} trains by SimPO, and the recipe's method is {recipe.method}. Set method: simpo, "
+            "or run the recipe without a trainer class."
         )
     # Imported here: a run of SimPO has no use for trl's trainers.
     from ..baselines.dpo import DPOBaseline
     from ..baselines.sft import SFTBaseline
 
     baseline: Any = DPOBaseline if recipe.method == "dpo" else SFTBaseline
-    return baseline(args=recipe.baseline, shared=recipe.training, **arguments)
+    return baseline(args=recipe.baseline, shared=recipe.training.settled(), **arguments)
 
 
 def _train(trainer: RunTrainer, recipe: Recipe, checkpoint: Path | None) -> dict[str, float]:

@@ -41,8 +41,8 @@ def _check_not_an_input(output_dir: Path, recipe: Recipe) -> None:
     for key, name in inputs.items():
         if name and Path(name).expanduser().resolve() == output_dir.expanduser().resolve():
             raise SimPOError(
-                f"output_dir and {key} are the same folder, {output_dir}; the trained model would overwrite what it is made "
-                "from. Set output_dir to another folder."
+                f"output_dir and {key} are the same folder, {output_dir}; the trained model would overwrite what it is "
+                "made from. Set output_dir to another folder."
             )
 
 
@@ -55,6 +55,6 @@ def _check_same_method(output_dir: Path, method: str) -> None:
     earlier = manifest.get("method", "simpo")
     if earlier != method:
         raise SimPOError(
-            f"output_dir {output_dir} holds a run of method {earlier}, and this one is of method {method}: its model would be "
-            f"written over the other. Set output_dir to another folder, such as {output_dir}-{method}."
+            f"output_dir {output_dir} holds a run of method {earlier}, and this one is of method {method}: its model "
+            f"would be written over the other. Set output_dir to another folder, such as {output_dir}-{method}."
         )

@@ -22,7 +22,7 @@ _BELONGING = (
 
 
 def count_embeddings(model: PreTrainedModel | PeftModel) -> int | None:
-    """How many token embeddings a model has, whole or scattered, with an adapter or without; None where it does not tell."""
+    """The number of a model's token embeddings, whole or scattered, with or without an adapter; None if unknown."""
     try:
         embedding: Any = model.get_input_embeddings()
     except NotImplementedError:

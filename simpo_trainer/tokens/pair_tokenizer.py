@@ -3,7 +3,7 @@
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from datasets import Features
 from transformers import PreTrainedTokenizerBase
@@ -18,8 +18,9 @@ from ..data.messages import (
     settle_system_messages,
     without_filled_keys,
 )
-from ..data.ranking import PairChoice, answer_values, ranked_pairs
+from ..data.ranking import answer_values, ranked_pairs
 from .rows import RANKED_TOKEN_COLUMNS, TOKEN_COLUMNS, row_length
+from .settings import RowSettings
 from .templates import RowTexts, TurnEnd, render_conversation
 
 # Characters behind which a text may be tokenized as if it went on from another.
@@ -32,25 +33,18 @@ class PairTokenizer:
 
     `turn_end` is None where no row is a conversation; `prefix_ids` are the special tokens that the tokenizer puts in
     front of plain text, usually BOS; `opening` are messages in front of each conversation without a system message.
-    `inputs` are the types of the rows' columns, None where a stream does not know them. Of `ranked` rows, `choice` says
-    which pairs of answers are trained, and `margin_scale` what a difference of their scores adds to the target margin; an
-    ordinary pair is a row of two answers of which the first is the better one, and is dropped with either of them.
+    `inputs` are the types of the rows' columns, None where a stream does not know them. Without `ranked` answers, a
+    pair is a row of two answers of which the first is the better one, and is dropped with either of them.
     """
 
     tokenizer: PreTrainedTokenizerBase
     turn_end: TurnEnd | None
     prefix_ids: list[int]
     features: Features
-    max_length: int
-    max_prompt_length: int
-    truncate: bool
-    truncation_mode: Literal["keep_end", "keep_start"]
-    system_messages: Literal["keep", "merge", "drop"]
+    settings: RowSettings
     opening: list[Message]
     inputs: Mapping[str, Any] | None
     ranked: bool
-    choice: PairChoice
-    margin_scale: float
 
     def __call__(self, batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
         """The columns of `features` for a batch; a dropped row has no ids and a reason."""
@@ -81,13 +75,13 @@ class PairTokenizer:
             if self.turn_end is None:  # possible in a stream, which is judged by its first row
                 raise RowDropped("wrong_type", "a conversation among texts")
             check_prompt(prompt)
-            prompt = settle_system_messages(prompt, self.system_messages, self.opening)
+            prompt = settle_system_messages(prompt, self.settings.system_messages, self.opening)
             texts = render_conversation(
                 self.tokenizer,
                 self.turn_end,
                 (prompt, *answers),
                 row_template_kwargs(row),
-                with_header=self.truncation_mode == "keep_start",
+                with_header=self.settings.truncation_mode == "keep_start",
             )
         else:
             texts = RowTexts(prompt, tuple(caught(_text, answer) for answer in answers))
@@ -127,7 +121,7 @@ class PairTokenizer:
 
     def _header_lengths(self, rows: list[RowTexts], prompt_ids: list[list[int]]) -> list[int]:
         """Tokens of each prompt that hold what stands behind its last message's text."""
-        if self.truncation_mode == "keep_end":
+        if self.settings.truncation_mode == "keep_end":
             return [0] * len(rows)  # the header is at the end and never cut
         starts = encode_texts(self.tokenizer, [row.prompt[: len(row.prompt) - len(row.header)] for row in rows])
         return [len(ids) - len(os.path.commonprefix([ids, own])) for ids, own in zip(prompt_ids, starts, strict=True)]
@@ -160,12 +154,12 @@ class PairTokenizer:
         usable = self._usable(ended)
         values = self._values(row, usable)
         ordered = sorted(usable, key=lambda place: -values[place])  # the best first
-        pairs = _of_different(ranked_pairs(values, self.choice), usable)
+        pairs = _of_different(ranked_pairs(values, self.settings.pairs), usable)
         if not pairs:
             raise _without_pair(ended) if self.ranked else RowDropped("identical_answers")
         whole = _in_pairs({place: usable[place] for place in ordered}, pairs)
         length = row_length(prompt_ids, whole.values())
-        if length > self.max_length and not self.truncate:
+        if length > self.settings.max_length and self.settings.overlong != "truncate":
             raise RowDropped("overlong", f"{length} tokens")
         fitted_prompt, fitted_answers = self._fitted(prompt_ids, list(whole.values()), header_length)
         fitted = dict(zip(whole, fitted_answers, strict=True))
@@ -214,19 +208,19 @@ class PairTokenizer:
             "response_ids": list(answers.values()),
             "chosen": [index[chosen] for chosen, _ in pairs],
             "rejected": [index[rejected] for _, rejected in pairs],
-            "margin": [self.margin_scale * (values[chosen] - values[rejected]) for chosen, rejected in pairs],
+            "margin": [self.settings.margin_scale * (values[chosen] - values[rejected]) for chosen, rejected in pairs],
         }
 
     def _fitted(
         self, prompt_ids: list[int], answers: list[list[int]], header_length: int
     ) -> tuple[list[int], list[list[int]]]:
         """The row cut to length, by the end of the prompt that is kept."""
-        if self.truncation_mode == "keep_end":
+        if self.settings.truncation_mode == "keep_end":
             bos_id = self.tokenizer.bos_token_id
-            kept_start = 1 if prompt_ids[0] == bos_id and self.max_prompt_length > 1 else 0
+            kept_start = 1 if prompt_ids[0] == bos_id and self.settings.max_prompt_length > 1 else 0
         else:
-            kept_start = max(0, self.max_prompt_length - header_length)
-        return fit_to_length(prompt_ids, answers, self.max_length, self.max_prompt_length, kept_start)
+            kept_start = max(0, self.settings.max_prompt_length - header_length)
+        return fit_to_length(prompt_ids, answers, self.settings.max_length, self.settings.max_prompt_length, kept_start)
 
 
 def _text(answer: str | RowDropped) -> str:

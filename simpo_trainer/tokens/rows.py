@@ -69,8 +69,8 @@ def check_token_rows(dataset: Any, max_length: int, name: str) -> int:
         longest = max(longest, row_length(row["prompt_ids"], row_answers(row)))
         if longest > max_length:
             raise SimPOError(
-                f"{name}: row {number} has {longest} tokens and max_length is {max_length}; rows that come as token ids "
-                "are not cut. Raise max_length, or cut the rows."
+                f"{name}: row {number} has {longest} tokens and max_length is {max_length}; rows that come as token "
+                "ids are not cut. Raise max_length, or cut the rows."
             )
     return longest
 
@@ -89,21 +89,21 @@ def _check_ranked_row(row: Mapping[str, Any], number: int, name: str) -> None:
     count, chosen, rejected = len(row["response_ids"]), row["chosen"], row["rejected"]
     if not chosen or not rejected or len(chosen) != len(rejected):
         raise SimPOError(
-            f"{name}: row {number} has {len(chosen or [])} entries in chosen and {len(rejected or [])} in rejected; each "
-            "pair needs one in both, and a row at least one pair. Correct or remove the row."
+            f"{name}: row {number} has {len(chosen or [])} entries in chosen and {len(rejected or [])} in rejected; "
+            "each pair needs one in both, and a row at least one pair. Correct or remove the row."
         )
     for places in zip(chosen, rejected, strict=True):
         if not all(0 <= place < count for place in places) or places[0] == places[1]:
             raise SimPOError(
-                f"{name}: row {number} has the pair of answers {places[0]} and {places[1]}; it has {count} answers, and a "
-                f"pair is two different places from 0 to {count - 1} in response_ids. Correct or remove the row."
+                f"{name}: row {number} has the pair of answers {places[0]} and {places[1]}; it has {count} answers, "
+                f"and a pair is two different places from 0 to {count - 1} in response_ids. Correct or remove the row."
             )
     if "margin" not in row:
         return
     if not isinstance(row["margin"], list) or len(row["margin"]) != len(chosen):
         raise SimPOError(
-            f"{name}: the margin of row {number} is {row['margin']!r}; a ranked row needs a list with one number for each "
-            f"of its {len(chosen)} pairs. Correct the column, or remove it."
+            f"{name}: the margin of row {number} is {row['margin']!r}; a ranked row needs a list with one number for "
+            f"each of its {len(chosen)} pairs. Correct the column, or remove it."
         )
     for margin in row["margin"]:
         check_margin(margin, number, name)

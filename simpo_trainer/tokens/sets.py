@@ -14,12 +14,14 @@ from ..data.drops import DropReport
 from ..data.fields import has_ranked_answers
 from ..errors import SimPOError
 from ..log import get_logger
-from ..train.config import SimPOConfig
 from .rows import TOKEN_COLUMNS, check_token_rows, id_columns, is_ranked, row_answers, token_columns
+from .settings import RowSettings
 from .shown import describe_rows
 from .tokenization import tokenize_preferences, tokenize_stream
 
 logger = get_logger(__name__)
+
+_USUAL = vars(RowSettings())
 
 
 @dataclass
@@ -32,30 +34,35 @@ class TokenSet:
     streamed: bool = False
 
 
-def token_set(dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, args: SimPOConfig) -> TokenSet:
+def token_set(
+    dataset: Any,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: RowSettings,
+    *,
+    num_proc: int | None = None,
+) -> TokenSet:
     """The token rows of a set, which is tokenized unless its rows are token ids already.
 
     Args:
         dataset: a `datasets.Dataset` or a list of rows; to train on, also a `datasets.IterableDataset`.
         name: what messages call the set; "train" for the one that is trained on.
+        num_proc: processes that tokenize; None means this one.
 
     Raises:
         SimPOError: the set is of another kind, is empty, or its rows cannot be used.
     """
     if not hasattr(dataset, "__len__"):
-        return _streamed(dataset, name, tokenizer, args)
+        return _streamed(dataset, name, tokenizer, settings)
     if not len(dataset):
         raise SimPOError(f"The {name} set has no rows; it needs at least one preference pair.")
     if isinstance(dataset, list):
         dataset = Dataset.from_list(dataset, on_mixed_types="use_json")  # a message keeps the keys it has
     columns = columns_of(dataset)
-    _say_unread_settings(columns, name, args)
+    _say_unread_settings(columns, name, settings)
     if token_columns(columns):
-        return TokenSet(dataset, check_token_rows(dataset, args.max_length, name))
-    with args.main_process_first(desc=f"tokenizing the {name} set"):
-        rows, report = tokenize_preferences(
-            dataset, tokenizer, num_proc=args.dataset_num_proc, name=name, **_settings(args)
-        )
+        return TokenSet(dataset, check_token_rows(dataset, settings.max_length, name))
+    rows, report = tokenize_preferences(dataset, tokenizer, settings, num_proc=num_proc, name=name)
     logger.info(report.summary())
     if name == "train":
         logger.info(describe_rows(rows, tokenizer))
@@ -107,27 +114,19 @@ def pair_counts(dataset: Any) -> list[int] | None:
     return [count for table in tables for count in pc.list_value_length(table["chosen"]).to_pylist()]
 
 
-def _say_unread_settings(columns: list[str], name: str, args: SimPOConfig) -> None:
+def _say_unread_settings(columns: list[str], name: str, settings: RowSettings) -> None:
     """Warns of settings for ranked answers beside a training set that has none to make pairs of."""
     given = [
-        f"{key} is {getattr(args, key)}"
-        for key, unset in (("pairs", "all"), ("margin_scale", 0.0))
-        if getattr(args, key) != unset
+        f"{key} is {value}" for key in ("pairs", "margin_scale") if (value := getattr(settings, key)) != _USUAL[key]
     ]
     if given and name == "train" and not has_ranked_answers(columns):
         logger.warning(
-            f"{' and '.join(given)}, but the rows of the train set are no ranked answers to make pairs of: it does nothing "
-            "there. Leave it out, or use rows with the column 'responses'."
+            f"{' and '.join(given)}, but the rows of the train set are no ranked answers to make pairs of: it does "
+            "nothing there. Leave it out, or use rows with the column 'responses'."
         )
 
 
-def _settings(args: SimPOConfig) -> dict[str, Any]:
-    names = ["max_length", "max_prompt_length", "overlong", "pairs", "margin_scale"]
-    names += ["truncation_mode", "system_messages", "auto_insert_empty_system_msg"]
-    return {name: getattr(args, name) for name in names}
-
-
-def _streamed(dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, args: SimPOConfig) -> TokenSet:
+def _streamed(dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, settings: RowSettings) -> TokenSet:
     if not isinstance(dataset, IterableDataset):
         raise SimPOError(
             f"The {name} set is a {type(dataset).__name__} without a length. Pass a datasets.Dataset, or to train on "
@@ -135,17 +134,12 @@ def _streamed(dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, args:
         )
     if name != "train":
         raise SimPOError(
-            f"The {name} set is a stream; an evaluation needs the same pairs every time. Pass a datasets.Dataset, such as "
-            "Dataset.from_list(list(stream.take(1000)))."
+            f"The {name} set is a stream; an evaluation needs the same pairs every time. Pass a datasets.Dataset, such "
+            "as Dataset.from_list(list(stream.take(1000)))."
         )
-    if args.max_steps <= 0:
-        raise SimPOError(
-            "The training set is a stream, whose length is unknown, so num_train_epochs does not say when to stop. Set "
-            "max_steps to the number of optimiser steps."
-        )
-    rows = tokenize_stream(dataset, tokenizer, name=name, **_settings(args))
-    _say_unread_settings(columns_of(dataset), name, args)
+    rows = tokenize_stream(dataset, tokenizer, settings, name=name)
+    _say_unread_settings(columns_of(dataset), name, settings)
     shown = [row for row in islice(rows, 50) if row.get("reason") is None][:2]
     if shown and "row" in shown[0]:
         logger.info(describe_rows(shown, tokenizer))
-    return TokenSet(rows, args.max_length, streamed=True)
+    return TokenSet(rows, settings.max_length, streamed=True)

@@ -1,9 +1,9 @@
 """Conversations to texts: what of a chat template's output is the prompt, and what the answer that gets scored.
 
 The prompt is always what the model sees at inference: the conversation rendered with its generation header. Where that
-is the beginning of prompt + answer rendered together (the prefix rule), the answer is the rest, up to the token that ends
-the turn. Where it is not, the answer's own text is written behind the header instead (the second rendering), if it fits
-there. What fits neither way is refused or dropped; no template is ever swapped.
+is the beginning of prompt + answer rendered together (the prefix rule), the answer is the rest, up to the token that
+ends the turn. Where it is not, the answer's own text is written behind the header instead (the second rendering), if it
+fits there. What fits neither way is refused or dropped; no template is ever swapped.
 """
 
 import os
@@ -112,8 +112,8 @@ def probe_template(
         opening: messages that are put in front of every conversation.
 
     Raises:
-        SimPOError: there is no template, or it fails, loses the answer, ends it with a token that the tokenizer does not
-            have, or neither rendering is sound with it.
+        SimPOError: there is no template, or it fails, loses the answer, ends it with a token that the tokenizer does
+            not have, or neither rendering is sound with it.
     """
     if not tokenizer.chat_template:
         raise SimPOError(
@@ -179,9 +179,9 @@ def _check_blank(tokenizer: PreTrainedTokenizerBase, end: str) -> None:
     if not end or tokenizer.convert_tokens_to_ids(end) not in (None, tokenizer.unk_token_id):
         return
     raise SimPOError(
-        f"The chat template ends a turn with {shorten(end)!r}, for which this tokenizer has no token; it would be trained "
-        "letter by letter. Set chat_template to one that ends turns with a token of this tokenizer, or add the token to "
-        "the tokenizer and the model."
+        f"The chat template ends a turn with {shorten(end)!r}, for which this tokenizer has no token; it would be "
+        "trained letter by letter. Set chat_template to one that ends turns with a token of this tokenizer, or add the "
+        "token to the tokenizer and the model."
     )
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from datetime import date
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 from datasets import Dataset, Features, IterableDataset, List, Value
@@ -19,19 +19,19 @@ from transformers import PreTrainedTokenizerBase
 from ..data.drops import DropReport, RowDropped, caught
 from ..data.fields import check_columns, check_margins, has_ranked_answers, read_fields
 from ..data.messages import Message, explicit_prompt, row_template_kwargs, without_filled_keys
-from ..data.ranking import PairChoice
 from ..data.sources import readable_rows
 from ..errors import SimPOError
 from ..log import get_logger
 from .pair_tokenizer import PairTokenizer, prefix_ids
 from .rows import RANKED_TOKEN_COLUMNS, TOKEN_COLUMNS, token_columns
+from .settings import RowSettings
 from .templates import TurnEnd, probe_template
 
 logger = get_logger(__name__)
 
 # Part of the cache's key: raise it with every change of this file, pair_tokenizer.py, messages.py or templates.py that
 # changes token ids.
-CODE_VERSION = 4
+CODE_VERSION = 5
 
 # What the cached rows say beside their ids; read for the report, then removed.
 _NOTES = Features(
@@ -58,15 +58,8 @@ _SAMPLE = 1000
 def tokenize_preferences(
     dataset: Dataset,
     tokenizer: PreTrainedTokenizerBase,
+    settings: RowSettings | None = None,
     *,
-    max_length: int,
-    max_prompt_length: int,
-    overlong: Literal["truncate", "drop", "error"],
-    truncation_mode: Literal["keep_end", "keep_start"] = "keep_end",
-    system_messages: Literal["keep", "merge", "drop"] = "keep",
-    auto_insert_empty_system_msg: bool = False,
-    pairs: PairChoice = "all",
-    margin_scale: float = 0.0,
     num_proc: int | None = None,
     name: str = "train",
 ) -> tuple[Dataset, DropReport]:
@@ -76,15 +69,7 @@ def tokenize_preferences(
         dataset: columns `chosen`, `rejected` and, unless implicit, `prompt`: strings or message lists. Or `prompt`,
             `responses` (a list of such answers) and `scores` or `ranks`. Further columns that are read: `tools` and
             `chat_template_kwargs` for the chat template, `margin` (>= 0, of pairs) for the loss.
-        max_length: longest prompt + answer, in tokens.
-        max_prompt_length: length to which the prompt of an overlong row is cut; below `max_length`.
-        overlong: cut such rows to length, drop them, or stop.
-        truncation_mode: which end of a prompt is kept when it is cut. BOS and the generation header always stay.
-        system_messages: leave system messages to the template, merge them into user messages, or drop them.
-        auto_insert_empty_system_msg: put an empty system message in front of a conversation without one, where the
-            template has a place for it.
-        pairs: which pairs of ranked answers are trained.
-        margin_scale: what a point of their scores, or a rank, adds to the target margin of a pair; >= 0.
+        settings: how the rows are made; unset means the defaults.
         num_proc: processes that tokenize; None means this one.
         name: what messages call the set.
 
@@ -103,19 +88,8 @@ def tokenize_preferences(
     if len(dataset) == 0:
         raise SimPOError(f"{name}: the set has no rows; it needs at least one preference pair.")
     check_margins(dataset, name)
-    work = _pair_tokenizer(
-        dataset,
-        tokenizer,
-        max_length=max_length,
-        max_prompt_length=max_prompt_length,
-        overlong=overlong,
-        truncation_mode=truncation_mode,
-        system_messages=system_messages,
-        auto_insert_empty_system_msg=auto_insert_empty_system_msg,
-        pairs=pairs,
-        margin_scale=margin_scale,
-        columns=dataset.column_names,
-    )
+    settings = RowSettings.of(settings or RowSettings())
+    work = _pair_tokenizer(dataset, tokenizer, settings, dataset.column_names)
     _warn(dataset.column_names, work, name)
     sample = dataset.with_format(None).select(range(0, len(dataset), -(-len(dataset) // _SAMPLE)))
     _check_implicit_prompts(sample, work, name)
@@ -133,14 +107,14 @@ def tokenize_preferences(
         desc=f"Tokenizing {name}",
     )
     report, kept, second = _report(tokenized, DropReport(name, ranked=work.ranked))
-    if overlong == "error":
-        report.check_none_overlong(max_length)
+    if settings.overlong == "error":
+        report.check_none_overlong(settings.max_length)
     report.check_enough_kept()
     if second:
         logger.warning(
-            f"{name}: in {len(second)} of {report.rows_kept} {report.unit} the chat template does not write prompt + answer "
-            f"behind the prompt of inference (first row {second[0]}: {tokenized[second[0]]['second']}). There the "
-            "answer's own text, and the token that ends it, are trained behind the generation header instead."
+            f"{name}: in {len(second)} of {report.rows_kept} {report.unit} the chat template does not write prompt + "
+            f"answer behind the prompt of inference (first row {second[0]}: {tokenized[second[0]]['second']}). There "
+            "the answer's own text, and the token that ends it, are trained behind the generation header instead."
         )
     if report.ignored:
         logger.warning(ignored_parts(name, report))
@@ -151,8 +125,8 @@ def tokenize_preferences(
             else "one answer was cut and lost its end token, so the two"
         )
         logger.warning(
-            f"{name}: in {report.one_sided_ends} {report.unit} only {cut} differ in how they end for their length alone. Raise "
-            "max_length, or set overlong: drop."
+            f"{name}: in {report.one_sided_ends} {report.unit} only {cut} differ in how they end for their length "
+            "alone. Raise max_length, or set overlong: drop."
         )
     if len(kept) < len(tokenized):
         tokenized = tokenized.select(kept)
@@ -160,11 +134,11 @@ def tokenize_preferences(
 
 
 def second_rendering(where: str, row: int, notes: Mapping[str, Any]) -> str:
-    """What to say of answers that are not written as the chat template does: `where`, and the notes of the first row."""
+    """Warning for rows whose answers are not rendered by the chat template: `where`, and the notes of the first row."""
     return (
         f"{where} the chat template does not write prompt + answer behind the prompt of inference (first row {row}: "
-        f"{notes['second']}). There the answer's own text, and the token that ends it, are trained behind the generation "
-        "header instead."
+        f"{notes['second']}). There the answer's own text, and the token that ends it, are trained behind the "
+        "generation header instead."
     )
 
 
@@ -174,13 +148,17 @@ def ignored_parts(name: str, report: DropReport) -> str:
         f"{part} of {found.count} {report.unit} (first row {found.first_row})" for part, found in report.ignored.items()
     )
     return (
-        f"{name}: the chat template does not write {parts}; these {report.unit} are trained without. Set chat_template to one "
-        "for tools, and use it at inference too."
+        f"{name}: the chat template does not write {parts}; these {report.unit} are trained without. Set chat_template "
+        "to one for tools, and use it at inference too."
     )
 
 
 def tokenize_stream(
-    dataset: IterableDataset, tokenizer: PreTrainedTokenizerBase, *, name: str = "train", **settings: Any
+    dataset: IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: RowSettings | None = None,
+    *,
+    name: str = "train",
 ) -> IterableDataset:
     """Token ids of streamed rows, each row with what :class:`~simpo_trainer.drops.DropReport` counts.
 
@@ -188,7 +166,8 @@ def tokenize_stream(
 
     Args:
         dataset: rows as :func:`tokenize_preferences` takes them, conversations in all or in none.
-        settings: the keyword arguments of :func:`tokenize_preferences`, but for `num_proc`.
+        settings: how the rows are made; unset means the defaults.
+        name: what messages call the set.
 
     Raises:
         SimPOError: columns are not usable, or the chat template is missing or broken.
@@ -199,7 +178,8 @@ def tokenize_stream(
     if token_columns(first):
         return dataset
     check_columns(list(first), name)
-    work = _pair_tokenizer(dataset.take(1), tokenizer, **settings, columns=first)
+    settings = RowSettings.of(settings or RowSettings())
+    work = _pair_tokenizer(dataset.take(1), tokenizer, settings, list(first))
     _warn(list(first), work, name)
     _check_implicit_prompts(dataset.take(100), work, name)
     read = list(read_fields(first, name))
@@ -234,9 +214,7 @@ def _fingerprint(dataset: Dataset, work: PairTokenizer) -> str:
         tokenizer.special_tokens_map,
         asdict(work.turn_end) if work.turn_end else None,
         work.prefix_ids,
-        [work.max_length, work.max_prompt_length, work.truncate, work.truncation_mode],
-        [work.system_messages, work.opening],
-        [work.choice, work.margin_scale] if work.ranked else None,
+        asdict(work.settings),
         # A template may write the date.
         date.today().isoformat() if work.turn_end and "strftime_now" in str(tokenizer.chat_template) else None,
     ]
@@ -252,37 +230,25 @@ def opening_messages(tokenizer: PreTrainedTokenizerBase) -> list[Message]:
 def _pair_tokenizer(
     dataset: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,
-    *,
+    settings: RowSettings,
     columns: Collection[str],
-    overlong: str,
-    pairs: PairChoice = "all",
-    margin_scale: float = 0.0,
-    auto_insert_empty_system_msg: bool = False,
-    truncation_mode: Literal["keep_end", "keep_start"] = "keep_end",
-    system_messages: Literal["keep", "merge", "drop"] = "keep",
-    **lengths: int,
 ) -> PairTokenizer:
     """The function that tokenizes rows such as those of `dataset`, which has these columns."""
     ranked = has_ranked_answers(columns)
     answers, margin = (_RANKED_FEATURES, List(Value("float64"))) if ranked else (_PAIR_FEATURES, Value("float64"))
     features = {"row": Value("int64"), **answers, **_NOTES}
-    if margin_scale if ranked else "margin" in columns:
+    if settings.margin_scale if ranked else "margin" in columns:
         features["margin"] = margin
-    opening = opening_messages(tokenizer) if auto_insert_empty_system_msg else []
+    opening = opening_messages(tokenizer) if settings.auto_insert_empty_system_msg else []
     return PairTokenizer(
         tokenizer,
         turn_end=_find_turn_end(dataset, tokenizer, opening, "responses" if ranked else "chosen"),
         prefix_ids=prefix_ids(tokenizer),
         features=Features(features),
-        truncate=overlong == "truncate",
-        truncation_mode=truncation_mode,
-        system_messages=system_messages,
+        settings=settings,
         opening=opening,
         inputs=dataset.features,
         ranked=ranked,
-        choice=pairs,
-        margin_scale=margin_scale,
-        **lengths,
     )
 
 

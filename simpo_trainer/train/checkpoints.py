@@ -71,7 +71,7 @@ def find_checkpoint(output_dir: Path, wanted: str | Path | bool | None) -> Path 
 
 
 def set_aside_earlier(output_dir: Path) -> None:
-    """Rename the checkpoints of an earlier run: a later resume must not take them for this run's, nor rotation count them."""
+    """Rename the checkpoints of an earlier run: neither a later resume nor the rotation must take them for its own."""
     if not (earlier := checkpoints(output_dir)):
         return
     for folder in earlier:
@@ -82,8 +82,8 @@ def set_aside_earlier(output_dir: Path) -> None:
             kept = output_dir / f"_earlier-{number}-{folder.name}"
         folder.rename(kept)
     logger.warning(
-        f"{output_dir} holds checkpoints of an earlier run up to {earlier[-1].name}; this run starts over, and they are kept "
-        f"as {output_dir}/_earlier-*. To go on from the last of them instead, stop this run and use "
+        f"{output_dir} holds checkpoints of an earlier run up to {earlier[-1].name}; this run starts over, and they "
+        f"are kept as {output_dir}/_earlier-*. To go on from the last of them instead, stop this run and use "
         f"--resume_from_checkpoint {kept}"
     )
 
@@ -139,8 +139,8 @@ def check_optimizer_fits(checkpoint: Path, saved: dict[str, Any], optimizer: Opt
     counts, expected = ([len(group["params"]) for group in each] for each in (groups, own))
     if counts != expected:
         raise SimPOError(
-            f"The optimiser in {checkpoint} moves {sum(counts)} weights, this run's {sum(expected)} (in groups of {counts} and "
-            f"{expected}). Set back what is trained, or start a new run, in another output_dir."
+            f"The optimiser in {checkpoint} moves {sum(counts)} weights, this run's {sum(expected)} (in groups of "
+            f"{counts} and {expected}). Set back what is trained, or start a new run, in another output_dir."
         )
     for group, mine in zip(groups, own, strict=True):
         if "rank" in mine:  # GaLore and its like keep state of projected weights
@@ -156,8 +156,8 @@ def check_optimizer_fits(checkpoint: Path, saved: dict[str, Any], optimizer: Opt
     if changed:
         shown = "; ".join(f"{name} is {now} and was {before}" for name, (before, now) in changed.items())
         raise SimPOError(
-            f"{checkpoint} was trained with other settings of the optimiser, which a resume keeps: {shown}. Set them back; or "
-            "start a new run in another output_dir with the checkpoint as model_name_or_path."
+            f"{checkpoint} was trained with other settings of the optimiser, which a resume keeps: {shown}. Set them "
+            "back; or start a new run in another output_dir with the checkpoint as model_name_or_path."
         )
 
 
@@ -180,8 +180,9 @@ def _check_state(checkpoint: Path, state: dict[str, Any], shape: tuple[int, ...]
         found = tuple(getattr(state.get(name), "shape", shape))
         if found != shape:
             raise SimPOError(
-                f"The optimiser state in {checkpoint} is of other weights than this run trains: {name} of shape {found} for "
-                f"a weight of shape {shape}. Set back what is trained, or start a new run, in another output_dir."
+                f"The optimiser state in {checkpoint} is of other weights than this run trains: {name} of shape "
+                f"{found} for a weight of shape {shape}. Set back what is trained, or start a new run, in another "
+                "output_dir."
             )
 
 
@@ -198,9 +199,9 @@ def check_schedule_fits(checkpoint: Path, saved: Sequence[float] | None, own: Se
     """
     if saved is not None and own is not None and list(saved) != list(own):
         raise SimPOError(
-            f"{checkpoint} was trained with learning_rate {saved[0]:g}, which a resume keeps; this run's is {own[0]:g}. "
-            f"Set learning_rate: {saved[0]:g}; or start a new run in another output_dir with the checkpoint as "
-            "model_name_or_path."
+            f"{checkpoint} was trained with learning_rate {saved[0]:g}, which a resume keeps; this run's is "
+            f"{own[0]:g}. Set learning_rate: {saved[0]:g}; or start a new run in another output_dir with the "
+            "checkpoint as model_name_or_path."
         )
 
 
@@ -216,9 +217,9 @@ def _check_complete(checkpoint: Path) -> None:
     ]
     if missing:
         raise SimPOError(
-            f"{checkpoint} holds no {' and no '.join(missing)} (was it saved with save_only_model, or not copied whole?): "
-            "training would go on with fresh ones, not as it stopped. Resume from a full checkpoint, or start a new run with "
-            "the folder as model_name_or_path."
+            f"{checkpoint} holds no {' and no '.join(missing)} (was it saved with save_only_model, or not copied "
+            "whole?): training would go on with fresh ones, not as it stopped. Resume from a full checkpoint, or start "
+            "a new run with the folder as model_name_or_path."
         )
 
 

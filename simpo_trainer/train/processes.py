@@ -28,8 +28,8 @@ def check_world_size(world_size: int) -> None:
         raise SimPOError(
             f"The launcher started {promised} processes (WORLD_SIZE={promised}), but this process sees {world_size}: "
             "they would train unconnected copies into one folder. Launch with `simpo train RECIPE --launcher ddp "
-            "--num-processes N`, `torchrun --nproc_per_node N` or `accelerate launch --multi_gpu --num_processes N`, or "
-            "unset WORLD_SIZE to train in one process."
+            "--num-processes N`, `torchrun --nproc_per_node N` or `accelerate launch --multi_gpu --num_processes N`, "
+            "or unset WORLD_SIZE to train in one process."
         )
 
 

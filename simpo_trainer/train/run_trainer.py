@@ -1,4 +1,4 @@
-"""What every trainer of a run shares: a stop on request, a resume that refuses what does not fit, a save that leaves a model."""
+"""The base of every trainer of a run: it stops on request, resumes only what fits, and saves a whole model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +8,22 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from torch.optim import Optimizer
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from ..errors import SimPOError
 from ..model.weights import load_weights
 from ..publish.pushes import HubTrainer
+from ..tokens.sets import TokenSet, token_set
 from .checkpoints import check_adapter_fits, check_optimizer_fits, check_schedule_fits, find_checkpoint
+from .config import SimPOConfig
 from .saving import weights_rescued
 from .stop import StopRequest
 
@@ -36,12 +46,22 @@ class RunTrainer(HubTrainer):
         raise NotImplementedError
 
     def rows_to_measure(self, count: int) -> Any:
-        """At most `count` rows of the training set, the same ones whenever asked; None where there is nothing to measure."""
+        """At most `count` rows of the training set, the same on every call; None if there is nothing to measure."""
         raise NotImplementedError
 
     def measure(self, rows: Any) -> dict[str, float]:
-        """What the model does on rows as `rows_to_measure` returns them, without a graph; every process must call it."""
+        """Metrics of the model on rows that `rows_to_measure` returned, without a graph; every process must call it."""
         raise NotImplementedError
+
+    def _token_set(
+        self, dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, settings: SimPOConfig
+    ) -> TokenSet:
+        """The token rows of a set, tokenized by the main process of a machine first; the others read its cache."""
+        with settings.main_process_first(desc=f"tokenizing the {name} set"):
+            found = token_set(dataset, name, tokenizer, settings, num_proc=settings.dataset_num_proc)
+        if found.report:
+            self.drop_reports[name] = found.report
+        return found
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; Ctrl-C and SIGTERM end the step, save a checkpoint and set `interrupted`.
@@ -70,8 +90,8 @@ class RunTrainer(HubTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As `Trainer.save_model`; a trained model is gathered and written whole, however its checkpoints are.
 
-        Every process must call it. Under FSDP with `SHARDED_STATE_DICT` the parent writes no model, without a word, and under
-        ZeRO-3 that is not told to gather only the parts of each process.
+        Every process must call it. Under FSDP with `SHARDED_STATE_DICT` the parent writes no model, without a word, and
+        under ZeRO-3 that is not told to gather only the parts of each process.
 
         Raises:
             SimPOError: no weights were written.

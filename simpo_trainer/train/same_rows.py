@@ -1,4 +1,4 @@
-"""The model on the same rows before the first step and after the last: how far training moved it, free of other pairs."""
+"""Measures the model on the same rows before the first step and after the last: how far training moved it."""
 
 from typing import TYPE_CHECKING, Any
 

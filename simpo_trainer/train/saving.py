@@ -1,4 +1,4 @@
-"""What saving a trained model would fail at is settled or refused before training, and weights are written all the same."""
+"""Settles or refuses before training what saving would fail at, and writes the weights in any case."""
 
 import io
 import tempfile
@@ -55,14 +55,14 @@ def _settle_generation(config: GenerationConfig) -> None:
         config.do_sample = True
         if _fault(config) is None:
             logger.warning(
-                "generation_config.json has values for sampling (temperature, top_p, ...) and do_sample: false, with which "
-                "it cannot be saved. The trained model's will say do_sample: true."
+                "generation_config.json has values for sampling (temperature, top_p, ...) and do_sample: false, with "
+                "which it cannot be saved. The trained model's will say do_sample: true."
             )
             return
         config.do_sample = False
     raise SimPOError(
-        f"The model's generation_config.json cannot be saved with the trained model: {_fault(config)} Correct it, or remove "
-        "the file."
+        f"The model's generation_config.json cannot be saved with the trained model: {_fault(config)} Correct it, or "
+        "remove the file."
     )
 
 
@@ -89,13 +89,14 @@ def _try(what: str, save: Any) -> None:
         save()
     except Exception as error:  # whatever it is, it would come at the end of the training too
         raise SimPOError(
-            f"{what} cannot be saved, and so could not be after the training either: {type(error).__name__}: {_on_one_line(error)}"
+            f"{what} cannot be saved, and so could not be after the training either: {type(error).__name__}: "
+            f"{_on_one_line(error)}"
         ) from error
 
 
 @contextmanager
 def weights_rescued(model: Any, state_dict: dict[str, Any] | None, folder: str) -> Iterator[None]:
-    """While entered, a failure to save a whole model still leaves its weights in the folder. PEFT writes those first itself.
+    """While entered, a failed save of a whole model still leaves its weights in the folder. PEFT writes those first.
 
     Args:
         model: the unwrapped model.
@@ -113,8 +114,8 @@ def weights_rescued(model: Any, state_dict: dict[str, Any] | None, folder: str) 
             raise
         save_torch_state_dict(model.state_dict() if state_dict is None else state_dict, folder)
         raise SimPOError(
-            f"The model could not be saved as it should be ({type(error).__name__}: {_on_one_line(error)}), but its weights are in "
-            f"{folder}. Put the configuration and the tokenizer of the starting model beside them."
+            f"The model could not be saved as it should be ({type(error).__name__}: {_on_one_line(error)}), but its "
+            f"weights are in {folder}. Put the configuration and the tokenizer of the starting model beside them."
         ) from error
 
 

@@ -64,8 +64,8 @@ def say_size(trainer: Any, wanted: int | None, unit: str | None = None) -> None:
     )
     if wanted and wanted != batch:
         logger.warning(
-            f"The global batch is {batch} {unit}, the recipe's is {wanted}: its other numbers were chosen for that. Leave "
-            "gradient_accumulation_steps out to have it derived."
+            f"The global batch is {batch} {unit}, the recipe's is {wanted}: its other numbers were chosen for that. "
+            "Leave gradient_accumulation_steps out to have it derived."
         )
 
 

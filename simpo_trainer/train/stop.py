@@ -22,9 +22,10 @@ _SAME = 2.0
 class StopRequest:
     """While entered, SIGINT and SIGTERM ask for a stop. One that was ignored before stays so, as `nohup` wants it.
 
-    At first a signal ends the process at once, as it does without handlers. While :meth:`deferred`, it is only remembered
-    in `number`, and a second one ends the process. Signal handlers belong to the main thread; entered in another one it
-    does nothing. It may be entered again while it is entered. Processes that are forked meanwhile do not defer.
+    At first a signal ends the process at once, as it does without handlers. While :meth:`deferred`, it is only
+    remembered in `number`, and a second one ends the process. Signal handlers belong to the main thread; entered in
+    another one it does nothing. It may be entered again while it is entered. Processes that are forked meanwhile do not
+    defer.
     """
 
     def __init__(self) -> None:

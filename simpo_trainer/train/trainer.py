@@ -1,8 +1,8 @@
 """`SimPOTrainer`: one concatenated forward over chosen and rejected answers, no reference model.
 
 The optimiser step follows the mean over the pairs of the global batch, however that batch is split into processes,
-micro-batches and accumulation steps. The pieces: `batches/order.py` deals the pairs out, `get_batch_samples` counts them
-over all processes, `compute_loss` divides by that count.
+micro-batches and accumulation steps. The pieces: `batches/order.py` deals the pairs out, `get_batch_samples` counts
+them over all processes, `compute_loss` divides by that count.
 """
 
 import os
@@ -37,7 +37,7 @@ from ..model.modes import evaluating, in_training
 from ..model.scoring import AnswerScores, add_scoring_forward, check_scoring, score_batch
 from ..record.manifest import ManifestCallback
 from ..tokens.ids import TokenIds, count_embeddings
-from ..tokens.sets import columns_of, spread_rows, token_set
+from ..tokens.sets import columns_of, spread_rows
 from .config import SimPOConfig
 from .finite import check_finite
 from .processes import end_group_at_exit, keep_scores_float32
@@ -72,7 +72,8 @@ class SimPOTrainer(RunTrainer):
     Args:
         model: folder or Hub name, a `PreTrainedModel`, or a `PeftModel` whose adapter is trained on.
         args: settings; the paper's defaults if not given.
-        data_collator: makes a :class:`~simpo_trainer.batches.batch.Batch` of tokenized pairs; the padded layout by default.
+        data_collator: makes a :class:`~simpo_trainer.batches.batch.Batch` of tokenized pairs; the padded layout by
+            default.
         train_dataset: rows `{prompt, chosen, rejected}` of strings or messages, with explicit or implicit prompt; or
             rows that already hold `prompt_ids`, `chosen_ids`, `rejected_ids`. Or prompts with ranked answers: `{prompt,
             responses, scores}` (or `ranks`), or `prompt_ids`, `response_ids`, `chosen`, `rejected`. A stream needs
@@ -108,12 +109,12 @@ class SimPOTrainer(RunTrainer):
         peft_config: PeftConfig | None = None,
     ):
         name = os.path.expanduser(model) if isinstance(model, str) else model.config._name_or_path
-        args = args or SimPOConfig(output_dir=f"{name.rstrip('/').split('/')[-1] or 'model'}-SimPO")
+        args = (args or SimPOConfig(output_dir=f"{name.rstrip('/').split('/')[-1] or 'model'}-SimPO")).settled()
         if isinstance(model, str):
-            model = load_model(name, args, adapter_follows=peft_config is not None)
+            model = load_model(name, args, adapter_follows=peft_config is not None, bf16=bool(args.bf16))
         elif args.model_init_kwargs:
             raise SimPOError("model_init_kwargs is set, but the model is an object already; it would do nothing there.")
-        model = prepare_model(model, args, peft_config)
+        model = prepare_model(model, args, peft_config, seed=args.seed)
         processing_class = processing_class or load_tokenizer(name, args)
         check_saves(model, processing_class, args)
         self._balance = BalanceTerm.of_run(model.config, args)
@@ -247,8 +248,8 @@ class SimPOTrainer(RunTrainer):
         if own_collator:
             if self.args.batch_layout != "auto":
                 raise SimPOError(
-                    f"batch_layout is {self.args.batch_layout}, but the data_collator that was passed makes the batches. "
-                    "Leave one of them out."
+                    f"batch_layout is {self.args.batch_layout}, but the data_collator that was passed makes the "
+                    "batches. Leave one of them out."
                 )
             return
         layout, reason = choose_layout(
@@ -265,9 +266,8 @@ class SimPOTrainer(RunTrainer):
             if name == "train":
                 raise SimPOError(f"train_dataset has the splits {', '.join(dataset)}. Pass one: train_dataset[...].")
             return {key: self._tokenized(value, f"{name}_{key}") for key, value in dataset.items()}
-        found = token_set(dataset, name, self._tokenizer, self.args)
-        if found.report:
-            self.drop_reports[name] = found.report
+        _check_has_end(dataset, name, self.args)
+        found = self._token_set(dataset, name, self._tokenizer, self.args)
         check_positions(self._model_to_train, found.longest, at_most=found.streamed)
         self._token_ids.check_set(found, name)
         own_loss = type(self).pair_loss is not SimPOTrainer.pair_loss
@@ -278,7 +278,7 @@ class SimPOTrainer(RunTrainer):
 
     def _training_pairs(self) -> PairBatchSampler | StreamedPairs:
         size = self._train_batch_size
-        return training_pairs(self.train_dataset, self.args, size, self.accelerator, self._token_ids)
+        return training_pairs(self.train_dataset, self.args, self.args, size, self.accelerator, self._token_ids)
 
     def get_train_dataloader(self) -> DataLoader:
         """Micro-batches of this process, in an order that depends on the seed and the epoch alone."""
@@ -413,3 +413,16 @@ class SimPOTrainer(RunTrainer):
             for inputs in self.get_eval_dataloader(rows):
                 self.compute_loss(model, self._prepare_inputs(inputs))
         return self._eval_sums.reduce(self.accelerator)
+
+
+def _check_has_end(dataset: Any, name: str, args: SimPOConfig) -> None:
+    """Refuse to train on a stream without a number of steps.
+
+    Raises:
+        SimPOError: nothing would tell when training is done.
+    """
+    if isinstance(dataset, IterableDataset) and name == "train" and args.max_steps <= 0:
+        raise SimPOError(
+            "The training set is a stream, whose length is unknown, so num_train_epochs does not say when to stop. Set "
+            "max_steps to the number of optimiser steps."
+        )

@@ -46,7 +46,7 @@ def test_every_pair_counts_exactly_once_in_an_epoch(num_pairs, batch_size, num_p
 
 @SIZES
 def test_processes_together_take_what_one_process_would(num_pairs, batch_size, num_processes):
-    """Micro-step k of W processes with B pairs each is micro-step k of one process with W*B pairs, dealt out in turn."""
+    """Micro-step k of W processes with B pairs each is that of one process with W*B pairs, dealt out in turn."""
     split = epoch_of(num_pairs, batch_size, num_processes)
     (whole,) = epoch_of(num_pairs, batch_size * num_processes, 1)
     joined = [
@@ -124,7 +124,7 @@ def test_without_a_seed_the_order_is_the_data_set_s_own_in_every_epoch():
 
 @pytest.fixture
 def args(tmp_path):
-    return SimPOConfig(output_dir=str(tmp_path))
+    return SimPOConfig(output_dir=str(tmp_path)).settled()
 
 
 def rows_of(loader) -> list[list[int]]:
@@ -180,7 +180,7 @@ def test_worker_processes_load_the_same_batches(tmp_path):
     for workers in (0, 2):
         args = SimPOConfig(
             output_dir=str(tmp_path), dataloader_num_workers=workers, dataloader_persistent_workers=workers > 0
-        )
+        ).settled()
         loader = pair_loader(dataset, PairBatchSampler(11, batch_size=3, seed=5), PairCollator(), args)
         epochs = []
         for epoch in range(2):

@@ -19,6 +19,7 @@ from simpo_trainer.errors import SimPOError
 from simpo_trainer.recipe.load import load_recipe
 from simpo_trainer.run.one_run import run
 from simpo_trainer.tokens.rows import TOKEN_COLUMNS
+from simpo_trainer.tokens.settings import RowSettings
 from simpo_trainer.tokens.tokenization import tokenize_preferences, tokenize_stream
 from toy import toy_pairs, toy_tokenizer
 
@@ -127,7 +128,7 @@ def test_workers_read_the_same_pairs_in_the_same_order(tmp_path, workers, caplog
         (tmp_path / f"train-{file}.jsonl").write_text("\n".join(rows))
     files = sorted(map(str, tmp_path.glob("*.jsonl")))
     stream = load_dataset("json", data_files=files, split="train", streaming=True).skip(2)
-    args = SimPOConfig(str(tmp_path), use_cpu=True, dataloader_num_workers=workers)
+    args = SimPOConfig(str(tmp_path), use_cpu=True, dataloader_num_workers=workers).settled()
     pairs = StreamedPairs(stream, batch_size=2, accumulation=2, max_length=9)
     loader = pair_loader(None, pairs, lambda batch: batch, args)
     assert numbers(loader, 4) == [[2, 3], [4, 5], [6, 7], [8, 9]]
@@ -155,8 +156,8 @@ def test_a_stream_that_shuffles_does_so_anew_in_each_pass():
 def test_token_rows_of_a_stream_are_those_of_a_set():
     raw = [*toy_pairs(150, conversational=True), {"prompt": None, "chosen": None, "rejected": None}]
     tokenizer = toy_tokenizer()
-    expected, report = tokenize_preferences(Dataset.from_list(raw), tokenizer, **LENGTHS)
-    found = list(tokenize_stream(stream_of(raw), tokenizer, **LENGTHS))
+    expected, report = tokenize_preferences(Dataset.from_list(raw), tokenizer, RowSettings(**LENGTHS))
+    found = list(tokenize_stream(stream_of(raw), tokenizer, RowSettings(**LENGTHS)))
     assert [row["reason"] for row in found[149:]] == [None, "missing_field"]
     kept = [row for row in found if row["reason"] is None]
     assert [[row[name] for name in TOKEN_COLUMNS] for row in kept] == [
@@ -167,7 +168,7 @@ def test_token_rows_of_a_stream_are_those_of_a_set():
 
 def test_dropped_rows_are_left_out_and_counted(caplog):
     raw = [*toy_pairs(3), {"prompt": "Hi", "chosen": " same", "rejected": " same"}, *toy_pairs(2)]
-    rows = tokenize_stream(stream_of(raw), toy_tokenizer(), **LENGTHS)
+    rows = tokenize_stream(stream_of(raw), toy_tokenizer(), RowSettings(**LENGTHS))
     with caplog.at_level(logging.INFO, "simpo_trainer"):
         batches = list(islice(StreamedPairs(rows, batch_size=5, max_length=64), 2))
     assert [row["row"] for batch in batches for row in batch] == [0, 1, 2, 4, 5] * 2
@@ -178,7 +179,7 @@ def test_dropped_rows_are_left_out_and_counted(caplog):
 def test_a_stream_of_which_most_is_dropped_is_given_up(monkeypatch):
     monkeypatch.setattr(streaming, "_TRIAL", 4)
     bad = {"prompt": "Hi", "chosen": " same", "rejected": " same"}
-    rows = tokenize_stream(stream_of([bad, bad, bad, *toy_pairs(100)]), toy_tokenizer(), **LENGTHS)
+    rows = tokenize_stream(stream_of([bad, bad, bad, *toy_pairs(100)]), toy_tokenizer(), RowSettings(**LENGTHS))
     with pytest.raises(SimPOError, match="train: 3 of 4 pairs cannot be trained on.*\n.*identical_answers"):
         list(StreamedPairs(rows, batch_size=1, max_length=64))
 
@@ -209,14 +210,14 @@ def test_a_stream_that_breaks_off_is_told():
 
 def test_overlong_error():
     settings = {**LENGTHS, "max_length": 12, "max_prompt_length": 6, "overlong": "error"}
-    rows = tokenize_stream(stream_of(toy_pairs(5)), toy_tokenizer(), **settings)
+    rows = tokenize_stream(stream_of(toy_pairs(5)), toy_tokenizer(), RowSettings(**settings))
     with pytest.raises(SimPOError, match="train: 1 of 1 pairs exceed max_length=12 .first: row 0"):
         list(StreamedPairs(rows, batch_size=1, max_length=12, overlong="error"))
 
 
 def test_a_conversation_among_texts_is_dropped():
     mixed = [toy_pairs(1)[0], toy_pairs(1, conversational=True)[0]]
-    rows = tokenize_stream(IterableDataset.from_generator(lambda: iter(mixed)), toy_tokenizer(), **LENGTHS)
+    rows = tokenize_stream(IterableDataset.from_generator(lambda: iter(mixed)), toy_tokenizer(), RowSettings(**LENGTHS))
     assert [row["reason"] for row in rows] == [None, "wrong_type"]
 
 
@@ -241,25 +242,25 @@ def test_positions_are_checked_for_the_longest_possible_row(tmp_path):
 
 
 def test_an_evaluation_set_is_no_stream(tmp_path):
-    args = SimPOConfig(str(tmp_path), use_cpu=True)
+    args = SimPOConfig(str(tmp_path), use_cpu=True).settled()
     with pytest.raises(SimPOError, match="The eval set is a stream; .*stream.take"):
         SimPOTrainer(tiny_model(), args, eval_dataset=stream_of(ROWS), processing_class=word_tokenizer())
 
 
 def test_other_iterables_are_refused(tmp_path):
-    args = SimPOConfig(str(tmp_path), use_cpu=True)
+    args = SimPOConfig(str(tmp_path), use_cpu=True).settled()
     with pytest.raises(SimPOError, match="The train set is a list_iterator without a length. Pass a datasets.Dataset"):
         SimPOTrainer(tiny_model(), args, train_dataset=iter(ROWS), processing_class=word_tokenizer())
 
 
 def test_an_empty_stream():
     with pytest.raises(SimPOError, match="train: the stream has no rows"):
-        tokenize_stream(IterableDataset.from_generator(lambda: iter(())), toy_tokenizer(), **LENGTHS)
+        tokenize_stream(IterableDataset.from_generator(lambda: iter(())), toy_tokenizer(), RowSettings(**LENGTHS))
 
 
 def test_a_stream_without_answers():
     with pytest.raises(SimPOError, match="column 'rejected' missing; the columns are 'prompt', 'chosen'"):
-        tokenize_stream(stream_of([{"prompt": "a", "chosen": "b"}]), toy_tokenizer(), **LENGTHS)
+        tokenize_stream(stream_of([{"prompt": "a", "chosen": "b"}]), toy_tokenizer(), RowSettings(**LENGTHS))
 
 
 # ---- By recipe ----
@@ -271,8 +272,8 @@ def test_a_recipe_with_streaming(tmp_path, monkeypatch):
     word_tokenizer().save_pretrained("model")
     (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(as_text(pair)) for pair in TEXT_ROWS))
     (tmp_path / "recipe.yaml").write_text(
-        "model_name_or_path: model\ndataset_name: train.jsonl\noutput_dir: out\nstreaming: true\nmax_steps: 3\nmax_length: 64\n"
-        "max_prompt_length: 32\n"
+        "model_name_or_path: model\ndataset_name: train.jsonl\noutput_dir: out\nstreaming: true\nmax_steps: "
+        "3\nmax_length: 64\nmax_prompt_length: 32\n"
         "test_split_size: 4\nper_device_train_batch_size: 4\nlogging_steps: 1\nsave_strategy: 'no'\nuse_cpu: true\n"
     )
     metrics = run(load_recipe("recipe.yaml"))

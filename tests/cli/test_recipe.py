@@ -38,7 +38,7 @@ def test_what_is_shown_is_a_recipe(call, tmp_path):
     (tmp_path / "again.yaml").write_text(shown)
     again = load_recipe(tmp_path / "again.yaml")
     assert again.resolved() == settings
-    assert again.training.gradient_accumulation_steps == 64
+    assert again.training.settled().gradient_accumulation_steps == 64
 
 
 def test_a_template_is_shown_on_one_line(call, tmp_path):

@@ -13,6 +13,7 @@ from simpo_trainer.data import load as preferences
 from simpo_trainer.data.formats import to_pairs
 from simpo_trainer.data.load import DataConfig, load_preferences
 from simpo_trainer.errors import SimPOError
+from simpo_trainer.tokens.settings import RowSettings
 from simpo_trainer.tokens.tokenization import tokenize_preferences
 from toy import assistant, toy_pairs, toy_tokenizer, user
 
@@ -40,7 +41,7 @@ def tokens(rows):
     """Ids of the rows of a set, whatever it is, and the reasons for which rows were dropped."""
     whole = rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows), features=rows.features)
     tokenized, report = tokenize_preferences(
-        whole, toy_tokenizer(), max_length=512, max_prompt_length=256, overlong="truncate"
+        whole, toy_tokenizer(), RowSettings(max_length=512, max_prompt_length=256, overlong="truncate")
     )
     return tokenized.to_list(), {reason: dropped.count for reason, dropped in report.dropped.items()}
 

@@ -8,6 +8,7 @@ from pair_files import load, write
 from simpo_trainer.data.load import DataConfig, load_preferences
 from simpo_trainer.data.sources import Source, load_splits, readable_rows
 from simpo_trainer.errors import SimPOError
+from simpo_trainer.tokens.settings import RowSettings
 from simpo_trainer.tokens.tokenization import tokenize_preferences
 from toy import toy_tokenizer
 
@@ -134,7 +135,9 @@ def test_texts_that_all_look_like_dates_in_a_later_block(tmp_path, small_blocks)
 
 def test_row_is_left_out_and_counted(tmp_path, small_blocks):
     train, _ = load(write(tmp_path / "pairs.jsonl", differing("chosen", 5)))
-    tokens, report = tokenize_preferences(train, toy_tokenizer(), max_length=64, max_prompt_length=32, overlong="drop")
+    tokens, report = tokenize_preferences(
+        train, toy_tokenizer(), RowSettings(max_length=64, max_prompt_length=32, overlong="drop")
+    )
     assert len(tokens) == 199
     assert (report.dropped["wrong_type"].count, report.dropped["wrong_type"].first_row) == (1, LATE)
 
@@ -186,7 +189,8 @@ def test_types_that_the_card_of_a_dataset_states_are_followed(tmp_path):
     ]
 
 
-# --- Streams, and what was read before ----------------------------------------------------------------------------------
+# --- Streams, and what was read before
+# ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", OTHERS, ids=repr)

@@ -328,6 +328,7 @@ import re, sys, time
 from pathlib import Path
 from simpo_trainer.data import DataConfig
 from simpo_trainer.data.load import load_preferences
+from simpo_trainer.tokens.settings import RowSettings
 from simpo_trainer.tokens.tokenization import tokenize_preferences
 from toy import toy_tokenizer
 def peak():  # of this program alone: what getrusage tells begins with the peak of the process that started it
@@ -337,7 +338,7 @@ Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of the imports
 before = peak()
 start = time.perf_counter()
 train, _ = load_preferences(DataConfig(dataset_name=sys.argv[1]))
-rows, _ = tokenize_preferences(train, tokenizer, max_length=512, max_prompt_length=256, overlong="truncate")
+rows, _ = tokenize_preferences(train, tokenizer, RowSettings(max_length=512, max_prompt_length=256))
 taken = time.perf_counter() - start
 print(len(rows), peak() - before, taken)
 """

@@ -7,6 +7,7 @@ from datasets import Dataset, Features, Json, List, Value
 
 from simpo_trainer.data.mixing import carve_test, concatenate, rows_of_fraction, rows_of_shares
 from simpo_trainer.errors import SimPOError
+from simpo_trainer.tokens.settings import RowSettings
 from simpo_trainer.tokens.tokenization import tokenize_preferences
 from toy import assistant, toy_pairs, toy_tokenizer, user
 
@@ -110,7 +111,7 @@ def test_rows_without_a_prompt_to_make_explicit_are_dropped_by_their_reasons():
     ]
     dataset = Dataset.from_list(mixed(CHAT, bad))
     _, report = tokenize_preferences(
-        dataset, toy_tokenizer(), max_length=512, max_prompt_length=256, overlong="truncate"
+        dataset, toy_tokenizer(), RowSettings(max_length=512, max_prompt_length=256, overlong="truncate")
     )
     assert {reason: dropped.first_row for reason, dropped in report.dropped.items()} == {
         "identical_answers": 4,

@@ -12,13 +12,11 @@ from layers import LAYERS
 
 PACKAGE = Path(__file__).parents[2] / "simpo_trainer"
 FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in PACKAGE.rglob("*.py")}
-# Arrows that run up today; none may be added. Those from the record and from what is published are there because a run's
-# facts are read off the trainer, the others for the settings, which lie in one class.
+# Arrows that run up today; none may be added. They are there because a run's facts are read off the trainer.
 OPEN = {
     *(("publish", upper) for upper in ("baselines", "recipe", "train")),
     *(("record", upper) for upper in ("model", "recipe", "train")),
     *((upper, "recipe") for upper in ("baselines", "train")),
-    *((lower, "train") for lower in ("batches", "loss", "model", "tokens")),
 }
 
 

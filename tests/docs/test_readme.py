@@ -51,8 +51,8 @@ def test_recipe_and_rows(tmp_path):
     (tmp_path / "my_run.yaml").write_text(_blocks("yaml")[0])
     recipe = load_recipe(tmp_path / "my_run.yaml")
     assert recipe.training.gamma_beta_ratio == 0.5
-    micro, accumulation = recipe.training.per_device_train_batch_size, recipe.training.gradient_accumulation_steps
-    assert micro * accumulation == recipe.training.global_batch_size == 128
+    used = recipe.training.settled()
+    assert used.per_device_train_batch_size * used.gradient_accumulation_steps == used.global_batch_size == 128
     for row in _blocks("json")[0].splitlines():
         (tmp_path / "pairs.jsonl").write_text(row + "\n")
         pairs = load_dataset("json", data_files=str(tmp_path / "pairs.jsonl"), split="train")
@@ -88,7 +88,9 @@ def test_the_tree_lists_every_file_under_its_folder():
         there = {path.name for path in (package / name).glob("*.py")} - {"__init__.py"}
         if name != "quickstart":
             assert there == set(re.findall(r"[a-z_]+\.py", text)) - {"run_simpo.py"}, name
-    assert {path.name for path in package.glob("[a-z]*.py")} == {"environment.py", "errors.py", "log.py", "lazy.py"}
+    assert {path.name for path in package.glob("[a-z]*.py")} == {
+        *("environment.py", "knobs.py", "errors.py", "log.py", "lazy.py")
+    }
 
 
 def test_documents_that_are_linked_exist():

@@ -75,7 +75,7 @@ PAPER = {
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_settings(name):
     recipe = load_recipe(f"paper/{name}")
-    training, data = recipe.training, recipe.data
+    training, data = recipe.training.settled(), recipe.data
     assert PAPER[name] == (
         *(recipe.model.model_name_or_path, data.dataset_name, training.beta, training.gamma_beta_ratio),
         *(training.learning_rate, training.max_length, training.max_prompt_length),
@@ -148,7 +148,7 @@ def test_the_sizes(name):
         assert lowest <= training.learning_rate <= highest
         assert training.per_device_train_batch_size == pairs
         assert training.global_batch_size == (64 if name == "70b" else 128)
-    assert (instruct.training.sft_weight, base.training.sft_weight) == (sft_weight, 0.0)
+    assert (instruct.training.settled().sft_weight, base.training.settled().sft_weight) == (sft_weight, 0.0)
     assert instruct.model.model_name_or_path != base.model.model_name_or_path
     assert instruct.training.output_dir != base.training.output_dir
     assert "--launcher" in RECIPES[f"sizes/{name}"].read_text()

@@ -133,7 +133,7 @@ def test_an_adapter_learns(tmp_path, name):
     ],
 )
 def test_what_is_left_open_is_the_losss_own(tmp_path, settings, expected):
-    args = config(tmp_path, **settings)
+    args = config(tmp_path, **settings).settled()
     assert {name: getattr(args, name) for name in expected} == expected
 
 

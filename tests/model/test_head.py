@@ -98,7 +98,7 @@ ROOM = {"keep": -(-POSITIONS // TILE) * TILE * VOCAB, "keep some": 3 * TILE * VO
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 @every_transform
 def test_tiles_equal_full_logits(plan, bias, transform, monkeypatch):
-    """Without gradient; with a frozen head; with exponentials kept, of all tiles or of two; with tiles computed twice."""
+    """Without gradient; with a frozen head; with exponentials kept (of all tiles or two); with tiles computed twice."""
     problem = Problem(bias=bias)
     monkeypatch.setattr(head_module, "KEEP_ELEMENTS", ROOM.get(plan, TILE * VOCAB - 1))
     if plan == "finish":

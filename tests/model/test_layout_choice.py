@@ -71,8 +71,8 @@ def expected_averages(slow, pairs):
     return torch.stack([answer.average for answer in [*scored.chosen, *scored.rejected]])
 
 
-# Packed rows get masks over the row where they do not go piece by piece (test_segments.py): the rows are rarer, the masks
-# those of shared rows.
+# Packed rows get masks over the row where they do not go piece by piece (test_segments.py): the rows are rarer, the
+# masks those of shared rows.
 @pytest.mark.parametrize("layout", [*LAYOUTS[:2], pytest.param("packed", marks=pytest.mark.slow)])
 @every_attention
 def test_values_and_gradients_are_those_of_single_sequences(name, attention, layout):

@@ -6,7 +6,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import FalconConfig, GPT2Config, LlamaConfig, OPTConfig, PersimmonConfig
 
 from models import SMALL, random_pairs, tiny_model
-from simpo_trainer import SimPOConfig
 from simpo_trainer.batches.batch import PairCollator
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.model.load import (
@@ -19,15 +18,11 @@ from simpo_trainer.model.load import (
     prepare_model,
 )
 from simpo_trainer.model.scoring import add_scoring_forward, score_answers
+from simpo_trainer.model.settings import ModelSettings
 
 
 def lora() -> LoraConfig:
     return LoraConfig(target_modules=["q_proj"], r=2, lora_dropout=0.5, task_type="CAUSAL_LM")
-
-
-@pytest.fixture
-def args(tmp_path):
-    return lambda **settings: SimPOConfig(output_dir=str(tmp_path / "out"), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +37,7 @@ def bf16_checkpoint(tmp_path_factory):
 def adapter_folder(tmp_path_factory, bf16_checkpoint):
     """An adapter saved for inference, its base the bfloat16 checkpoint."""
     folder = tmp_path_factory.mktemp("adapter")
-    base = load_model(bf16_checkpoint, SimPOConfig(output_dir=str(folder)), adapter_follows=False)
+    base = load_model(bf16_checkpoint, ModelSettings(), adapter_follows=False, bf16=False)
     config = LoraConfig(target_modules=["q_proj"], r=2, task_type="CAUSAL_LM", init_lora_weights=False)
     get_peft_model(base, config).save_pretrained(folder)
     return str(folder)
@@ -51,21 +46,21 @@ def adapter_folder(tmp_path_factory, bf16_checkpoint):
 # ---- Loading by name ----
 
 
-def test_a_bf16_checkpoint_is_trained_in_float32(bf16_checkpoint, args):
+def test_a_bf16_checkpoint_is_trained_in_float32(bf16_checkpoint):
     """The numbers are the checkpoint's, in a dtype in which they can move."""
-    model = load_model(bf16_checkpoint, args(), adapter_follows=False)
+    model = load_model(bf16_checkpoint, ModelSettings(), adapter_follows=False, bf16=False)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     expected = tiny_model().bfloat16().float().state_dict()
     torch.testing.assert_close(dict(model.state_dict()), dict(expected), rtol=0, atol=0)
     check_trainable_dtypes(model)
 
 
-def test_the_seed_decides_the_weights_of_a_new_adapter(args):
+def test_the_seed_decides_the_weights_of_a_new_adapter():
     """Else two runs of the same command differ from their first step on."""
 
     def weights(seed: int) -> torch.Tensor:
         torch.rand(3)  # whatever was drawn before
-        model = prepare_model(tiny_model(), args(seed=seed), lora())
+        model = prepare_model(tiny_model(), ModelSettings(), lora(), seed=seed)
         return torch.cat([weight.flatten() for name, weight in model.named_parameters() if "lora_A" in name])
 
     assert torch.equal(weights(1), weights(1))
@@ -73,24 +68,28 @@ def test_the_seed_decides_the_weights_of_a_new_adapter(args):
 
 
 @pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_a_base_under_an_adapter_may_be_bfloat16(bf16_checkpoint, args, bf16, dtype):
-    settings = args(bf16=bf16)
-    model = prepare_model(load_model(bf16_checkpoint, settings, adapter_follows=True), settings, lora())
+def test_a_base_under_an_adapter_may_be_bfloat16(bf16_checkpoint, bf16, dtype):
+    settings = ModelSettings()
+    model = prepare_model(
+        load_model(bf16_checkpoint, settings, adapter_follows=True, bf16=bf16), settings, lora(), seed=0
+    )
     frozen = {parameter.dtype for parameter in model.parameters() if not parameter.requires_grad}
     trained = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
     assert (frozen, trained) == ({dtype}, {torch.float32})
 
 
-def test_model_init_kwargs_are_passed_on_and_their_dtype_wins(bf16_checkpoint, args):
-    settings = args(model_init_kwargs={"dtype": "bfloat16", "attn_implementation": "eager"})
-    model = load_model(bf16_checkpoint, settings, adapter_follows=False)
+def test_model_init_kwargs_are_passed_on_and_their_dtype_wins(bf16_checkpoint):
+    settings = ModelSettings(model_init_kwargs={"dtype": "bfloat16", "attn_implementation": "eager"})
+    model = load_model(bf16_checkpoint, settings, adapter_follows=False, bf16=False)
     assert model.dtype == torch.bfloat16
     assert model.config._attn_implementation == "eager"
     assert settings.model_init_kwargs == {"dtype": "bfloat16", "attn_implementation": "eager"}
 
 
-def test_an_adapter_folder_is_loaded_to_train_on(adapter_folder, args):
-    model = prepare_model(load_model(adapter_folder, args(), adapter_follows=False), args(), None)
+def test_an_adapter_folder_is_loaded_to_train_on(adapter_folder):
+    model = prepare_model(
+        load_model(adapter_folder, ModelSettings(), adapter_follows=False, bf16=False), ModelSettings(), None, seed=0
+    )
     assert isinstance(model, PeftModel)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained and all("lora_" in name and weight.dtype == torch.float32 for name, weight in trained.items())
@@ -133,28 +132,28 @@ def test_a_home_folder_is_found(bf16_checkpoint, tmp_path, monkeypatch):
     check_model_name("~/model")
 
 
-def test_a_name_that_cannot_be_loaded(args):
+def test_a_name_that_cannot_be_loaded():
     with pytest.raises(SimPOError, match=r"(?s)The model 'nobody/nothing' could not be loaded: .*hf auth login"):
-        load_model("nobody/nothing", args(), adapter_follows=False)
+        load_model("nobody/nothing", ModelSettings(), adapter_follows=False, bf16=False)
 
 
 # ---- Adapters ----
 
 
-def test_a_second_adapter_is_refused(args):
+def test_a_second_adapter_is_refused():
     with pytest.raises(SimPOError, match=r"already has an adapter.*leave peft_config out; for a new one, merge"):
-        prepare_model(get_peft_model(tiny_model(), lora()), args(), lora())
+        prepare_model(get_peft_model(tiny_model(), lora()), ModelSettings(), lora(), seed=0)
 
 
-def test_a_frozen_adapter_is_refused(adapter_folder, args):
+def test_a_frozen_adapter_is_refused(adapter_folder):
     model = PeftModel.from_pretrained(tiny_model(), adapter_folder)
     with pytest.raises(SimPOError, match=r"no trainable parameter.*is_trainable=True"):
-        prepare_model(model, args(), None)
+        prepare_model(model, ModelSettings(), None, seed=0)
 
 
-def test_weights_saved_beside_an_adapter_train_in_float32(args):
+def test_weights_saved_beside_an_adapter_train_in_float32():
     config = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
-    model = prepare_model(tiny_model().bfloat16(), args(), config)
+    model = prepare_model(tiny_model().bfloat16(), ModelSettings(), config, seed=0)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert any("modules_to_save" in name for name in trained)
     assert {p.dtype for p in trained.values()} == {torch.float32}
@@ -217,8 +216,8 @@ def test_dropout_is_switched_off_wherever_it_is_kept(kind):
 
 
 @pytest.mark.parametrize("disabled", [True, False])
-def test_the_dropout_of_lora_follows_the_setting(args, disabled):
-    model = prepare_model(tiny_model(), args(disable_dropout=disabled), lora())
+def test_the_dropout_of_lora_follows_the_setting(disabled):
+    model = prepare_model(tiny_model(), ModelSettings(disable_dropout=disabled), lora(), seed=0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from models import ARCHITECTURES, tiny_architecture, tiny_model
-from simpo_trainer import SimPOConfig
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.model.load import load_model
+from simpo_trainer.model.settings import ModelSettings
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def whole(tmp_path_factory):
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory, whole):
     folder = tmp_path_factory.mktemp("adapter")
-    model = load_model(str(whole), SimPOConfig(output_dir=str(folder)), adapter_follows=False)
+    model = load_model(str(whole), ModelSettings(), adapter_follows=False, bf16=False)
     get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], r=2, task_type="CAUSAL_LM")).save_pretrained(
         folder
     )
@@ -32,7 +32,7 @@ def adapter(tmp_path_factory, whole):
 
 
 def load(folder, adapter_follows=False):
-    return load_model(str(folder), SimPOConfig(output_dir="unused"), adapter_follows=adapter_follows)
+    return load_model(str(folder), ModelSettings(), adapter_follows=adapter_follows, bf16=False)
 
 
 def changed(folder, target, change, name="model.safetensors"):
@@ -59,7 +59,8 @@ def test_whole_models_load(tmp_path, name, caplog):
     [
         (
             lambda weights: {key: weight for key, weight in weights.items() if "layers.1." not in key},
-            r"9 of the 21 weights .*: 9 weights \(model.layers.1.input_layernorm.weight, .*Training would start from random",
+            r"9 of the 21 weights .*: 9 weights \(model.layers.1.input_layernorm.weight, .*Training would start from "
+            r"random",
         ),
         (
             lambda weights: {f"module.{key}": weight for key, weight in weights.items()},

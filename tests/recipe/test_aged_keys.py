@@ -68,7 +68,7 @@ def test_an_official_file_loads_unchanged_and_means_the_same(tmp_path, name):
     path.write_text(official_file(name))
     recipe = load_recipe(path)
     model, attention, data, splits, beta, ratio, rate, length, prompt = OFFICIAL[name]
-    training = recipe.training
+    training = recipe.training.settled()
     assert recipe.model.model_name_or_path == model
     assert (training.beta, training.gamma_beta_ratio, training.learning_rate) == (beta, ratio, rate)
     assert (training.max_length, training.max_prompt_length) == (length, prompt)
@@ -105,7 +105,7 @@ def test_our_recipe_of_a_setting_is_the_official_file(tmp_path, name):
         *("warmup_steps", "bf16", "gradient_checkpointing", "weight_decay", "adam_beta2", "max_grad_norm"),
         *("per_device_train_batch_size", "average_log_prob"),
     ):
-        assert getattr(ours.training, key) == getattr(theirs.training, key), key
+        assert getattr(ours.training.settled(), key) == getattr(theirs.training.settled(), key), key
     assert ours.training.global_batch_size == 4 * 2 * theirs.training.gradient_accumulation_steps == 128
     [(data, fraction)] = theirs.data.dataset_mixer.items()
     assert (ours.data.dataset_name, fraction) == (data, 1.0)

@@ -107,7 +107,7 @@ def test_a_later_source_replaces_an_earlier_one(write, base, top, left):
 def test_a_later_global_batch_replaces_an_accumulation_but_not_the_other_way_round(write):
     file = write("top.yaml", BASE + "gradient_accumulation_steps: 16\nper_device_train_batch_size: 2\n")
     training = load_recipe(file, ["--global_batch_size", "64"]).training
-    assert (training.global_batch_size, training.gradient_accumulation_steps) == (64, 32)
+    assert (training.global_batch_size, training.settled().gradient_accumulation_steps) == (64, 32)
     file = write("top.yaml", BASE + "global_batch_size: 64\nper_device_train_batch_size: 2\n")
     training = load_recipe(file, ["--gradient_accumulation_steps", "16"]).training
     # Both are kept: the start of training says that the batch is another than the recipe's.

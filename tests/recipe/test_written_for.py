@@ -21,7 +21,8 @@ def recipe(tmp_path):
 
 def test_the_new_losss_own_settings_replace_those_of_the_old_one(recipe):
     loaded = recipe("beta: 2.5\ngamma_beta_ratio: 0.3\nsft_weight: 0.1\n", "--loss_type", "cpo")
-    assert (loaded.training.beta, loaded.training.gamma_beta_ratio, loaded.training.sft_weight) == (0.1, None, 1.0)
+    used = loaded.training.settled()
+    assert (used.beta, used.gamma_beta_ratio, used.sft_weight) == (0.1, None, 1.0)
     (notice,) = loaded.notices
     assert notice.startswith("beta: 2.5, gamma_beta_ratio: 0.3, sft_weight: 0.1: written for another loss")
     assert "left aside for loss_type: cpo" in notice
@@ -50,7 +51,7 @@ def test_weights_belong_to_their_list(recipe):
     lines = "loss_type: [sigmoid, ipo]\nloss_weights: [0.7, 0.3]\nbeta: 2.5\n"
     assert recipe(lines).training.loss_weights == [0.7, 0.3]
     loaded = recipe(lines, "--loss_type", "sigmoid")
-    assert loaded.training.loss_weights is None and loaded.training.beta == 2.0
+    assert loaded.training.loss_weights is None and loaded.training.settled().beta == 2.0
     loaded = recipe(lines, "--loss_type", "[hinge, simper]", "--loss_weights", "[1, 2]")
     assert loaded.training.loss_type == ["hinge", "simper"] and loaded.training.loss_weights == [1.0, 2.0]
 

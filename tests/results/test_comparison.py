@@ -165,7 +165,7 @@ def test_the_drift_is_measured_alike_for_all(tmp_path):
 
 @pytest.mark.parametrize("half", [{}, {"start": {"logps/chosen": -2.0}}, {"end": {"step": 30, "logps/chosen": -1.75}}])
 def test_training_logs_are_of_other_pairs_each_and_tell_no_drift(monkeypatch, tmp_path, half):
-    """Where the same pairs were not measured twice there is a dash, nothing in the files, and no line in the picture."""
+    """Where the same pairs were not measured twice: a dash, nothing in the files, and no line in the picture."""
     once = [entry for entry in SIMPO if "loss" in entry or entry["step"] == 30]
     folder = write_run(tmp_path / "once", once, **half)
     found, text = compared(folder, output=tmp_path / "out")
@@ -203,7 +203,8 @@ def test_other_data_or_models_are_told(tmp_path):
     other, unknown = with_sets("other", "3" * 64, "4" * 64, "org/new"), with_sets("unknown", "1" * 64, None)
     _, text = compared(one, other, two, unknown)
     assert (
-        "Mind: The held-out pairs differ, so accuracy, margin and drift do not compare: one, two: 7 pairs, hash 22222222; "
+        "Mind: The held-out pairs differ, so accuracy, margin and drift do not compare: one, two: 7 pairs, hash "
+        "22222222; "
         "other: 7 pairs, hash 44444444." in text
     )
     assert "Mind: Whether the held-out pairs are the same is not known of unknown: no hash" in text
@@ -301,8 +302,8 @@ def test_what_is_no_run_is_told_with_what_is_there(tmp_path):
         return str(error.value).replace(str(tmp_path), "")
 
     assert message(run.parent / "sigmod") == (
-        "/runs/sigmod does not exist; compare needs the output folder of a run. Beside it, these are runs: /runs/sigmoid. "
-        "Give one of them."
+        "/runs/sigmod does not exist; compare needs the output folder of a run. Beside it, these are runs: "
+        "/runs/sigmoid. Give one of them."
     )
     assert "/runs has no run_manifest.json" in message(run.parent)
     assert "it holds sigmoid/; " in message(run.parent)

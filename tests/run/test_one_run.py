@@ -176,9 +176,9 @@ def test_a_push_that_fails_says_where_the_model_is(make, monkeypatch):
     with pytest.raises(SimPOError) as caught:
         run(make("--push_to_hub"), OfflineTrainer)
     assert str(caught.value) == (
-        "The training is done and the model is saved in runs/out, but it could not be pushed to the Hub: no route to host. "
-        "Nothing is lost. Push it when the Hub can be reached: hf upload tester/out runs/out --exclude '_*' --exclude "
-        "'checkpoint-*' --exclude training_args.bin --exclude 'runs/*' --exclude '*tfevents*'"
+        "The training is done and the model is saved in runs/out, but it could not be pushed to the Hub: no route to "
+        "host. Nothing is lost. Push it when the Hub can be reached: hf upload tester/out runs/out --exclude '_*' "
+        "--exclude 'checkpoint-*' --exclude training_args.bin --exclude 'runs/*' --exclude '*tfevents*'"
     )
     assert ("save_metrics", "eval") in StubTrainer.last.calls
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from distributed_worker import train_once
 from models import as_text, random_pairs, random_ranked, tiny_model, word_tokenizer
 from simpo_trainer.recipe.load import load_recipe
 from simpo_trainer.run.one_run import run
@@ -30,13 +31,8 @@ def _environment() -> dict[str, str]:
     return inherited | {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
 
 
-def _train(folder: Path, processes: int, num_pairs: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Run the worker in `processes` processes and return what it saw."""
-    folder.mkdir()
-    launcher = TORCHRUN if processes == 2 else (sys.executable,)
-    worker = [str(TESTS / "support" / "distributed_worker.py"), str(processes), str(folder), json.dumps(settings), str(num_pairs)]
-    done = subprocess.run([*launcher, *worker], env=_environment(), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
+def _seen(folder: Path) -> dict[str, Any]:
+    """What a run of the worker saw and recorded."""
     record = json.loads((folder / "run_manifest.json").read_text())
     return json.loads((folder / "seen.json").read_text()) | {"record": record}
 
@@ -62,34 +58,50 @@ def _assert_same(one: dict[str, Any], two: dict[str, Any]) -> None:
         torch.testing.assert_close(torch.tensor(two["weights"][name]), torch.tensor(weight), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("num_pairs", "one", "two", "settings"),
-    [
-        pytest.param(21, (4, 2), (2, 2), {"sft_weight": 0.2, "sft_reduction": "token"}, id="uneven-end"),
-        pytest.param(21, (4, 2), (1, 4), {"sft_weight": 0.2}, id="more-accumulation"),
-        pytest.param(17, (8, 1), (4, 1), {"loss_type": "hinge"}, id="a-process-without-pairs"),
-        pytest.param(
-            21, (4, 2), (2, 2), {"stream": True, "max_steps": 4, "max_length": 64, "max_prompt_length": 32}, id="stream"
-        ),
-        pytest.param(21, (4, 2), (2, 2), {"ranked": True, "sft_weight": 0.2}, id="ranked"),
-        pytest.param(13, (4, 1), (2, 1), {"lora": True, "gradient_checkpointing": True}, id="lora-checkpointing"),
-        # The balance of experts depends on what a micro-batch holds: here one pair in either case.
-        pytest.param(13, (1, 4), (1, 2), {"experts": True}, id="experts"),
-    ],
-)
-def test_two_processes_equal_one(tmp_path, num_pairs, one, two, settings):
-    def options(split: tuple[int, int]) -> dict[str, Any]:
-        batch_size, accumulation = split
-        return settings | {
-            "per_device_train_batch_size": batch_size,
-            "per_device_eval_batch_size": min(3, batch_size),
-            "gradient_accumulation_steps": accumulation,
-            "learning_rate": 1e-3,
-        }
+# Of each run: rows, (batch per device, accumulation) of one process and of two, and settings.
+RUNS = {
+    "uneven-end": (21, (4, 2), (2, 2), {"sft_weight": 0.2, "sft_reduction": "token"}),
+    "more-accumulation": (21, (4, 2), (1, 4), {"sft_weight": 0.2}),
+    "a-process-without-pairs": (17, (8, 1), (4, 1), {"loss_type": "hinge"}),
+    "stream": (21, (4, 2), (2, 2), {"stream": True, "max_steps": 4, "max_length": 64, "max_prompt_length": 32}),
+    "ranked": (21, (4, 2), (2, 2), {"ranked": True, "sft_weight": 0.2}),
+    "lora-checkpointing": (13, (4, 1), (2, 1), {"lora": True, "gradient_checkpointing": True}),
+    # The balance of experts depends on what a micro-batch holds: here one pair in either case.
+    "experts": (13, (1, 4), (1, 2), {"experts": True}),
+}
 
-    first = _train(tmp_path / "one", 1, num_pairs, options(one))
-    second = _train(tmp_path / "two", 2, num_pairs, options(two))
-    counted = sum(len(row["chosen"]) for row in random_ranked(num_pairs)) if "ranked" in settings else num_pairs
+
+def _run_of(folder: Path, name: str, processes: int) -> dict[str, Any]:
+    """Arguments of the worker for a run by so many processes."""
+    num_rows, *splits, settings = RUNS[name]
+    batch_size, accumulation = splits[processes - 1]
+    split = {
+        "per_device_train_batch_size": batch_size,
+        "per_device_eval_batch_size": min(3, batch_size),
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate": 1e-3,
+    }
+    return {"folder": str(folder / name), "num_rows": num_rows, "settings": settings | split}
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory) -> tuple[Path, str]:
+    """All runs by the same two processes in turn, which saves their start: the folder of folders, and what they said."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "runs.json").write_text(json.dumps([_run_of(folder, name, 2) for name in RUNS]))
+    worker = [str(TESTS / "support" / "distributed_worker.py"), "2", str(folder / "runs.json")]
+    done = subprocess.run([*TORCHRUN, *worker], env=_environment(), capture_output=True, text=True, timeout=300)
+    return folder, done.stderr
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_equal_one(tmp_path, by_two, name):
+    train_once(world_size=1, **_run_of(tmp_path, name, 1))
+    folder, said = by_two
+    assert (folder / name / "seen.json").is_file(), said[-3000:]
+    first, second = _seen(tmp_path / name), _seen(folder / name)
+    num_rows, settings = RUNS[name][0], RUNS[name][3]
+    counted = sum(len(row["chosen"]) for row in random_ranked(num_rows)) if "ranked" in settings else num_rows
     assert len(first["history"][-2]["eval_predictions"]) == counted
     _assert_same(first, second)
 
@@ -97,7 +109,8 @@ def test_two_processes_equal_one(tmp_path, num_pairs, one, two, settings):
 def test_interrupted_processes_stop_at_the_same_step(tmp_path):
     """Ctrl-C reaches the processes at different moments; all stop after one step, with one checkpoint."""
     settings = {"per_device_train_batch_size": 1, "max_steps": 2000, "disable_tqdm": True}
-    worker = [str(TESTS / "support" / "distributed_worker.py"), "2", str(tmp_path), json.dumps(settings), "8"]
+    (tmp_path / "runs.json").write_text(json.dumps([{"folder": str(tmp_path), "num_rows": 8, "settings": settings}]))
+    worker = [str(TESTS / "support" / "distributed_worker.py"), "2", str(tmp_path / "runs.json")]
     log = tmp_path / "log.txt"
     with log.open("w") as stream:
         launcher = subprocess.Popen([*TORCHRUN, *worker], env=_environment(), stdout=stream, stderr=stream)

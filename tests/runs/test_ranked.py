@@ -25,6 +25,7 @@ from simpo_trainer.loss.losses import simpo_loss
 from simpo_trainer.model.scoring import add_scoring_forward, score_answers
 from simpo_trainer.recipe.load import load_recipe
 from simpo_trainer.run.one_run import run
+from simpo_trainer.tokens.settings import RowSettings
 from simpo_trainer.tokens.sets import pair_counts, token_lengths
 from simpo_trainer.tokens.shown import render_row
 from simpo_trainer.tokens.tokenization import tokenize_preferences, tokenize_stream
@@ -36,7 +37,7 @@ ROWS = random_ranked(22)
 
 def tokenize(rows, tokenizer=None, **settings):
     dataset = rows if isinstance(rows, Dataset) else Dataset.from_list(rows, on_mixed_types="use_json")
-    return tokenize_preferences(dataset, tokenizer or toy_tokenizer(), **{**LENGTHS, **settings})
+    return tokenize_preferences(dataset, tokenizer or toy_tokenizer(), RowSettings(**{**LENGTHS, **settings}))
 
 
 def ranked(*scores, prompt="Say it", texts="abcdefgh", **more):
@@ -118,7 +119,7 @@ def test_tokens_are_those_of_pairs_made_by_hand(conversational):
     expected = tokenize(pairs)[0].remove_columns("row").to_list()
     assert two_by_two(tokenize(rows)[0].to_list()) == expected
     stream = Dataset.from_list(rows).to_iterable_dataset()
-    assert two_by_two(list(tokenize_stream(stream, toy_tokenizer(), **LENGTHS))) == expected
+    assert two_by_two(list(tokenize_stream(stream, toy_tokenizer(), RowSettings(**LENGTHS)))) == expected
 
 
 @pytest.mark.parametrize("layout", ["padded", "shared_prefix", "packed"])
@@ -393,7 +394,7 @@ def test_columns_that_do_not_go_together(tmp_path, change, message):
     with pytest.raises(SimPOError, match=message.replace("train: ", "")):
         load(write(tmp_path / "ranked.jsonl", [row]))
     with pytest.raises(SimPOError, match=message):
-        tokenize_stream(Dataset.from_list([row]).to_iterable_dataset(), toy_tokenizer(), **LENGTHS)
+        tokenize_stream(Dataset.from_list([row]).to_iterable_dataset(), toy_tokenizer(), RowSettings(**LENGTHS))
 
 
 def test_scores_beside_a_pair_are_another_column():

@@ -1,11 +1,12 @@
-"""Trains a tiny model as one process of several and writes what it saw; started by `test_distributed.py`.
+"""Trains tiny models as one process of several, one run after the other; started by `test_distributed.py`.
 
-Arguments: number of processes that must be there, folder to write to, settings as JSON, number of rows.
+Arguments: number of processes that must be there, and a JSON file of runs, each the arguments of :func:`train_once`.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig
@@ -14,8 +15,16 @@ from models import ARCHITECTURES, random_pairs, random_ranked, tiny_model, word_
 from simpo_trainer import SimPOConfig, SimPOTrainer
 
 
-def main(world_size: str, folder: str, settings: str, num_pairs: str) -> None:
-    options = json.loads(settings)
+def train_once(folder: str, world_size: int, num_rows: int, settings: dict[str, Any]) -> None:
+    """Train on so many rows and write what was seen into the folder.
+
+    Args:
+        folder: the run's own, for its outputs and `seen.json`.
+        world_size: processes that must be there.
+        num_rows: rows to train on, and to evaluate on.
+        settings: of `SimPOConfig`, and what to train: `lora`, `stream`, `experts`, `ranked`.
+    """
+    options = dict(settings)
     peft_config = LoraConfig(r=4, target_modules="all-linear") if options.pop("lora", False) else None
     streams = options.pop("stream", False)
     config = None
@@ -26,8 +35,8 @@ def main(world_size: str, folder: str, settings: str, num_pairs: str) -> None:
     args = SimPOConfig(
         output_dir=folder, num_train_epochs=2, logging_steps=1, eval_strategy="epoch", save_strategy="no", **options
     )
-    assert args.world_size == int(world_size), f"{args.world_size} processes, not {world_size}"
-    pairs = Dataset.from_list(make_rows(int(num_pairs)))
+    assert args.world_size == world_size, f"{args.world_size} processes, not {world_size}"
+    pairs = Dataset.from_list(make_rows(num_rows))
     train = pairs.to_iterable_dataset() if streams else pairs
     trainer = SimPOTrainer(
         tiny_model(config),
@@ -46,4 +55,5 @@ def main(world_size: str, folder: str, settings: str, num_pairs: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for run in json.loads(Path(sys.argv[2]).read_text()):
+        train_once(run["folder"], int(sys.argv[1]), run["num_rows"], run["settings"])

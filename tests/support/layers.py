@@ -1,6 +1,6 @@
-"""The folders of the package from top to bottom: each imports only those below it, and the README's tree lists them so."""
+"""The folders of the package from top to bottom, as the README lists them: each imports only those below it."""
 
 LAYERS = [
     *("cli", "quickstart", "run", "recipe", "baselines", "train", "publish", "results", "loss", "model", "record"),
-    *("batches", "tokens", "data", "environment", "errors", "log", "lazy", "_version"),
+    *("batches", "tokens", "data", "environment", "knobs", "errors", "log", "lazy", "_version"),
 ]

@@ -56,8 +56,8 @@ _GPT2 = {
     **{"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
 }
 
-# What differs between architectures and matters for scoring: tying, bias, scale and soft-capping of the head, learned or
-# rotary positions, sliding windows.
+# What differs between architectures and matters for scoring: tying, bias, scale and soft-capping of the head, learned
+# or rotary positions, sliding windows.
 ARCHITECTURES: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: LlamaConfig(**SMALL),
     "mistral": lambda: MistralConfig(**SMALL, sliding_window=4),

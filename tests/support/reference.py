@@ -64,7 +64,7 @@ def score_answer(model: nn.Module, prompt_ids: list[int], answer_ids: list[int])
 
 
 def pair_loss(chosen: Tensor, rejected: Tensor, settings: Settings, margin: float = 0.0) -> Tensor:
-    """Preference loss of one pair from what is compared of its answers; `margin` is what the data adds to the target."""
+    """Preference loss of one pair from what is compared of its answers; the data adds `margin` to the target."""
     z = chosen - rejected - settings.gamma_beta_ratio - margin
     if settings.loss_type == "hinge":
         return (1 - settings.beta * z).clamp(min=0)
@@ -158,7 +158,7 @@ def gradients(model: nn.Module, value: Tensor) -> dict[str, Tensor]:
 
 
 def assert_scored_as_single_sequences(model: nn.Module, slow: nn.Module, pairs: list, found: Tensor) -> None:
-    """Averages that `model` found, all chosen answers and then all rejected, and their gradients are those of `slow`."""
+    """Averages that `model` found (all chosen answers, then all rejected) and their gradients are those of `slow`."""
     scored = score_pairs(slow, pairs)
     expected = torch.stack([answer.average for answer in [*scored.chosen, *scored.rejected]])
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)

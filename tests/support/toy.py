@@ -10,8 +10,8 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-# Merges of the byte-level BPE: words in a few tokens, and two merges that reach over boundaries that tests set: two line
-# breaks become one token, and so do a space and the letter behind it.
+# Merges of the byte-level BPE: words in a few tokens, and two merges that reach over boundaries that tests set: two
+# line breaks become one token, and so do a space and the letter behind it.
 _MERGES = [
     ("Ċ", "Ċ"),
     *((("Ġ", letter)) for letter in "abcdefghijklmnopqrstuvwxyz"),
@@ -30,7 +30,7 @@ def toy_tokenizer(
     adds_eos: bool = False,
     special_tokens: tuple[str, ...] = ("<|im_start|>", "<|im_end|>"),
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of about 300 tokens which, like many, puts BOS (and EOS, if asked) around plain text."""
+    """A byte-level BPE tokenizer of about 300 tokens; like many, it puts BOS (and EOS, if asked) around plain text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*alphabet, *("".join(pair) for pair in _MERGES)])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=_MERGES))

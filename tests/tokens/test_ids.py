@@ -1,4 +1,4 @@
-"""Ids that the model has no embedding for are refused before training, wherever they stand, with the row and a remedy."""
+"""Ids without an embedding are refused before training, wherever they stand, with the row and a remedy."""
 
 import re
 import time

@@ -333,7 +333,8 @@ def test_header_begins_where_the_last_message_ends(written, header, text):
 
 
 def test_header_of_a_template_that_asks_more_of_a_message_than_text():
-    strict = "{% for m in messages %}{{ raise_exception('no JSON') if m.role == 'tool' and '{' not in m.content }}{% endfor %}"
+    refusal = "{{ raise_exception('no JSON') if m.role == 'tool' and '{' not in m.content }}"
+    strict = "{% for m in messages %}" + refusal + "{% endfor %}"
     tokenizer = toy_tokenizer(strict + CHATML)
     messages = [user("Hi"), {"role": "tool", "content": "{}"}], [assistant("So.")], [assistant("No.")]
     texts = render_conversation(tokenizer, probe_template(tokenizer, {}), messages, {}, with_header=True)

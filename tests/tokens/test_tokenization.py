@@ -17,6 +17,7 @@ from simpo_trainer.errors import SimPOError
 from simpo_trainer.tokens import tokenization
 from simpo_trainer.tokens.pair_tokenizer import PairTokenizer, fit_to_length
 from simpo_trainer.tokens.sets import token_set
+from simpo_trainer.tokens.settings import RowSettings
 from simpo_trainer.tokens.shown import render_row
 from simpo_trainer.tokens.tokenization import tokenize_preferences, tokenize_stream
 from toy import (
@@ -34,11 +35,10 @@ BOS_CHATML = "{{ bos_token }}" + CHATML
 END = "<|im_end|>"
 
 
-def tokenize(rows, tokenizer, max_length=4096, max_prompt_length=2048, overlong="truncate", **options):
+def tokenize(rows, tokenizer, *, num_proc=None, name="train", **settings):
     dataset = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
-    return tokenize_preferences(
-        dataset, tokenizer, max_length=max_length, max_prompt_length=max_prompt_length, overlong=overlong, **options
-    )
+    settings = RowSettings(**{"max_length": 4096, "max_prompt_length": 2048, **settings})
+    return tokenize_preferences(dataset, tokenizer, settings, num_proc=num_proc, name=name)
 
 
 def pair(prompt, chosen, rejected="something else"):
@@ -527,7 +527,8 @@ def test_second_rendering_of_some_rows_only(caplog):
     """DeepSeek-R1's template cuts thinking off; rows whose answers hold none do not fit behind its header."""
     template = (
         "{% for m in messages %}{% if m.role == 'user' %}U:{{ m.content }}{% else %}A:"
-        "{{ m.content.split('</think>')[-1] }}<|im_end|>{% endif %}{% endfor %}{% if add_generation_prompt %}A:<think>\n{% endif %}"
+        "{{ m.content.split('</think>')[-1] }}<|im_end|>{% endif %}{% endfor %}{% if add_generation_prompt "
+        "%}A:<think>\n{% endif %}"
     )
     tokenizer, thinking = toy_tokenizer(template), "<think>\nwhy\n</think>\n\n"
     rows = [
@@ -578,7 +579,7 @@ def test_texts_without_any_prompt_are_refused():
     with pytest.raises(SimPOError, match=message):
         tokenize(rows, toy_tokenizer())
     with pytest.raises(SimPOError, match=message):
-        tokenize_stream(Dataset.from_list(rows).to_iterable_dataset(), toy_tokenizer(), **settings)
+        tokenize_stream(Dataset.from_list(rows).to_iterable_dataset(), toy_tokenizer(), RowSettings(**settings))
     assert len(tokenize(rows[1:], toy_tokenizer())[0]) == 4
     assert len(tokenize([{"prompt": "", **row} for row in rows], toy_tokenizer())[0]) == 5
 
@@ -833,3 +834,35 @@ def test_settings_reach_the_rows(tmp_path):
 def test_settings_that_are_refused(tmp_path, settings, message):
     with pytest.raises(SimPOError, match=message):
         SimPOConfig(output_dir=str(tmp_path), **settings)
+
+
+# A value of each setting that differs from its default, with what must go with it.
+_OTHER_VALUES = {
+    "pairs": {"pairs": "adjacent"},
+    "margin_scale": {"margin_scale": 0.5},
+    "max_length": {"max_length": 90},
+    "max_prompt_length": {"max_prompt_length": 40},
+    "truncation_mode": {"truncation_mode": "keep_start"},
+    "overlong": {"overlong": "drop"},
+    "system_messages": {"system_messages": "merge"},
+    "auto_insert_empty_system_msg": {"auto_insert_empty_system_msg": True},
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(RowSettings)])
+def test_every_setting_of_the_rows_is_in_the_key_of_the_cache(name, source, batches):
+    """Rows of other settings are never read from the cache; a new setting needs no line anywhere but its own."""
+    limits = {"max_length": 100, "max_prompt_length": 50}
+    tokenize(load(source), toy_tokenizer(), **limits)
+    tokenize(load(source), toy_tokenizer(), **limits)
+    assert sum(batches) == 20, "the premise: the same settings read the cache"
+    tokenize(load(source), toy_tokenizer(), **{**limits, **_OTHER_VALUES[name]})
+    assert sum(batches) == 40
+
+
+def test_whatever_the_work_reads_is_in_the_key_or_follows_from_it():
+    """Of a field that is added to the work, the key of the cache must be told; then this list."""
+    in_key = {"tokenizer", "turn_end", "prefix_ids", "settings"}
+    of_the_rows = {"inputs", "ranked"}  # in the fingerprint of the set
+    follows = {"features", "opening"}  # from the settings, the columns and the chat template
+    assert {field.name for field in dataclasses.fields(PairTokenizer)} == in_key | of_the_rows | follows

@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset, Features, Json, List
 
 from simpo_trainer.batches.stream import StreamedPairs
+from simpo_trainer.tokens.settings import RowSettings
 from simpo_trainer.tokens.tokenization import tokenize_preferences, tokenize_stream
 from toy import assistant, toy_tokenizer, user
 
@@ -42,11 +43,10 @@ def rows(count=2, **more):
 
 
 def texts(dataset, tokenizer, streamed):
-    work = {**LIMITS, "truncation_mode": "keep_end"} if streamed else LIMITS
     tokens = (
-        tokenize_stream(dataset, tokenizer, **work)
+        tokenize_stream(dataset, tokenizer, RowSettings(**LIMITS))
         if streamed
-        else tokenize_preferences(dataset, tokenizer, **LIMITS)[0]
+        else tokenize_preferences(dataset, tokenizer, RowSettings(**LIMITS))[0]
     )
     return [(tokenizer.decode(row["prompt_ids"]), tokenizer.decode(row["chosen_ids"])) for row in tokens]
 
@@ -99,7 +99,7 @@ def test_null_that_an_answer_has_is_kept_in_a_json_column():
 def test_part_of_an_answer_that_the_template_does_not_write(answer, key, side):
     pairs = [{"prompt": [user("Hi")], "chosen": [assistant("Yes.")], "rejected": [assistant("No.")]}] * 2
     pairs = [pairs[0], {**pairs[0], side: [answer]}]
-    tokenized, report = tokenize_preferences(Dataset.from_list(pairs), toy_tokenizer(), **LIMITS)
+    tokenized, report = tokenize_preferences(Dataset.from_list(pairs), toy_tokenizer(), RowSettings(**LIMITS))
     assert tokenized["row"][:] == [0]
     assert report.dropped["template_content"].detail == f"it does not write the answer's {key!r}"
 
@@ -126,7 +126,7 @@ def test_part_of_a_prompt_that_the_template_does_not_write_is_said_once(given, p
     plain = {"prompt": [user("Hi")], "chosen": [assistant("Yes.")], "rejected": [assistant("No.")], "tools": None}
     dataset = Dataset.from_list([plain, *[{**plain, **given}] * 2])
     tokenizer = toy_tokenizer()
-    tokenized, report = tokenize_preferences(dataset, tokenizer, **LIMITS)
+    tokenized, report = tokenize_preferences(dataset, tokenizer, RowSettings(**LIMITS))
     assert len(tokenized) == 3 and (report.ignored[part].count, report.ignored[part].first_row) == (2, 1)
     assert report.lines()[-1] == f"  kept 2 (first row 1) without {part}"
     said = (
@@ -134,13 +134,13 @@ def test_part_of_a_prompt_that_the_template_does_not_write_is_said_once(given, p
     )
     assert [record.message[: len(said)] for record in caplog.records] == [said]
     caplog.clear()
-    tokenize_preferences(dataset, toy_tokenizer(QWEN3), **LIMITS)
+    tokenize_preferences(dataset, toy_tokenizer(QWEN3), RowSettings(**LIMITS))
     assert not caplog.records
 
 
 def test_stream_says_it_once(caplog):
     stream = Dataset.from_list([{**row, "chosen": [assistant("Yes.")]} for row in rows(4)]).to_iterable_dataset()
-    tokens = tokenize_stream(stream, toy_tokenizer(), truncation_mode="keep_end", **LIMITS)
+    tokens = tokenize_stream(stream, toy_tokenizer(), RowSettings(**LIMITS))
     pairs = StreamedPairs(tokens, batch_size=2, max_length=9000)
     assert len(list(islice(pairs, 2))) == 2
     said = [record.message for record in caplog.records if "does not write" in record.message]

@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from simpo_trainer.data.drops import RowDropped
 from simpo_trainer.errors import SimPOError
+from simpo_trainer.tokens.settings import RowSettings
 from simpo_trainer.tokens.templates import probe_template, render_conversation
 from simpo_trainer.tokens.tokenization import tokenize_preferences
 from toy import assistant, toy_tokenizer, user
@@ -98,7 +99,7 @@ def test_what_is_trained_is_what_the_model_sees(name, bos):
     if not rows:
         return
     limits = {"max_length": 9000, "max_prompt_length": 8000, "overlong": "error"}
-    tokenized, _ = tokenize_preferences(Dataset.from_list(rows), tokenizer, **limits)
+    tokenized, _ = tokenize_preferences(Dataset.from_list(rows), tokenizer, RowSettings(**limits))
     end_id = probe_template(tokenizer, {}).token_id
     for answer, row in zip(kept, tokenized, strict=True):
         assert row["prompt_ids"] == tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True)["input_ids"]

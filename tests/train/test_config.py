@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from transformers import TrainingArguments
 
 from simpo_trainer import SimPOConfig
 from simpo_trainer.errors import SimPOError
+from simpo_trainer.knobs import knob, knob_problems
 from simpo_trainer.loss.losses import LOSSES
-from simpo_trainer.train.config import _accumulation_problems
+from simpo_trainer.train.config import _accumulation
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def test_every_setting_has_help(field):
 
 
 def test_defaults_are_the_papers(config):
-    args = config()
+    args = config().settled()
     expected = {
         "beta": 2.0,
         "gamma_beta_ratio": 0.5,
@@ -91,7 +93,8 @@ def test_defaults_are_the_papers(config):
         ({"max_length": 1, "max_prompt_length": 1}, r"max_length is 1; a prompt and an answer need at least 2"),
         (
             {"max_length": 64, "max_prompt_length": 64},
-            r"max_prompt_length is 64 and max_length 64;.*below max_length.*Lower max_prompt_length or raise max_length",
+            r"max_prompt_length is 64 and max_length 64;.*below max_length.*Lower max_prompt_length or raise "
+            r"max_length",
         ),
         ({"max_prompt_length": 0}, r"max_prompt_length is 0 .*at least 1"),
         ({"overlong": "cut"}, r"overlong is 'cut'; it must be 'truncate', 'drop' or 'error'"),
@@ -187,8 +190,8 @@ def test_unconnected_processes_are_refused(config, monkeypatch):
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="says what happens without an accelerator")
 def test_without_an_accelerator_the_run_is_on_cpu_in_float32(config):
     assert config().use_cpu
-    assert config().bf16 is False
-    assert config(bf16=True).bf16
+    assert config().settled().bf16 is False
+    assert config(bf16=True).settled().bf16
 
 
 def test_the_progress_bar_is_off_where_nobody_sees_it(config, monkeypatch):
@@ -230,14 +233,12 @@ def test_numbers_with_which_nothing_would_be_trained(config, settings, message):
 
 
 def test_the_accumulation_follows_from_the_global_batch(config):
-    assert config().gradient_accumulation_steps == 1
+    assert config().settled().gradient_accumulation_steps == 1
     settings = {"global_batch_size": 128, "per_device_train_batch_size": 2}
-    assert config(**settings).gradient_accumulation_steps == 64
-    assert config(**settings, gradient_accumulation_steps=3).gradient_accumulation_steps == 3
+    assert config(**settings).settled().gradient_accumulation_steps == 64
+    assert config(**settings, gradient_accumulation_steps=3).settled().gradient_accumulation_steps == 3
     # On eight processes, which only a launcher can make.
-    open_settings = SimpleNamespace(**settings, gradient_accumulation_steps=None)
-    assert _accumulation_problems(open_settings, 8) == []
-    assert open_settings.gradient_accumulation_steps == 8
+    assert _accumulation(SimpleNamespace(**settings, gradient_accumulation_steps=None), 8) == (8, [])
 
 
 @pytest.mark.parametrize(
@@ -280,5 +281,73 @@ def test_the_recipe_decides_the_precision_and_the_launcher_where_it_is_silent(
     config, monkeypatch, launched, settings, precision
 ):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
-    found = config(**settings)
+    found = config(**settings).settled()
     assert (found.mixed_precision, found.bf16) == (precision, precision == "bf16")
+
+
+# ---- What is left open ----
+
+_BASE = {"loss_type": "sigmoid", "global_batch_size": 16, "per_device_train_batch_size": 2, "eval_strategy": "steps"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"loss_type": name} for name in LOSSES),
+        {"loss_type": ["ipo", "slic"]},
+        {"per_device_train_batch_size": 8},
+        {"global_batch_size": 32},
+        {"logging_steps": 3},
+        {"eval_strategy": "no"},
+        {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 10},
+        {"metric_for_best_model": "rewards/accuracies"},
+        {"fp16": True},
+        {"gradient_checkpointing": True},
+        {"torch_compile": True},
+        {"beta": 3.0, "learning_rate": 1e-6, "max_length": 512, "max_prompt_length": 256},
+    ],
+    ids=lambda change: "-".join(f"{key}={value}" for key, value in change.items()),
+)
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["cpu", "bf16"])
+def test_a_replaced_setting_gives_what_a_new_configuration_would(config, monkeypatch, change, on_gpu):
+    """Nothing that was derived for the old settings is kept, whether the first configuration was used or not."""
+    if on_gpu:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no" if "fp16" in change else "bf16")
+    old = config(**_BASE)
+    old.settled()
+    replaced, fresh = dataclasses.replace(old, **change), config(**{**_BASE, **change})
+    assert replaced.to_dict() == fresh.to_dict()
+    assert replaced.settled().to_dict() == fresh.settled().to_dict()
+    assert replaced.objective == fresh.objective
+
+
+def test_a_configuration_says_what_was_given_and_settled_what_is_used(config):
+    args = config(**_BASE)
+    open_fields = ["beta", "sft_weight", "gradient_accumulation_steps", "bf16", "eval_steps"]
+    assert [getattr(args, name) for name in open_fields] == [None] * 5
+    used = args.settled()
+    assert [getattr(used, name) for name in open_fields] == [2.0, 0.0, 8, False, 10]
+    assert [getattr(args, name) for name in open_fields] == [None] * 5
+    assert used.settled().to_dict() == used.to_dict()
+    args.gradient_accumulation_steps = 3  # by hand, as with any TrainingArguments
+    assert args.settled().gradient_accumulation_steps == 3
+
+
+def test_the_token_of_the_hub_is_not_in_the_text_of_a_configuration(config):
+    args = config(hub_token="hf_secret")
+    assert "hf_secret" not in repr(args) + str(args) + repr(args.settled())
+
+
+def test_choices_are_read_off_the_annotation():
+    """Of every setting with a fixed list, in one place; `knob_problems` knows no names."""
+
+    @dataclasses.dataclass
+    class Settings:
+        colour: Literal["red", "green", "blue"] = knob("red", "The colour.")
+        size: int | None = knob(None, "The size.", lambda size: size > 0, "it must be above 0.")
+
+    assert knob_problems(Settings, Settings()) == []
+    assert knob_problems(Settings, Settings("pink", 0)) == [
+        "colour is 'pink'; it must be 'red', 'green' or 'blue'.",
+        "size is 0; it must be above 0.",
+    ]

@@ -10,7 +10,7 @@ ROWS = random_pairs(22)
 
 
 def test_measuring_the_start_leaves_the_run_as_it_was(tmp_path):
-    """The starting margin is that of pairs from all over the set; weights, gradients and later steps know nothing of it."""
+    """The starting margin is that of pairs from all over the set; weights, gradients and later steps are untouched."""
     trainer = make_trainer(tmp_path / "measured", ROWS)
     before = weights_of(trainer)
     found = trainer.measure(trainer.rows_to_measure(16))

@@ -86,7 +86,7 @@ def test_a_step_of_another_architecture_equals_the_reference(tmp_path, name):
     ids=["sigmoid", "sft by sequence", "hinge, sft by token"],
 )
 def test_8x1_4x2_and_1x8_are_the_same_run(tmp_path, objective, batch_size):
-    """Over two epochs of 8 + 8 + 6 pairs: losses, gradient norms, weights; only sums of float32 are in another order."""
+    """Over two epochs of 8 + 8 + 6 pairs: losses, gradient norms, weights; only float32 sums are in another order."""
     whole = make_trainer(tmp_path / "8", WITH_MARGINS, num_train_epochs=2, **objective)
     whole.train()
     assert whole.state.global_step == 6

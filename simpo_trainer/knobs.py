@@ -1,0 +1,47 @@
+"""A setting is known once: its default, its help and its range stand in the field of its dataclass."""
+
+from collections.abc import Callable
+from dataclasses import field, fields
+from functools import cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+def knob(default: Any, text: str, valid: Callable[[Any], bool] | None = None, needed: str = "") -> Any:
+    """A field of a dataclass of settings.
+
+    Args:
+        default: the value where none is given; None stands for "unset".
+        text: the help.
+        valid: tells whether a value other than None can be used; without it, every value can.
+        needed: for a value that cannot be used, the range and the change to make, as sentences behind "NAME is VALUE;
+            ".
+    """
+    return field(default=default, metadata={"help": text, "valid": valid, "needed": needed})
+
+
+def knob_problems(owner: type, settings: Any) -> list[str]:
+    """A sentence for each value that is outside its range or is none of its field's choices.
+
+    Args:
+        owner: the dataclass whose fields are checked; a `Literal` annotation lists the choices.
+        settings: has the fields of `owner` as attributes.
+    """
+    problems = []
+    for each in fields(owner):
+        value, valid, choices = getattr(settings, each.name), each.metadata.get("valid"), _choices(owner).get(each.name)
+        if choices and value not in choices:
+            problems.append(f"{each.name} is {value!r}; it must be {_listed(choices)}.")
+        if valid and value is not None and not valid(value):
+            problems.append(f"{each.name} is {value}; {each.metadata['needed']}")
+    return problems
+
+
+@cache
+def _choices(owner: type) -> dict[str, tuple[Any, ...]]:
+    hints = get_type_hints(owner)
+    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
+
+
+def _listed(choices: tuple[Any, ...]) -> str:
+    *first, last = map(repr, choices)
+    return f"{', '.join(first)} or {last}"

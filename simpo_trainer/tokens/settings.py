@@ -1,0 +1,79 @@
+"""`RowSettings`: how preference rows become token rows. All of these settings are in the key of the cached rows."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from ..data.ranking import PairChoice
+from ..knobs import knob, knob_problems
+
+
+@dataclass
+class RowSettings:
+    """What a row of tokens is made of: its pairs, its length, its system messages."""
+
+    pairs: PairChoice = knob(
+        "all",
+        "Which pairs of a prompt's ranked answers are trained: 'all' is every two of different rank, 'best_worst' the "
+        "best against the worst, 'adjacent' each against the next lower rank; of answers that share a rank, each. "
+        "Equal ranks make no pair, and answers in no pair are not run.",
+    )
+    margin_scale: float = knob(
+        0.0,
+        "What a point of score (or a rank) between two ranked answers adds to the target margin of their pair, >= 0: "
+        "nats per token, or nats without average_log_prob.",
+        lambda x: 0 <= x < math.inf,
+        "it must be a number, 0 or above. Set margin_scale: 0.0.",
+    )
+    max_length: int = knob(
+        2048,
+        "Longest prompt + answer, in tokens.",
+        lambda x: x >= 2,
+        "a prompt and an answer need at least 2 tokens. Set max_length: 2048.",
+    )
+    max_prompt_length: int = knob(
+        1800, "Length, in tokens, to which the prompt of an overlong row is cut. Below max_length."
+    )
+    truncation_mode: Literal["keep_end", "keep_start"] = knob(
+        "keep_end",
+        "Which end of such a prompt is kept: 'keep_end' or 'keep_start'. A leading BOS and the generation header "
+        "always stay.",
+    )
+    overlong: Literal["truncate", "drop", "error"] = knob(
+        "truncate",
+        "What to do where prompt + longest answer exceed max_length: 'truncate' cuts the prompt to max_prompt_length "
+        "and then, if still needed, all answers to max_length - max_prompt_length (the official rule); 'drop' leaves "
+        "the row out; 'error' stops.",
+    )
+    system_messages: Literal["keep", "merge", "drop"] = knob(
+        "keep",
+        "System messages of the rows: 'keep' hands them to the chat template, which may refuse them; 'merge' puts each "
+        "in front of the user message that follows, two line breaks between; 'drop' leaves them out.",
+    )
+    auto_insert_empty_system_msg: bool = knob(
+        False,
+        "Put an empty system message in front of conversations without one where the text of the chat template "
+        "mentions 'system' or '<|im_start|>', as alignment-handbook does.",
+    )
+
+    @classmethod
+    def of(cls, settings: "RowSettings") -> "RowSettings":
+        """These settings alone, out of a larger class of settings."""
+        return RowSettings(**{each.name: getattr(settings, each.name) for each in fields(RowSettings)})
+
+
+def row_problems(settings: RowSettings) -> list[str]:
+    """A sentence for each setting that cannot be used."""
+    problems = knob_problems(RowSettings, settings)
+    if not 1 <= settings.max_prompt_length < settings.max_length:
+        problems.append(
+            f"max_prompt_length is {settings.max_prompt_length} and max_length {settings.max_length}; "
+            "max_prompt_length must be at least 1 and below max_length, or an overlong prompt leaves no room for an "
+            "answer. Lower max_prompt_length or raise max_length."
+        )
+    if settings.auto_insert_empty_system_msg and settings.system_messages in ("merge", "drop"):
+        problems.append(
+            f"auto_insert_empty_system_msg is true and system_messages is {settings.system_messages!r}: one inserts "
+            "what the other removes. Leave out one of the two."
+        )
+    return problems
