@@ -39,11 +39,15 @@ compare-losses: install
 	test -f runs/quickstart/model/config.json || $(BIN)/python scripts/quickstart.py prepare
 	$(BIN)/python scripts/quickstart_losses.py $(LOSSES)
 
+# Two at a time, with one thread each: the tests are small, and some start two processes themselves.
+JOBS ?= 2
+test test-fast: export OMP_NUM_THREADS ?= 1
+
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-fast: install
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not gpu'
 
 check: install
 	$(BIN)/ruff check .

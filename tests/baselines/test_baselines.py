@@ -39,7 +39,7 @@ from simpo_trainer.train.stop import StopRequest
 
 # Pairs that are kept as text: an answer of an end token alone is an empty text.
 PAIRS = [pair for pair in random_pairs(40) if len(pair["chosen_ids"]) > 1 and len(pair["rejected_ids"]) > 1][:16]
-SCRIPT = Path(__file__).parents[2] / "scripts" / "run_simpo.py"
+ROOT = Path(__file__).parents[2]
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %} {{ m['content'] }} {% if m['role'] == 'assistant' %}</s>{% endif %}"
@@ -288,23 +288,26 @@ def test_a_resumed_dpo_run_ends_as_an_uninterrupted_one(recipe):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["dpo", "sft"])
-def test_two_processes_take_the_steps_of_one(recipe, method):
-    """The same launcher path; the global batch of 4 pairs is 2 x 2 in one process and 2 x 1 in each of two."""
-    settings = {"method": method, "max_steps": 3, "use_cpu": True, "dataloader_drop_last": True}
-    run(recipe(**settings))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])}
-    done = subprocess.run(
-        [*command, "r.yaml", "--output_dir", "two"], env=environment, capture_output=True, text=True, timeout=120
-    )
+def test_two_processes_take_the_steps_of_one(recipe):
+    """The global batch of 4 pairs is 2 x 2 in one process and 2 x 1 in each of two, under either method."""
+    for method in ARGUMENTS:
+        run(recipe(method=method, output_dir=method, max_steps=3, use_cpu=True, dataloader_drop_last=True))
+    words = [["r.yaml", {"method": method, "output_dir": f"{method}-two"}] for method in ARGUMENTS]
+    Path("runs.json").write_text(json.dumps(words))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    worker = [str(ROOT / "tests" / "support" / "recipes_worker.py"), "runs.json"]
+    done = subprocess.run([*command, *worker], env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 per device x 2 processes x 1 accumulation" in done.stderr
-    assert manifest("two")["batch"]["global"] == manifest("out")["batch"]["global"] == 4
-    assert losses_of("two") == pytest.approx(losses_of("out"), rel=1e-4)
-    for measured in ("start", "end"):
-        assert manifest("two")[measured] == pytest.approx(manifest()[measured], rel=1e-4)
-    assert manifest("two")["measured_rows"] == manifest()["measured_rows"]
+    assert done.stderr.count("2 per device x 2 processes x 1 accumulation") == 2
+    for method in ARGUMENTS:
+        one, two = manifest(method), manifest(f"{method}-two")
+        assert one["method"] == two["method"] == method
+        assert one["batch"]["global"] == two["batch"]["global"] == 4
+        assert losses_of(f"{method}-two") == pytest.approx(losses_of(method), rel=1e-4)
+        for measured in ("start", "end"):
+            assert two[measured] == pytest.approx(one[measured], rel=1e-4)
+        assert one["measured_rows"] == two["measured_rows"]
 
 
 @pytest.mark.slow

@@ -98,20 +98,23 @@ def test_no_files_import_each_other_in_a_circle():
         walk(file, ())
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
+@pytest.mark.slow
+def test_what_users_call_is_exported_by_its_package():
+    """Each in a process that has imported nothing else; they run side by side."""
+    lines = [
         "from simpo_trainer import SimPOTrainer, SimPOConfig, SimPOError",
         "from simpo_trainer.run import run, Interrupted",
         "from simpo_trainer.recipe import load_recipe",
         "from simpo_trainer.loss import simpo_loss, hinge_loss, simper_loss",
         "from simpo_trainer.data import DataConfig",
         "from simpo_trainer.tokens import resolve_chat_template",
-    ],
-)
-def test_what_users_call_is_exported_by_its_package(line):
-    """In a process that has imported nothing else."""
-    subprocess.run([sys.executable, "-c", line], cwd=PACKAGE.parent, check=True, timeout=120)
+    ]
+    processes = {line: subprocess.Popen([sys.executable, "-c", line], cwd=PACKAGE.parent) for line in lines}
+    try:
+        assert {line: process.wait(timeout=120) for line, process in processes.items()} == dict.fromkeys(lines, 0)
+    finally:
+        for process in processes.values():
+            process.kill()
 
 
 def test_all_losses_are_exported():

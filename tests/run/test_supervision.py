@@ -17,6 +17,8 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from models import as_text, random_pairs, tiny_model, word_tokenizer
 from simpo_trainer import SimPOError
+from simpo_trainer.recipe import load_recipe
+from simpo_trainer.run import run
 from simpo_trainer.run.supervision import _status
 
 ROOT = Path(__file__).parents[2]
@@ -93,23 +95,22 @@ def in_training(folder: Path, log: Path, launcher: str, count: int):
 
 
 @pytest.mark.slow
-def test_launched_processes_train_as_one(folder, tmp_path):
-    """One process and two, with the same global batch of 4 pairs: same losses, same weights."""
-    outcomes = []
-    for launcher, count in (("single", 1), ("ddp", 2)):
-        options = ["--launcher", launcher, "--num-processes", str(count), "--output_dir", launcher]
-        log = tmp_path / launcher
-        split = ["--per_device_train_batch_size", str(4 // count)]
-        status, text = finish(start(folder, log, *options, *split), log)
-        assert status == 0, text
-        assert f"x {count} process" in text
-        assert f"/accelerate/{launcher}.yaml --num_processes {count} --module simpo_trainer train recipe.yaml" in text
-        history = json.loads((folder / launcher / "trainer_state.json").read_text())["log_history"]
-        losses = [entry["loss"] for entry in history if "loss" in entry]
-        outcomes.append((losses, load_file(folder / launcher / "model.safetensors")))
-    (losses, weights), (found_losses, found_weights) = outcomes
-    assert len(losses) == 3
+def test_launched_processes_train_as_one(folder, tmp_path, monkeypatch):
+    """This process and two launched ones, with the same global batch of 4 pairs: same losses, same weights."""
+    monkeypatch.chdir(folder)
+    run(load_recipe("recipe.yaml", {"output_dir": "one", "per_device_train_batch_size": 4}))
+    log = tmp_path / "log"
+    options = ["--launcher", "ddp", "--num-processes", "2", "--output_dir", "two", "--per_device_train_batch_size", "2"]
+    status, text = finish(start(folder, log, *options), log)
+    assert status == 0, text
+    assert "x 2 processes" in text
+    assert "/accelerate/ddp.yaml --num_processes 2 --module simpo_trainer train recipe.yaml" in text
+    losses, found_losses = (
+        [entry["loss"] for entry in json.loads((folder / name / "trainer_state.json").read_text())["log_history"][:3]]
+        for name in ("one", "two")
+    )
     assert found_losses == pytest.approx(losses, rel=2e-4)
+    weights, found_weights = (load_file(folder / name / "model.safetensors") for name in ("one", "two"))
     torch.testing.assert_close(found_weights, weights, rtol=1e-4, atol=1e-5)
 
 
@@ -142,6 +143,7 @@ def test_a_signal_ends_the_processes_with_one_checkpoint(folder, tmp_path, launc
         send(process.pid, number)
         status, text = finish(process, log)
     assert status == 128 + number, text
+    assert f"/accelerate/{launcher}.yaml --num_processes {count} --module simpo_trainer train recipe.yaml" in text
     assert "Stopped at step" in text
     assert "Traceback" not in text
     [checkpoint] = (folder / log.stem).glob("checkpoint-*")

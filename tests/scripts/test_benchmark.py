@@ -69,9 +69,10 @@ def test_real_pairs_adapters_and_some_rows(tmp_path):
 
 @pytest.mark.slow
 def test_ranked_answers_take_the_steps_of_their_pairs():
-    lines, result = run_benchmark(*TINY, "--device", "cpu", "--ranked", "4", "--pairs", "3")
+    rows = ["--rows", "trl CPO", "ours, shared_prefix", RANKED]
+    lines, result = run_benchmark(*TINY, "--device", "cpu", "--ranked", "4", "--pairs", "3", *rows)
     name = f"{RANKED} K=4"
-    assert [row["row"] for row in result["rows"]] == [*list(ROWS)[:-1], name]
+    assert [row["row"] for row in result["rows"]] == ["trl CPO", "ours, shared_prefix", name]
     assert result["losses_agree"]
     assert (result["setting"]["prompts a step"], result["setting"]["pairs a step"]) == (3, 18)
     first, rows = result["rows"][0]["losses"], {row["row"]: row for row in result["rows"]}

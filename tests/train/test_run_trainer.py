@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from models import as_text, random_pairs, tiny_model, word_tokenizer
 from runs import make_trainer
 from simpo_trainer import SimPOError
+from simpo_trainer.recipe import load_recipe
+from simpo_trainer.run import run
 from simpo_trainer.train.run_trainer import _gathering
 
 TESTS = Path(__file__).parents[1]
@@ -30,31 +32,26 @@ use_cpu: true
 
 
 @pytest.mark.slow
-def test_a_sharded_model_is_saved_whole(tmp_path):
-    """Two processes under FSDP2 with checkpoints in shards: the weights of two processes that hold all of it each."""
+def test_a_sharded_model_is_saved_whole(tmp_path, monkeypatch):
+    """Two processes under FSDP2 with checkpoints in shards: the weights that one process gets that holds all of it."""
     tiny_model().save_pretrained(tmp_path / "model")
     word_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(as_text(pair)) for pair in random_pairs(14)))
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for folder, script in (
-        ("sharded", TESTS / "support" / "fsdp_worker.py"),
-        ("whole", TESTS.parent / "scripts" / "run_simpo.py"),
-    ):
-        done = subprocess.run(
-            [*torchrun, str(script), "recipe.yaml", "--output_dir", folder],
-            cwd=tmp_path,
-            env={
-                "PYTHONPATH": str(TESTS.parent),
-                "OMP_NUM_THREADS": "1",
-                "PATH": "/usr/bin:/bin",
-                "HF_HUB_OFFLINE": "1",
-            },
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+    worker = [str(TESTS / "support" / "fsdp_worker.py"), "recipe.yaml", "--output_dir", "sharded"]
+    environment = {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [*torchrun, *worker, "--per_device_train_batch_size", "2"],
+        cwd=tmp_path,
+        env=environment | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    monkeypatch.chdir(tmp_path)
+    run(load_recipe("recipe.yaml", {"output_dir": "whole", "per_device_train_batch_size": 4}))
     checkpoint = tmp_path / "sharded" / "checkpoint-2"
     assert (checkpoint / "pytorch_model_fsdp_0").is_dir()
     assert not (checkpoint / "model.safetensors").exists()
