@@ -139,7 +139,7 @@ def _uses_bf16(config: SimPOConfig) -> bool:
     if config.bf16 is not None:
         return config.bf16
     launched = os.environ.get(_PRECISION) == "bf16"
-    return launched or (not config.use_cpu and not config.fp16 and is_torch_bf16_gpu_available())
+    return not config.fp16 and (launched or (not config.use_cpu and is_torch_bf16_gpu_available()))
 
 
 def _problems(config: SimPOConfig) -> list[str]:

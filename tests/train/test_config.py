@@ -275,6 +275,7 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_do(config, monkeypa
         ("bf16", {"bf16": False}, "no"),
         ("no", {"bf16": True}, "bf16"),
         ("bf16", {"fp16": False}, "bf16"),
+        ("bf16", {"fp16": True}, "fp16"),
     ],
 )
 def test_the_recipe_decides_the_precision_and_the_launcher_where_it_is_silent(
@@ -308,11 +309,11 @@ _BASE = {"loss_type": "sigmoid", "global_batch_size": 16, "per_device_train_batc
     ],
     ids=lambda change: "-".join(f"{key}={value}" for key, value in change.items()),
 )
-@pytest.mark.parametrize("on_gpu", [False, True], ids=["cpu", "bf16"])
-def test_a_replaced_setting_gives_what_a_new_configuration_would(config, monkeypatch, change, on_gpu):
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
+def test_a_replaced_setting_gives_what_a_new_configuration_would(config, monkeypatch, change, bf16):
     """Nothing that was derived for the old settings is kept, whether the first configuration was used or not."""
-    if on_gpu:
-        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no" if "fp16" in change else "bf16")
+    if bf16:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     old = config(**_BASE)
     old.settled()
     replaced, fresh = dataclasses.replace(old, **change), config(**{**_BASE, **change})
