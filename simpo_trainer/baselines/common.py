@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader
@@ -19,21 +19,14 @@ from ..batches.workers import shield_workers
 from ..errors import SimPOError
 from ..log import get_logger
 from ..model.load import check_positions, check_trainable_dtypes, disable_dropout
-from ..record.manifest import ManifestCallback
 from ..tokens.ids import TokenIds
 from ..tokens.sets import TokenSet
 from ..train.config import SimPOConfig
-from ..train.processes import end_group_at_exit, keep_scores_float32
-from ..train.progress import show_lines
-from ..train.run_trainer import RunTrainer, StopCallback
-from ..train.same_rows import SameRowsCallback
+from ..train.processes import keep_scores_float32
+from ..train.run_trainer import RunTrainer
 from ..train.saving import check_saves
 from ..train.start import say_size
-from ..train.stop import StopRequest
 from .settings import method_settings
-
-if TYPE_CHECKING:
-    from ..recipe.load import Recipe
 
 logger = get_logger(__name__)
 
@@ -49,10 +42,6 @@ class BaselineTrainer(RunTrainer):
     token_ids: TokenIds
     # What the rows of its training set are called.
     unit = "pairs"
-
-    def describe_loss(self) -> str:
-        """What is minimised, for the log."""
-        raise NotImplementedError
 
     def method_settings(self) -> dict[str, Any]:
         """The settings of the method and of its data, for the record of the run."""
@@ -75,14 +64,7 @@ class BaselineTrainer(RunTrainer):
             _float_adapters(model)
             check_trainable_dtypes(model)
         keep_scores_float32(self.accelerator)
-        if self.accelerator.num_processes > 1:
-            end_group_at_exit()
-        self.stop_request = StopRequest()
-        self.recipe: Recipe | None = None  # set by a run, for the record of it
-        self.run_record = ManifestCallback(self)
-        for callback in (self.run_record, SameRowsCallback(self), _BaselineStart(self), StopCallback(self)):
-            self.add_callback(callback)
-        show_lines(self)
+        self._attach(_BaselineStart(self))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As :meth:`~simpo_trainer.train.run_trainer.RunTrainer.train`."""

@@ -93,18 +93,13 @@ def own_keys(method: str) -> set[str]:
     return set(ARGUMENTS[method].__dataclass_fields__) - _COMMON - set(SHARED) - _NOT_OFFERED
 
 
-def method_settings(args: TrainingArguments, shared: SimPOConfig | None = None) -> dict[str, Any]:
+def method_settings(args: TrainingArguments, shared: SimPOConfig) -> dict[str, Any]:
     """The settings of a run for its record, without those of `TrainingArguments`; of trl's, those that are set.
 
     Args:
-        args: the trainer's arguments.
-        shared: what made the data and the model, where `args` are trl's.
+        args: the arguments of trl's trainer.
+        shared: the settings that made the data and the model.
     """
-    if shared is None:
-        names = [
-            name for name in type(args).__dataclass_fields__ if name not in _COMMON and name != "model_init_kwargs"
-        ]
-        return {name: getattr(args, name) for name in names}
     method = next(name for name, owner in ARGUMENTS.items() if isinstance(args, owner))
     ours = {name: getattr(shared, name) for name in SHARED if name != "model_init_kwargs"}
     theirs = {name: getattr(args, name) for name in sorted(own_keys(method))}

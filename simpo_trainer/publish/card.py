@@ -1,45 +1,66 @@
 """The model card: what the model is, how it was trained and how to use it, for the Hub and for the folder itself."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..record.manifest import describe_run, final_metrics, own_loss
+from ..errors import SimPOError
 from ..record.privacy import hub_name
+from ..record.reader import read_record
 from ..results.training_curves import training_curves
 from .card_texts import METHOD_TEXTS, MethodText
-
-if TYPE_CHECKING:
-    from ..baselines.common import BaselineTrainer
-    from ..train.trainer import SimPOTrainer
 
 CURVES = "training_curves.png"
 # Settings that change nothing about what is trained, or stand elsewhere.
 _NOT_SHOWN = ("dataset_num_proc", "global_batch_size")
+# Unit of the log-probabilities that trl logs: sums over answers.
+_OF_TRL = "nats"
+
+
+Json = Mapping[str, Any]
+
+
+def card_of_folder(folder: Path) -> None:
+    """Write README.md and the training curves of a finished run from the files in its folder alone.
+
+    Raises:
+        SimPOError: the folder holds no manifest of a run, or one of an older version.
+    """
+    run, log_history = read_record(folder)
+    if not {"loss", "training"} <= run.keys():
+        raise SimPOError(
+            f"The manifest in {folder} is of an older version, which says too little for a card. Train the run again."
+        )
+    write_card(folder, run, log_history)
 
 
 def write_card(
-    trainer: "SimPOTrainer",
     folder: Path,
+    run: Json,
+    log_history: Sequence[Json],
     *,
+    repo: str | None = None,
     model_name: str | None = None,
     datasets: Sequence[str] = (),
     tags: Iterable[str] = (),
-    metadata: dict[str, Any] | None = None,
+    metadata: Json | None = None,
 ) -> None:
     """Write README.md and the training curves into `folder`, in the place of any card that is there.
 
     Args:
+        folder: where to write them.
+        run: the manifest of the run, see :class:`~simpo_trainer.record.facts.RunFacts`.
+        log_history: the log of its trainer.
+        repo: the model's repository on the Hub, if it has one.
         model_name: the title.
         datasets: names of data sets on the Hub, beside those that the recipe names.
         tags: beside the usual ones.
         metadata: further entries of the card's head, such as `language` and `license`.
     """
-    run = trainer.run_record.manifest or describe_run(trainer)
-    method = METHOD_TEXTS[trainer.method]
+    method = METHOD_TEXTS[run["method"]]
     named = [source["name"] for source in run["data"]["sources"] if hub_name(source["name"])]
     adapter = run["model"]["adapter"] is not None
     head = {
@@ -53,20 +74,15 @@ def write_card(
     # Not written over: a push in the background may hold a link to the last one.
     (folder / CURVES).unlink(missing_ok=True)
     has_curves = training_curves(
-        trainer.state.log_history,
-        folder / CURVES,
-        target_margin=trainer.args.objective.target_margin if trainer.method == "simpo" else None,
-        unit=_unit(trainer),
+        log_history, folder / CURVES, target_margin=run["target_margin"], unit=run["log_prob_unit"] or _OF_TRL
     )
-    # A repository that nothing is pushed to may not be there.
-    repo = trainer.hub_model_id or (trainer.args.hub_model_id if trainer.args.push_to_hub else None)
     title = model_name or (repo or "").split("/")[-1] or f"Model trained with {method.name}"
     parts = [
-        f"# {title}\n\n{_introduction(trainer, run, method)}",
+        f"# {title}\n\n{_introduction(run, method)}",
         f"## Use\n\n{_usage(repo, adapter, bool(run['tokenizer']['chat_template_sha256']))}",
-        f"## Results\n\n{_results(trainer, method)}",
+        f"## Results\n\n{_results(run, method)}",
         f"![Training curves: loss, margin, log-probabilities, accuracy]({CURVES})" if has_curves else "",
-        f"## Training\n\n{_settings(trainer, run)}",
+        f"## Training\n\n{_settings(run, method)}",
         f"## Data\n\n{_data(run, datasets)}",
         "## Versions\n\n" + "\n".join(f"- {name}: {version}" for name, version in run["versions"].items()),
         f"## Citation\n\n{method.citation}" if method.citation else "",
@@ -75,15 +91,15 @@ def write_card(
     ModelCard(f"---\n{ModelCardData(**head).to_yaml()}\n---\n\n{text}\n").save(folder / "README.md")
 
 
-def _introduction(trainer: "SimPOTrainer", run: dict[str, Any], method: MethodText) -> str:
-    model, state = run["model"], trainer.state
+def _introduction(run: Json, method: MethodText) -> str:
+    model, done, planned = run["model"], run["results"]["steps"], run["batch"]["optimiser_steps"]
     base = (
         f"[{model['name']}](https://huggingface.co/{model['name']})" if model["name"] else f"a model ({model['label']})"
     )
     what = "An adapter for" if model["adapter"] else "A fine-tuned version of"
     lines = [f"{what} {base}, trained {method.training}."]
-    if state.global_step < state.max_steps:
-        lines.append(f"**Not the end of its training:** step {state.global_step} of {state.max_steps}.")
+    if done < planned:
+        lines.append(f"**Not the end of its training:** step {done} of {planned}.")
     return "\n\n".join(lines)
 
 
@@ -118,16 +134,16 @@ def _code(*lines: str) -> str:
     return "\n".join(["```python", *lines, "```"])
 
 
-def _results(trainer: "SimPOTrainer", method: MethodText) -> str:
+def _results(run: Json, method: MethodText) -> str:
     """The last value of each metric, a column for the training and for each evaluation set."""
-    metrics, key = final_metrics(trainer.state.log_history), method.metrics[1][0]
+    metrics, key = run["results"]["metrics"], method.metrics[1][0]
     prefixes = [name.removesuffix(key) for name in metrics if name.endswith(key)]
     if not prefixes:
         return "Nothing was measured."
     headers = [prefix.rstrip("_").replace("_", " ") or "training, last log" for prefix in prefixes]
     rows = [
         [
-            title.format(unit=_unit(trainer)),
+            title.format(unit=run["log_prob_unit"] or _OF_TRL),
             *(_number(metrics.get(prefix + name), fmt) for prefix in prefixes),
         ]
         for name, title, fmt in method.metrics
@@ -135,21 +151,20 @@ def _results(trainer: "SimPOTrainer", method: MethodText) -> str:
     return _table(["metric", *headers], rows)
 
 
-def _settings(trainer: "SimPOTrainer", run: dict[str, Any]) -> str:
-    args, batch, model = trainer.args, run["batch"], run["model"]
-    warmup = f"{args.warmup_steps:g} of all steps" if 0 < args.warmup_steps < 1 else f"{args.warmup_steps:g} steps"
-    scheduler = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+def _settings(run: Json, method: MethodText) -> str:
+    training, batch, model, seeds = run["training"], run["batch"], run["model"], run["seeds"]
+    steps, seed = training["warmup_steps"], seeds["seed"]
+    warmup = f"{steps:g} of all steps" if 0 < steps < 1 else f"{steps:g} steps"
     own = {name: value for name, value in run[run["method"]].items() if value is not None and name not in _NOT_SHOWN}
-    sets = run["data"]["sets"]
-    unit = "prompts" if sets.get("train", {}).get("ranked") else METHOD_TEXTS[trainer.method].rows
+    unit = "prompts" if run["data"]["sets"].get("train", {}).get("ranked") else method.rows
     rest = {
-        "learning_rate": f"{args.learning_rate:g}, {scheduler}, warm-up {warmup}",
-        "optimiser": str(getattr(args.optim, "value", args.optim)),
-        "epochs": f"{args.num_train_epochs:g} ({batch['optimiser_steps']} optimiser steps)",
+        "learning_rate": f"{training['learning_rate']:g}, {training['lr_scheduler_type']}, warm-up {warmup}",
+        "optimiser": training["optim"],
+        "epochs": f"{training['num_train_epochs']:g} ({batch['optimiser_steps']} optimiser steps)",
         "global batch": f"{batch['global']} {unit} ({batch['per_device']} per device x {batch['processes']} "
         f"process{'es' if batch['processes'] > 1 else ''} x "
         f"{batch['accumulation']} accumulation)",
-        "seed": args.seed if args.data_seed is None else f"{args.seed}, data {args.data_seed}",
+        "seed": seed if seeds["data_seed"] is None else f"{seed}, data {seeds['data_seed']}",
         "parameters": f"{model['parameters']:,}, of which {model['trained_parameters']:,} trained",
         "dtype": f"{model['trained_dtype']} weights" + (f", {model['autocast']} autocast" if model["autocast"] else ""),
         "attention": model["attention"],
@@ -157,52 +172,10 @@ def _settings(trainer: "SimPOTrainer", run: dict[str, Any]) -> str:
     }
     rows = [[f"`{name}`", json.dumps(value)] for name, value in own.items()]
     rows += [[name, str(value)] for name, value in rest.items()]
-    return f"{_loss_line(trainer)}\n\n{_table(['setting', 'value'], rows)}"
+    return f"{run['loss']}\n\n{_table(['setting', 'value'], rows)}"
 
 
-def _loss_line(trainer: "SimPOTrainer") -> str:
-    """The loss as a formula, where it is one that the package brings, and otherwise in words."""
-    if trainer.method != "simpo":
-        return cast("BaselineTrainer", trainer).describe_loss()
-    if own := own_loss(trainer):
-        return f"Loss: that of the trainer class `{own}`."
-    objective = trainer.args.objective
-    terms = [
-        f"`{part.loss.formula}` ({part.name}, {_paper(part.loss.source)})"
-        if len(objective.parts) == 1
-        else f"{part.weight:g} times `{part.loss.formula}` ({part.name}, {_paper(part.loss.source)})"
-        for part in objective.parts
-    ]
-    line = f"Loss of a pair: {' plus '.join(terms)}"
-    if objective.parts[0].loss.compares == "either" and not objective.compares_averages:
-        line += ", on log-probabilities of whole answers"
-    if trainer.args.label_smoothing and any(part.name in ("sigmoid", "cpo") for part in objective.parts):
-        line += ", smoothed by `label_smoothing`"
-    if trainer.args.margin_scale:
-        line += (
-            "; with ranked answers, the target margin grows by `margin_scale` times the difference of scores or ranks"
-        )
-    if trainer.args.sft_weight:
-        line += "; added to it, `sft_weight` times the negative log-likelihood of the chosen answer"
-    notation = "`delta` is the log-probability of the chosen answer less that of the rejected one"
-    if objective.compares_averages:
-        notation += ", each per token (`a`)"
-    if any("z" in part.loss.formula for part in objective.parts):
-        notation += ", and `z = delta - gamma_beta_ratio`"
-    return f"{line}. {notation[0].upper() if notation[0] != '`' else notation[0]}{notation[1:]}."
-
-
-def _unit(trainer: "SimPOTrainer") -> str:
-    """The unit of log-probabilities and margins; trl's are sums over answers."""
-    return trainer.args.objective.unit if trainer.method == "simpo" else "nats"
-
-
-def _paper(source: str) -> str:
-    is_number = source.replace(".", "").isdigit()
-    return f"[arXiv {source}](https://arxiv.org/abs/{source})" if is_number else source
-
-
-def _data(run: dict[str, Any], datasets: Sequence[str]) -> str:
+def _data(run: Json, datasets: Sequence[str]) -> str:
     sources = [_source_line(source) for source in run["data"]["sources"]]
     sources += [f"- {_dataset_link(name)}" for name in datasets]
     rows = []
@@ -223,12 +196,12 @@ def _data(run: dict[str, Any], datasets: Sequence[str]) -> str:
     return "\n".join(sources or ["The data sets are not named."]) + f"\n\n{table}"
 
 
-def _size(found: dict[str, Any]) -> str:
+def _size(found: Json) -> str:
     """Pairs of a set, and the prompts that have them where answers are ranked."""
     return f"{found['pairs']} of {found['rows']} prompts" if found["ranked"] else str(found["pairs"])
 
 
-def _source_line(source: dict[str, Any]) -> str:
+def _source_line(source: Json) -> str:
     text = f"- {_dataset_link(source['name'])}"
     details = [
         f"{key} {source[key]}"

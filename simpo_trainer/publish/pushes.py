@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from huggingface_hub import CommitInfo, HfApi, get_token
 from peft import PeftModel
@@ -14,18 +14,12 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
-from ..baselines.settings import method_settings
 from ..errors import SimPOError
 from ..log import get_logger
+from ..record.manifest import ManifestCallback
 from ..record.privacy import hub_name, private_texts, public_label
 from .card import write_card
 from .hub import LEFT_OUT, MODEL_FILES, first_line, stage_files
-
-if TYPE_CHECKING:
-    from ..data.drops import DropReport
-    from ..recipe.load import Recipe
-    from ..record.manifest import ManifestCallback
-    from ..train.trainer import SimPOTrainer
 
 logger = get_logger(__name__)
 
@@ -33,15 +27,7 @@ logger = get_logger(__name__)
 class HubTrainer(Trainer):
     """A trainer whose pushes bring a card of their own and leave out what is private."""
 
-    # What it trains by, as a recipe says it.
-    method = "simpo"
-    recipe: "Recipe | None"
-    drop_reports: "dict[str, DropReport]"
-    run_record: "ManifestCallback"
-
-    def method_settings(self) -> dict[str, Any]:
-        """The settings of the method, apart from those of `TrainingArguments` and what the model's loader takes."""
-        return method_settings(self.args)
+    run_record: ManifestCallback
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """As `Trainer.init_hf_repo`, whose arguments depend on the version: make the repository if it is not there.
@@ -79,9 +65,13 @@ class HubTrainer(Trainer):
         metadata = {name: kwargs[name] for name in ("language", "license") if kwargs.get(name)}
         if kwargs.get("finetuned_from"):
             metadata["base_model"] = kwargs["finetuned_from"]
+        # A repository that nothing is pushed to may not be there.
+        repo = self.hub_model_id or (self.args.hub_model_id if self.args.push_to_hub else None)
         write_card(
-            cast("SimPOTrainer", self),
             Path(str(self.args.output_dir)),
+            self.run_record.so_far(),
+            self.state.log_history,
+            repo=repo,
             model_name=model_name,
             datasets=[*_listed(dataset_name), *_listed(kwargs.get("dataset_tags"))],
             tags=[*_listed(tags), *_listed(getattr(self.model, "model_tags", None))],

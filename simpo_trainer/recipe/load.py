@@ -15,10 +15,12 @@ from trl import ModelConfig, get_quantization_config
 
 from ..baselines.dpo_losses import settle_losses
 from ..baselines.settings import ARGUMENTS, DEFAULTS, BaselineArguments, MethodConfig, build_arguments
+from ..data.load import describe_sources
 from ..data.settings import DataConfig, data_problems
 from ..environment import has_package
 from ..errors import SimPOError
 from ..loss.objective import settled_loss
+from ..record.facts import RecipeFacts
 from ..train.config import SimPOConfig
 from .aged_keys import SWITCHES, translate
 from .file import Entry, Layer, merge_layers, read_layers, scalar
@@ -61,6 +63,11 @@ class Recipe:
             if value is not None and name not in _SECRETS:
                 found[name] = value.value if isinstance(value, Enum) else value
         return found
+
+    def facts(self) -> RecipeFacts:
+        """What the record of a run says of its recipe."""
+        origins = {key: os.path.basename(origin) for key, origin in self.origins.items()}
+        return RecipeFacts(self.path.name, self.settings, origins, describe_sources(self.data))
 
     def _counts(self, name: str) -> bool:
         """Whether the default of a key says anything about this run."""

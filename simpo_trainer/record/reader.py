@@ -113,6 +113,20 @@ def read_runs(folder: Path, name: str) -> list[Run]:
     return [_run(manifest, log, results, prefix, f"{name}: {prefix[5:-1]}" if several else name) for prefix in prefixes]
 
 
+def read_record(folder: Path) -> tuple[Json, list[Json]]:
+    """The manifest of a run with its final results, and the log of its trainer.
+
+    Raises:
+        SimPOError: there is no manifest, or a file cannot be read as JSON.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise SimPOError(f"{folder} holds no {MANIFEST}, so it is not the folder of a run. Give a run's output_dir.")
+    manifest = _read(folder / MANIFEST)
+    log = [entry for entry in _trainer_state(folder, manifest).get("log_history", []) if isinstance(entry, Mapping)]
+    results = {**_part(manifest, "results"), "metrics": _results(folder, manifest)}
+    return {**manifest, "results": results}, log
+
+
 def _run(manifest: Json, log: Sequence[Json], results: Json, prefix: str, name: str) -> Run:
     evaluations, final = _evaluations(manifest, log, results, prefix)
     method = str(manifest.get("method") or "simpo")

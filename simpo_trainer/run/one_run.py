@@ -88,7 +88,7 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
         "peft_config": get_peft_config(recipe.model),
     }
     trainer = _trainer(recipe, trainer_class, arguments)
-    trainer.recipe, trainer.stop_request = recipe, stop_request
+    trainer.recipe_facts, trainer.stop_request = recipe.facts(), stop_request
     if not checkpoint and args.process_index == 0:
         trainer.add_callback(_StartOver(output_dir))
     with stop_request.deferred():
@@ -99,6 +99,7 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
     if test is not None:
         evaluation = _evaluate(trainer)
         trainer.save_metrics("eval", evaluation)
+        trainer.save_state()  # again: its log now has the evaluation
         metrics |= evaluation
     _publish(trainer, output_dir)
     logger.info(f"Done: model, tokenizer and metrics are in {output_dir}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import SimPOError
 from ..recipe.load import Recipe
-from ..record.manifest import FILE_NAME
+from ..record.folders import MANIFEST
 
 
 def check_folder(output_dir: Path, recipe: Recipe) -> None:
@@ -49,7 +49,7 @@ def _check_not_an_input(output_dir: Path, recipe: Recipe) -> None:
 def _check_same_method(output_dir: Path, method: str) -> None:
     """A baseline from a recipe of SimPO would otherwise write its model over the one that it is compared with."""
     try:
-        manifest = json.loads((output_dir / FILE_NAME).read_text(encoding="utf-8"))
+        manifest = json.loads((output_dir / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # no run there, or one that broke off before it had a manifest
         return
     earlier = manifest.get("method", "simpo")

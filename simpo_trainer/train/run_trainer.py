@@ -13,32 +13,72 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 
+from ..data.drops import DropReport
 from ..errors import SimPOError
 from ..model.weights import load_weights
 from ..publish.pushes import HubTrainer
+from ..record.facts import RecipeFacts, RunFacts
+from ..record.manifest import ManifestCallback
 from ..tokens.sets import TokenSet, token_set
 from .checkpoints import check_adapter_fits, check_optimizer_fits, check_schedule_fits, find_checkpoint
 from .config import SimPOConfig
+from .facts import run_facts
+from .processes import end_group_at_exit
+from .progress import show_lines
+from .same_rows import SameRowsCallback
 from .saving import weights_rescued
-from .stop import StopRequest
+from .stop import StopCallback, StopRequest
 
 
 class RunTrainer(HubTrainer):
     """A trainer that loses nothing: see the methods, each of which says what `Trainer` does otherwise.
 
     `stop_request` holds the signals that came; `interrupted` says whether the last training ended because of one, and
-    `resumed_from` which checkpoint it went on from.
+    `resumed_from` which checkpoint it went on from. `recipe_facts` are set by a run from a recipe.
     """
 
+    # The name that a recipe gives to the method.
+    method = "simpo"
+    # The name of a trainer class with a loss of its own.
+    own_loss: str | None = None
+    # Unit of `logps/*`, None where trl logs them; and the margin that the loss aims at, None without one.
+    log_prob_unit: str | None = None
+    target_margin: float | None = None
     interrupted = False
     resumed_from: Path | None = None
+    recipe_facts: RecipeFacts | None = None
+    drop_reports: dict[str, DropReport]
     stop_request: StopRequest
+    same_rows: SameRowsCallback
     _saves_checkpoint = False
+
+    def _attach(self, *reports: TrainerCallback) -> None:
+        """Add what every run has: the record, the measurement of the same rows, the stop, readable lines.
+
+        Args:
+            reports: callbacks that only log; they come after the record and the measurement, which they may read.
+        """
+        if self.accelerator.num_processes > 1:
+            end_group_at_exit()
+        self.stop_request = StopRequest()
+        self.run_record, self.same_rows = ManifestCallback(self), SameRowsCallback(self)
+        for callback in (self.run_record, self.same_rows, *reports, StopCallback(self)):
+            self.add_callback(callback)
+        show_lines(self)
+
+    def facts(self) -> RunFacts:
+        """The facts of this run, for its record."""
+        return run_facts(self)
+
+    def method_settings(self) -> dict[str, Any]:
+        """The settings of the method, without those of `TrainingArguments` and those of the model's loader."""
+        raise NotImplementedError
+
+    def describe_loss(self) -> str:
+        """What is minimised, a sentence in Markdown."""
+        raise NotImplementedError
 
     @property
     def stop_requested(self) -> bool:
@@ -163,19 +203,6 @@ class RunTrainer(HubTrainer):
         wanted = _peak_rates(self.lr_scheduler)
         super()._load_optimizer_and_scheduler(checkpoint)
         check_schedule_fits(Path(checkpoint), _peak_rates(self.lr_scheduler), wanted)
-
-
-class StopCallback(TrainerCallback):
-    """Ends training after a step at which a stop was requested, with a checkpoint."""
-
-    def __init__(self, trainer: RunTrainer):
-        self.trainer = trainer
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.trainer.stop_requested:
-            self.trainer.interrupted = True
-            control.should_save = True
-            control.should_training_stop = True
 
 
 def _peak_rates(scheduler: Any) -> list[float] | None:

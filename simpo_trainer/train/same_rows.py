@@ -1,16 +1,27 @@
 """Measures the model on the same rows before the first step and after the last: how far training moved it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..record.fingerprints import rows_fingerprint
-
-if TYPE_CHECKING:
-    from .run_trainer import RunTrainer
+from ..record.manifest import ManifestCallback
 
 # Enough for a mean, few enough to cost next to nothing.
 ROWS = 64
+
+
+class Measured(Protocol):
+    """A trainer that can be measured on rows of its training set."""
+
+    interrupted: bool
+    run_record: ManifestCallback
+
+    def rows_to_measure(self, count: int) -> Any:
+        """At most `count` rows of the training set, the same on every call; None if there is nothing to measure."""
+
+    def measure(self, rows: Any) -> dict[str, float]:
+        """Metrics of the model on such rows, without a graph; every process must call it."""
 
 
 class SameRowsCallback(TrainerCallback):
@@ -20,7 +31,7 @@ class SameRowsCallback(TrainerCallback):
     method has no such rows. The weights may lie scattered over the processes, so all of them measure.
     """
 
-    def __init__(self, trainer: "RunTrainer"):
+    def __init__(self, trainer: Measured):
         self.trainer = trainer
         self.start: dict[str, float] | None = None
         self._rows: Any = None

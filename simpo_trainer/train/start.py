@@ -8,7 +8,6 @@ from ..log import get_logger
 from ..model.load import describe
 from ..tokens.rows import is_ranked
 from ..tokens.sets import columns_of, pair_counts
-from .same_rows import SameRowsCallback
 
 logger = get_logger(__name__)
 
@@ -16,20 +15,18 @@ logger = get_logger(__name__)
 class StartReport(TrainerCallback):
     """Logs the size of the run and the measured starting margin beside the target margin."""
 
-    def __init__(self, trainer: Any, measured: SameRowsCallback):
+    def __init__(self, trainer: Any):
         self.trainer = trainer
-        self.measured = measured
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         trainer = self.trainer
-        trainer.reset_window()
         say_size(trainer, trainer.args.global_batch_size)
         if state.global_step:
             logger.info(f"Resuming after step {state.global_step}.")
             return
-        start = self.measured.start
+        start = trainer.same_rows.start
         if start is None:
             return
         objective = trainer.args.objective

@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Protocol
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..log import get_logger
 
@@ -85,6 +87,29 @@ class StopRequest:
             logger.info(f"{name}: finishing the step, then saving a checkpoint. {again}")
         elif number != signal.SIGTERM or time.monotonic() - self._since > _SAME:
             _end_now(number)
+
+
+class Stoppable(Protocol):
+    """A trainer that can be stopped."""
+
+    interrupted: bool
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether to stop after this step; the same on every process."""
+
+
+class StopCallback(TrainerCallback):
+    """Ends training after a step at which a stop was requested, with a checkpoint."""
+
+    def __init__(self, trainer: Stoppable):
+        self.trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.trainer.stop_requested:
+            self.trainer.interrupted = True
+            control.should_save = True
+            control.should_training_stop = True
 
 
 def _end_now(number: int) -> None:

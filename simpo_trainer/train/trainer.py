@@ -7,7 +7,7 @@ them over all processes, `compute_loss` divides by that count.
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -19,6 +19,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
 )
 from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
@@ -29,28 +32,22 @@ from ..batches.stream import StreamedPairs
 from ..data.drops import DropReport
 from ..errors import SimPOError
 from ..log import get_logger
+from ..loss.in_words import loss_in_words
 from ..loss.metrics import MetricSums, PairRecords, accumulation_dtype, pair_metrics
 from ..model.experts import BalanceTerm
 from ..model.layout_choice import check_attention_trains, choose_layout, saved_tokens
 from ..model.load import check_positions, check_trainable_dtypes, load_model, load_tokenizer, prepare_model
 from ..model.modes import evaluating, in_training
 from ..model.scoring import AnswerScores, add_scoring_forward, check_scoring, score_batch
-from ..record.manifest import ManifestCallback
 from ..tokens.ids import TokenIds, count_embeddings
 from ..tokens.sets import columns_of, spread_rows
 from .config import SimPOConfig
+from .facts import own_settings
 from .finite import check_finite
-from .processes import end_group_at_exit, keep_scores_float32
-from .progress import show_lines
-from .run_trainer import RunTrainer, StopCallback
-from .same_rows import SameRowsCallback
+from .processes import keep_scores_float32
+from .run_trainer import RunTrainer
 from .saving import check_saves
 from .start import StartReport
-from .stop import StopRequest
-
-if TYPE_CHECKING:
-    from ..recipe.load import Recipe
-
 
 logger = get_logger(__name__)
 
@@ -149,20 +146,13 @@ class SimPOTrainer(RunTrainer):
         with self.accelerator.autocast():
             check_scoring(base_model)
         self._lay_out(own_collator=data_collator is not None)
-        if self.accelerator.num_processes > 1:
-            end_group_at_exit()
-        self.stop_request = StopRequest()
         self._train_pairs: PairBatchSampler | StreamedPairs
         self._train_sums = MetricSums()
         self._eval_sums = MetricSums()
         self._eval_records = PairRecords()
         self._step_totals = _StepTotals(0.0, 0.0, 0.0, 0.0)
-        self.recipe: Recipe | None = None  # set by a run, for the record of it
-        self.run_record = ManifestCallback(self)
-        measured = SameRowsCallback(self)
-        for callback in (self.run_record, measured, StartReport(self, measured), StopCallback(self)):
-            self.add_callback(callback)
-        show_lines(self)
+        self.add_callback(_NewWindow(self))
+        self._attach(StartReport(self))
 
     # ---- The loss ----
 
@@ -241,6 +231,33 @@ class SimPOTrainer(RunTrainer):
             "lengths": torch.stack([chosen.length, rejected.length], -1),
         }
 
+    @property
+    def own_loss(self) -> str | None:  # type: ignore[override]
+        """The name of the trainer's class where its `pair_loss` is not the package's; else None."""
+        package = __package__.split(".")[0]
+        module = str(type(self).pair_loss.__module__)  # None for a class that was typed into a notebook
+        return None if module.split(".")[0] == package else type(self).__name__
+
+    @property
+    def log_prob_unit(self) -> str:  # type: ignore[override]
+        """Unit of `logps/*`."""
+        return self.args.objective.unit
+
+    @property
+    def target_margin(self) -> float | None:  # type: ignore[override]
+        """The margin that the loss aims at, in the unit of `logps/*`."""
+        return self.args.objective.target_margin
+
+    def method_settings(self) -> dict[str, Any]:
+        """The settings of loss, rows and model, for the record of the run."""
+        return own_settings(self.args)
+
+    def describe_loss(self) -> str:
+        """The loss with its formula and sources, a sentence in Markdown."""
+        if self.own_loss:
+            return f"Loss: that of the trainer class `{self.own_loss}`."
+        return loss_in_words(self.args, margin_scale=self.args.margin_scale)
+
     # ---- Batches ----
 
     def _lay_out(self, own_collator: bool) -> None:
@@ -270,8 +287,7 @@ class SimPOTrainer(RunTrainer):
         found = self._token_set(dataset, name, self._tokenizer, self.args)
         check_positions(self._model_to_train, found.longest, at_most=found.streamed)
         self._token_ids.check_set(found, name)
-        own_loss = type(self).pair_loss is not SimPOTrainer.pair_loss
-        if name == "train" and not own_loss and not self.args.objective.reads_margins:
+        if name == "train" and not self.own_loss and not self.args.objective.reads_margins:
             if "margin" in columns_of(found.rows):
                 logger.warning(f"{name}: the margins of the data have no effect on the loss {self.args.loss_type}.")
         return found.rows
@@ -323,10 +339,6 @@ class SimPOTrainer(RunTrainer):
         """As :meth:`~simpo_trainer.train.run_trainer.RunTrainer.train`."""
         check_attention_trains(cast(Any, self._model_to_train))
         return super().train(*args, **kwargs)
-
-    def reset_window(self) -> None:
-        """Begin a logging window: what an aborted or finished run left open is not this run's."""
-        self._train_sums = MetricSums()
 
     @property
     def stop_requested(self) -> bool:
@@ -426,3 +438,15 @@ def _check_has_end(dataset: Any, name: str, args: SimPOConfig) -> None:
             "The training set is a stream, whose length is unknown, so num_train_epochs does not say when to stop. Set "
             "max_steps to the number of optimiser steps."
         )
+
+
+class _NewWindow(TrainerCallback):
+    """Begins a logging window with the training: an aborted or finished run may have left one open."""
+
+    def __init__(self, trainer: SimPOTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer._train_sums = MetricSums()

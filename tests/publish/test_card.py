@@ -1,18 +1,29 @@
 """The model card: its head for the Hub, and what it tells."""
 
-from types import SimpleNamespace
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import yaml
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from peft import LoraConfig
 from torch import Tensor
 
-from models import as_text, random_pairs, tiny_model
+from models import as_text, random_pairs, tiny_model, word_tokenizer
 from runs import make_trainer
 from simpo_trainer import SimPOTrainer
-from simpo_trainer.data.load import DataConfig
-from simpo_trainer.recipe.load import Recipe
+from simpo_trainer.data.load import DataConfig, describe_sources
+from simpo_trainer.errors import SimPOError
+from simpo_trainer.publish.card import card_of_folder
+from simpo_trainer.recipe import load_recipe
+from simpo_trainer.record.facts import RecipeFacts
+from simpo_trainer.run import run
+
+ROOT = Path(__file__).parents[2]
 
 
 def trained(folder, **options):
@@ -69,7 +80,7 @@ def test_the_card_of_a_run_from_python(tmp_path):
 def test_names_of_the_hub_are_linked(tmp_path):
     trainer = trained(tmp_path, model=named_model("org/base"))
     data = DataConfig(datasets=[{"path": "org/pairs", "split": "train", "fraction": 0.5}, {"path": str(tmp_path)}])
-    trainer.recipe = SimpleNamespace(data=data, path=tmp_path / "r.yaml", settings={}, origins={})
+    trainer.recipe_facts = RecipeFacts("r.yaml", {}, {}, describe_sources(data))
     trainer.run_record.manifest = {}
     trainer.hub_model_id = "user/mine"
     card = card_of(trainer)
@@ -115,7 +126,7 @@ def test_an_adapter_replaces_the_card_that_peft_writes(tmp_path):
 
 def test_a_card_before_the_end_says_so(tmp_path):
     trainer = trained(tmp_path)
-    trainer.state.max_steps = 5
+    trainer.run_record.manifest["batch"]["optimiser_steps"] = 5
     assert "**Not the end of its training:** step 2 of 5." in card_of(trainer).text
 
 
@@ -156,5 +167,40 @@ def test_left_out_rows_and_streams_are_told(tmp_path):
     assert "| train | streamed | - | - | - |" in card_of(trainer).text
 
 
-def test_the_recipe_type_has_what_the_card_reads():
-    assert {"data", "path", "settings", "origins"} <= set(Recipe.__dataclass_fields__)
+_FROM_FILES = """
+import sys
+from pathlib import Path
+from simpo_trainer.publish.card import card_of_folder
+card_of_folder(Path(sys.argv[1]))
+loaded = [name for name in sys.modules if name.startswith(("simpo_trainer.train", "simpo_trainer.baselines"))]
+assert not loaded, loaded
+"""
+
+
+@pytest.mark.parametrize("method", ["simpo", "dpo", "sft"])
+def test_the_files_of_a_run_make_its_card(tmp_path, monkeypatch, method):
+    """Card and curves are those that the trainer wrote; the process that makes them never imports a trainer."""
+    tiny_model().save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(as_text(pair)) for pair in random_pairs(8)))
+    settings = {"model_name_or_path": "model", "dataset_name": "pairs.jsonl", "test_split_size": 2, "max_steps": 2}
+    settings |= {"output_dir": "out", "logging_steps": 1, "use_cpu": True, "method": method}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.chdir(tmp_path)
+    run(load_recipe("r.yaml"))
+    files = [tmp_path / "out" / name for name in ("README.md", "training_curves.png")]
+    written = [file.read_bytes() for file in files]
+    for file in files:
+        file.unlink()
+    subprocess.run(
+        [sys.executable, "-c", _FROM_FILES, "out"], check=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert [file.read_bytes() for file in files] == written
+
+
+def test_an_older_manifest_makes_no_card(tmp_path):
+    (tmp_path / "run_manifest.json").write_text(json.dumps({"manifest_version": 1, "method": "simpo"}))
+    with pytest.raises(SimPOError, match="is of an older version, which says too little"):
+        card_of_folder(tmp_path)
+    with pytest.raises(SimPOError, match="holds no run_manifest.json, so it is not the folder of a run"):
+        card_of_folder(tmp_path / "nowhere")

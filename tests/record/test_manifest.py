@@ -21,7 +21,11 @@ from simpo_trainer import SimPOConfig
 from simpo_trainer.recipe.load import load_recipe
 from simpo_trainer.record import peak_memory as memory
 from simpo_trainer.record.fingerprints import rows_fingerprint, tokenizer_fingerprint
-from simpo_trainer.record.manifest import describe_run, final_metrics
+from simpo_trainer.record.manifest import final_metrics
+
+
+def described(trainer):
+    return trainer.facts().public()
 
 
 def read(folder):
@@ -97,7 +101,7 @@ def test_the_untrained_model_and_the_peak_of_memory_are_recorded(tmp_path):
 
 @pytest.mark.parametrize(("settings", "unit"), [({}, "nats per token"), ({"loss_type": "slic"}, "nats")])
 def test_the_unit_of_log_probs_is_recorded(tmp_path, settings, unit):
-    assert describe_run(make_trainer(tmp_path, random_pairs(8), **settings))["log_prob_unit"] == unit
+    assert described(make_trainer(tmp_path, random_pairs(8), **settings))["log_prob_unit"] == unit
 
 
 def test_the_peak_of_memory_is_the_largest_of_all_processes(monkeypatch):
@@ -154,7 +158,7 @@ def test_an_interrupted_run_says_so(tmp_path):
 def test_dropped_rows_are_counted(tmp_path):
     good, empty = as_text(random_pairs(3)[0]), {"prompt": "w3", "chosen": " w4", "rejected": " "}
     trainer = make_trainer(tmp_path, [good, good, good, empty])
-    found = describe_run(trainer)["data"]["sets"]["train"]
+    found = described(trainer)["data"]["sets"]["train"]
     assert found["rows"] == 3
     notes = found["tokenization"]
     assert (notes["rows_read"], notes["rows_kept"], notes["dropped"]) == (4, 3, {"empty_answer": 1})
@@ -168,8 +172,8 @@ def test_a_recipe_is_told_with_its_origins_and_without_paths(tmp_path, monkeypat
     )
     recipe = load_recipe(tmp_path / "mine.yaml", ["--hub_token", "hf_secret", "--seed", "7"])
     trainer = make_trainer(tmp_path / "out", random_pairs(8), model=str(tmp_path / "base"))
-    trainer.recipe = recipe
-    found = describe_run(trainer)
+    trainer.recipe_facts = recipe.facts()
+    found = described(trainer)
     assert found["recipe"] == {
         "name": "mine.yaml",
         "settings": {
@@ -195,7 +199,7 @@ def test_an_adapter_is_told(tmp_path):
     trainer = make_trainer(
         tmp_path, random_pairs(8), arguments={"peft_config": LoraConfig(r=3, target_modules=["q_proj"])}
     )
-    model = describe_run(trainer)["model"]
+    model = described(trainer)["model"]
     assert model["adapter"]["r"] == 3 and model["adapter"]["target_modules"] == ["q_proj"]
     assert model["class"] == "LlamaForCausalLM"
     assert 0 < model["trained_parameters"] < model["parameters"]

@@ -18,7 +18,6 @@ from runs import make_trainer
 from simpo_trainer.cli import app as cli
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.quickstart import losses as quickstart_losses
-from simpo_trainer.record import manifest as manifest_module
 from simpo_trainer.record.folders import MANIFEST, run_names
 from simpo_trainer.results.command import compare
 from simpo_trainer.results.comparison_picture import comparison_picture
@@ -326,10 +325,6 @@ def test_names_are_short_and_each_once(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "ada"))
     folders = [tmp_path / name for name in ("a/out", "b/out", "c/one", "ada/out", "d/b/out")]
     assert run_names(folders) == ["a/out", "b/out", "one", "out", "b/out (2)"]
-
-
-def test_the_name_of_the_manifest_is_the_one_that_runs_write():
-    assert MANIFEST == manifest_module.FILE_NAME
 
 
 def test_nothing_is_unpickled(tmp_path):

@@ -1,10 +1,13 @@
 """What is measured and said before the first step."""
 
+import json
+
 import pytest
 
 from models import random_pairs, tiny_model
 from reference import in_float64, score_pairs
-from runs import assert_same_run, assert_same_weights, make_trainer, weights_of
+from runs import assert_same_run, assert_same_weights, make_trainer, train_log, weights_of
+from simpo_trainer.train.start import StartReport
 
 ROWS = random_pairs(22)
 
@@ -49,3 +52,19 @@ def test_the_start_of_training_states_size_and_margins(tmp_path, caplog):
 def test_another_batch_than_the_recipes_is_said(tmp_path, caplog, accumulation, said):
     make_trainer(tmp_path, ROWS, global_batch_size=16, gradient_accumulation_steps=accumulation, max_steps=1).train()
     assert ("The global batch is 8 pairs, the recipe's is 16: its other numbers were chosen" in caplog.text) == said
+
+
+def test_without_the_start_message_the_metrics_are_the_same(tmp_path):
+    """A reporter only reports: the window of the metrics and the starting measurement do not hang on it."""
+    logs, manifests = [], []
+    for name in ("plain", "without"):
+        trainer = make_trainer(tmp_path / name, random_pairs(12), max_steps=3, logging_steps=2)
+        if name == "without":
+            trainer.remove_callback(StartReport)
+            # What an aborted run left in the open window is not this run's.
+            trainer.compute_loss(trainer.model.train(), next(iter(trainer.get_train_dataloader())))
+        trainer.train()
+        logs.append(train_log(trainer, "loss", "rewards/margins", "logps/chosen", "lengths/chosen"))
+        manifests.append(json.loads((tmp_path / name / "run_manifest.json").read_text())["start"])
+    assert logs[0] == logs[1]
+    assert manifests[0] == manifests[1] is not None
