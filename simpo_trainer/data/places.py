@@ -3,14 +3,13 @@
 A number counts in a list; a key applied to a list of objects takes what stands there in each of them.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import Json, LargeList, List, Value
 
-from ..errors import SimPOError
+from ..errors import SimPOError, did_you_mean
 from .sources import Rows
 
 # Rows that show the types of data that states none.
@@ -111,9 +110,7 @@ def value_at(value: Any, steps: tuple[str, ...]) -> Any:
 
 
 def _no_place(name: str, field: str, path: str, what: str, step: str, there: list[str]) -> SimPOError:
-    near = difflib.get_close_matches(step, there, n=1, cutoff=0.5)
-    hint = f" Is {near[0]!r} meant?" if near else ""
     return SimPOError(
         f"{name}: `columns` takes {field!r} from {path!r}, but {what} {step!r}; there is "
-        f"{', '.join(map(repr, there)) or 'nothing to name'}.{hint} Correct `columns`."
+        f"{', '.join(map(repr, there)) or 'nothing to name'}.{did_you_mean(step, there, 1)} Correct `columns`."
     )

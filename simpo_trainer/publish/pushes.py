@@ -15,11 +15,11 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from ..baselines.settings import method_settings
-from ..errors import SimPOError
+from ..errors import SimPOError, first_line
 from ..log import get_logger
 from ..record.privacy import hub_name, private_texts, public_label
 from .card import write_card
-from .hub import LEFT_OUT, MODEL_FILES, first_line, stage_files
+from .hub import LEFT_OUT, MODEL_FILES, stage_files
 
 if TYPE_CHECKING:
     from ..data.drops import DropReport
@@ -54,8 +54,8 @@ class HubTrainer(Trainer):
         except Exception as error:  # each way in which a network can fail has an error of its own
             name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
             raise SimPOError(
-                f"The repository {name} cannot be made on the Hub: {first_line(error)} Set hub_model_id to a name that "
-                "your token may write to, or push_to_hub: false."
+                f"The repository {name} cannot be made on the Hub: {first_line(error)}. Set hub_model_id to a name "
+                "that your token may write to, or push_to_hub: false."
             ) from error
 
     def create_model_card(  # type: ignore[override]
@@ -192,7 +192,7 @@ class HubTrainer(Trainer):
 
 def _warn_if_failed(job: Future) -> None:
     if not job.cancelled() and (error := job.exception()) is not None:
-        logger.warning(f"A push during training failed, and the training goes on: {first_line(error)}")
+        logger.warning(f"A push during training failed, and the training goes on: {first_line(error)}.")
 
 
 def _listed(value: str | Iterable[str] | None) -> list[str]:

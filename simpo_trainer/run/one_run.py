@@ -11,10 +11,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import get_peft_config
 
 from ..data.load import load_preferences
-from ..errors import SimPOError
+from ..errors import SimPOError, first_line
 from ..log import get_logger
 from ..model.load import check_model_name, load_tokenizer
-from ..publish.hub import check_credentials, first_line, push_later
+from ..publish.hub import check_credentials, push_later
 from ..recipe.load import Recipe
 from ..record.privacy import without_tokens
 from ..tokens.chat_templates import resolve_chat_template
@@ -166,7 +166,7 @@ def _publish(trainer: RunTrainer, output_dir: Path) -> None:
         repo = trainer.hub_model_id or output_dir.absolute().name
         raise SimPOError(
             f"The training is done and the model is saved in {output_dir}, but it could not be pushed to the Hub: "
-            f"{first_line(error)} Nothing is lost. Push it when the Hub can be reached: {push_later(repo, output_dir)}"
+            f"{first_line(error)}. Nothing is lost. Push it when the Hub can be reached: {push_later(repo, output_dir)}"
         ) from error
 
 
