@@ -11,6 +11,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ..batches.batch import Batch, Layout, PairCollator
 from ..errors import SimPOError
 from ..tokens.sets import token_lengths
+from .attached import Scoring, replace_scoring
 from .attention import MaskPlan
 from .scoring import score_answers
 from .segments import SEGMENT_ATTENTION, SegmentPlan
@@ -124,7 +125,7 @@ def _hindrance(model: PreTrainedModel | PeftModel, way: _Way) -> str | None:
         return f"{config.model_type} is not known, and its weights are elsewhere"
     if way.plan is SegmentPlan:
         base.set_attn_implementation(SEGMENT_ATTENTION)
-    base.mask_plan = plan  # type: ignore[assignment]
+    replace_scoring(base, Scoring(plan))
     difference = _difference(base, plan, way.layout) if _weights_are_here(base) else None
     if difference and way.plan is SegmentPlan:
         base.set_attn_implementation(attention)
@@ -141,7 +142,7 @@ def _difference(model: PreTrainedModel, plan: MaskPlan, layout: Layout) -> str |
     for candidate in (plan, plan.for_all_layers()):
         if candidate is None:
             continue
-        model.mask_plan = candidate  # type: ignore[assignment]
+        replace_scoring(model, Scoring(candidate))
         try:
             if _scores_alike(model, layout):
                 return None

@@ -21,6 +21,7 @@ from runs import assert_same_run, make_trainer, train_log
 from simpo_trainer.batches.batch import PairCollator
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.model import layout_choice as layouts
+from simpo_trainer.model.attached import scoring_of
 from simpo_trainer.model.attention import MaskPlan
 from simpo_trainer.model.layout_choice import TESTED, choose_layout
 from simpo_trainer.model.scoring import add_scoring_forward, score_answers, score_batch
@@ -168,7 +169,7 @@ def test_a_compiled_model_gets_masks():
     model = prepared(tiny_model())
     assert choose_layout(model, "auto", compiled=True)[0] == "shared_prefix"
     assert choose_layout(model, "packed", compiled=True) == ("packed", "a prompt is run once for its answers")
-    assert model.config._attn_implementation == "sdpa" and type(model.mask_plan) is MaskPlan
+    assert model.config._attn_implementation == "sdpa" and type(scoring_of(model).mask_plan) is MaskPlan
 
 
 def test_what_is_called_tested_is_tested():
@@ -283,7 +284,7 @@ def test_weights_that_are_elsewhere(monkeypatch):
     monkeypatch.setattr(layouts, "is_deepspeed_zero3_enabled", lambda: True)
     model = prepared(tiny_model())
     assert choose_layout(model, "auto")[0] == "packed"
-    assert type(model.mask_plan) is SegmentPlan and model.config._attn_implementation == SEGMENT_ATTENTION
+    assert type(scoring_of(model).mask_plan) is SegmentPlan and model.config._attn_implementation == SEGMENT_ATTENTION
     model.config.model_type = "new_model"
     assert "new_model is not known, and its weights are elsewhere" in choose_layout(model, "auto")[1]
 
@@ -311,7 +312,7 @@ def test_wrong_pieces_are_noticed(monkeypatch):
     monkeypatch.setattr("simpo_trainer.model.segments._segment", lambda length, prefix, *_: Segment(length, None, None))
     model = prepared(tiny_model())
     assert choose_layout(model, "auto") == ("shared_prefix", "a prompt is run once for its answers")
-    assert model.config._attn_implementation == "sdpa" and type(model.mask_plan) is MaskPlan
+    assert model.config._attn_implementation == "sdpa" and type(scoring_of(model).mask_plan) is MaskPlan
 
 
 # ---- Whole runs ----
