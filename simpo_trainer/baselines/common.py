@@ -27,7 +27,7 @@ from ..train.processes import end_group_at_exit, keep_scores_float32
 from ..train.progress import show_lines
 from ..train.run_trainer import RunTrainer, StopCallback
 from ..train.same_rows import SameRowsCallback
-from ..train.saving import check_saves
+from ..train.saving import check_saves, settle_generation
 from ..train.start import say_size
 from ..train.stop import StopRequest
 from .settings import method_settings
@@ -70,6 +70,7 @@ class BaselineTrainer(RunTrainer):
         model: Any = self.model
         if self.shared.disable_dropout:
             disable_dropout(model)
+        settle_generation(model)
         check_saves(model, cast(PreTrainedTokenizerBase, self.processing_class), self.args)
         if not self.is_deepspeed_enabled:
             _float_adapters(model)

@@ -24,7 +24,7 @@ from ..train.stop import StopRequest
 from ..train.trainer import SimPOTrainer
 from .options import LAUNCHER_OPTIONS
 from .packages import check_packages
-from .preflight import check_folder
+from .preflight import prepare_folder
 
 logger = get_logger(__name__)
 
@@ -64,7 +64,7 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
     for notice in recipe.notices:
         logger.warning(notice)
     check_packages(args, recipe.model)
-    check_folder(output_dir, recipe)
+    prepare_folder(output_dir, recipe)
     check_model_name(str(recipe.model.model_name_or_path))
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
     check_credentials(args)

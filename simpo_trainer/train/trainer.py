@@ -44,7 +44,7 @@ from .processes import end_group_at_exit, keep_scores_float32
 from .progress import show_lines
 from .run_trainer import RunTrainer, StopCallback
 from .same_rows import SameRowsCallback
-from .saving import check_saves
+from .saving import check_saves, settle_generation
 from .start import StartReport
 from .stop import StopRequest
 
@@ -116,6 +116,7 @@ class SimPOTrainer(RunTrainer):
             raise SimPOError("model_init_kwargs is set, but the model is an object already; it would do nothing there.")
         model = prepare_model(model, args, peft_config, seed=args.seed)
         processing_class = processing_class or load_tokenizer(name, args)
+        settle_generation(model)
         check_saves(model, processing_class, args)
         self._balance = BalanceTerm.of_run(model.config, args)
         base_model = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)

@@ -241,7 +241,7 @@ def test_sequences_that_positions_alone_tell_apart(name):
 def test_flash_attention_gets_rows_without_padding(monkeypatch):
     model = prepared(tiny_model())
     model.config._attn_implementation = "flash_attention_2"
-    monkeypatch.setattr(layouts, "_difference", lambda model, plan, layout: None)  # no such attention on a CPU
+    monkeypatch.setattr(layouts, "_fit_masks", lambda model, plan, layout: None)  # no such attention on a CPU
     for wanted in ("auto", "packed"):
         layout, why = choose_layout(model, wanted)
         assert layout == "padding_free" and "flash_attention_2 takes no mask with which they could share" in why
@@ -257,7 +257,7 @@ def test_flex_attention_shares(name):
 
 
 def test_flex_attention_packs_on_an_accelerator(monkeypatch):
-    monkeypatch.setattr(layouts, "_difference", lambda model, plan, layout: None)  # the weights are nowhere
+    monkeypatch.setattr(layouts, "_fit_masks", lambda model, plan, layout: None)  # the weights are nowhere
     monkeypatch.setattr(layouts, "_weights_are_here", lambda model: True)
     model = flex_model(ARCHITECTURES["llama"]()).to("meta")
     assert choose_layout(model, "auto")[0] == "packed"
