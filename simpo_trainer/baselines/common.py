@@ -51,7 +51,7 @@ class BaselineTrainer(RunTrainer):
     unit = "pairs"
 
     def describe_loss(self) -> str:
-        """What is minimised, for the log."""
+        """Returns the name of the loss, for the log."""
         raise NotImplementedError
 
     def method_settings(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class BaselineTrainer(RunTrainer):
         return found
 
     def _begin(self) -> None:
-        """What follows the constructor of trl's trainer."""
+        """Finish the construction after trl's constructor."""
         model: Any = self.model
         if self.shared.disable_dropout:
             disable_dropout(model)
@@ -106,7 +106,7 @@ class BaselineTrainer(RunTrainer):
 
     @property
     def stop_requested(self) -> bool:
-        """Whether to stop after this step; every process must ask, and all get the same answer."""
+        """Returns whether to stop after this step; every process must ask, and all get the same answer."""
         asked = torch.tensor(float(self.stop_request.requested), device=self.accelerator.device)
         return bool(self.accelerator.reduce(asked, reduction="sum") > 0)
 
@@ -116,7 +116,7 @@ class BaselineTrainer(RunTrainer):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """While entered, nothing is said of a name that trl reads and transformers has renamed."""
+    """Suppress the warning for a name that trl reads and that transformers has renamed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing", FutureWarning)
         yield

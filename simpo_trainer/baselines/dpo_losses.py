@@ -16,7 +16,7 @@ _SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
 
 
 def settle_losses(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
-    """The values of a DPO recipe with today's names of losses; what is wrong with them, and what should be said.
+    """Returns the values of a DPO recipe with today's names of losses, the problems with them, and the notices.
 
     Args:
         values: the recipe's keys, of their types.
@@ -42,9 +42,9 @@ def settle_losses(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str],
 
 def _unknown(name: str) -> str:
     if name == "simpo":
-        return "loss_type simpo is no loss of DPO. Set method: simpo."
+        return "loss_type simpo is not a loss of DPO. Set method: simpo."
     meant = did_you_mean(name, [*DPO_LOSSES, *_RENAMED]) or f" It must be one of {', '.join(DPO_LOSSES)}."
-    return f"loss_type {name} is no loss of DPO.{meant}"
+    return f"loss_type {name} is not a loss of DPO.{meant}"
 
 
 def _number_problems(values: Mapping[str, Any], names: list[str]) -> list[str]:

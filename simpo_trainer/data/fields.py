@@ -71,7 +71,7 @@ def check_margin(margin: Any, row: int, name: str) -> None:
 
 
 def has_ranked_answers(columns: Collection[str]) -> bool:
-    """Whether rows with these columns are prompts with ranked answers."""
+    """Returns whether rows with these columns are prompts with ranked answers."""
     return "responses" in columns
 
 

@@ -13,7 +13,7 @@ from .formats import NAMED_FIELDS, Format
 
 @dataclass
 class DataConfig:
-    """Where the preference pairs, or ranked answers, are read from (the data section of a recipe)."""
+    """The sources of preference pairs or ranked answers (the data section of a recipe)."""
 
     dataset_name: str | None = knob(
         None,
@@ -95,14 +95,14 @@ _ENTRY_KEYS = [key.name for key in fields(DatasetConfig)]
 
 
 def split_use(split: str) -> str | None:
-    """What a split of `dataset_splits` is for by its name, "train" or "test"; None if the name tells neither."""
+    """Returns the use of a split of `dataset_splits` by its name, "train" or "test"; None if the name tells neither."""
     if "train" in split:
         return "train"
     return "test" if any(word in split for word in ("test", "val", "eval")) else None
 
 
 def data_problems(values: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the keys of the data section, a sentence for each problem; nothing is read.
+    """Returns a sentence for each problem with the keys of the data section, without reading any data.
 
     Args:
         values: keys of `DataConfig` to values of their types; a key that is not there has its default.
@@ -242,7 +242,7 @@ def _streaming_problems(settings: Mapping[str, Any]) -> list[str]:
 
 def _column_problems(settings: Mapping[str, Any]) -> list[str]:
     return [
-        f"columns: {name!r} is no field of a pair.{_meant(name, NAMED_FIELDS)} Give a field as the key, and its "
+        f"columns: {name!r} is not a field of a pair.{_meant(name, NAMED_FIELDS)} Give a field as the key, and its "
         "place in the rows as the value."
         for name in settings["columns"] or {}
         if name not in NAMED_FIELDS

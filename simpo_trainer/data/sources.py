@@ -37,7 +37,7 @@ Rows: TypeAlias = Dataset | IterableDataset
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from: a file, a folder or a dataset of the Hub, and what else `load_dataset` is to be told."""
+    """The source of rows: a file, a folder or a dataset of the Hub, with further arguments of `load_dataset`."""
 
     name: str
     config: str | None = None

@@ -1,4 +1,4 @@
-"""What scoring attaches to a model, in one object under one name, so that no other module knows where it is."""
+"""One object under one name holds all that scoring attaches to a model; no other module knows the name."""
 
 import types
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _NAME = "simpo_scoring"
 
 @dataclass(frozen=True)
 class Scoring:
-    """What a prepared model scores with.
+    """Everything that a prepared model needs for scoring, apart from its forward.
 
     Args:
         mask_plan: makes the masks of rows that hold several answers; None for a model that cannot have such rows.
@@ -30,7 +30,7 @@ def is_prepared(model: nn.Module) -> bool:
 
 
 def scoring_of(model: nn.Module) -> Scoring:
-    """Returns what was attached to a prepared model."""
+    """Returns the object that was attached to a prepared model."""
     return cast(Scoring, getattr(model, _NAME))
 
 

@@ -158,7 +158,7 @@ class HubTrainer(Trainer):
     def _uploader(
         self, staged: Path, message: str | None, token: str | None, revision: str | None
     ) -> Callable[[], CommitInfo]:
-        """What uploads the staged folder and removes it."""
+        """Returns a function that uploads the staged folder and removes it."""
 
         def upload() -> CommitInfo:
             try:

@@ -36,7 +36,7 @@ class Key:
 
     @property
     def default(self) -> Any:
-        """The value without the key, of the key's type; None where it is decided elsewhere."""
+        """Returns the value that holds without the key, of the key's type; None where it is decided elsewhere."""
         if self.own_default is not None:
             return self.own_default
         if self.field.name == "dtype":
@@ -127,12 +127,12 @@ def _meant(key: str, known: Mapping[str, Key]) -> str:
 
 
 def takes_bool(key: str) -> bool:
-    """Whether `key` is one that true and false can be given to, under any method."""
+    """Returns whether `key` takes true and false, under any method."""
     return any(key in known and _takes_bool(known[key].hint) for known in map(keys_of, ("simpo", *ARGUMENTS)))
 
 
 def convert(value: Any, hint: Any, text: str | None = None) -> Any:
-    """The value (or `text`, as it was typed) in the type that `hint` asks for.
+    """Returns the value (or `text`, as it was typed) in the type that `hint` asks for.
 
     Raises:
         ValueError: it does not fit.

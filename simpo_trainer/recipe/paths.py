@@ -1,4 +1,4 @@
-"""Where recipes are: files by path, and by name those that come with the package."""
+"""Find recipes: files by path, and those that come with the package by name."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which folders are runs, and what to call each."""
+"""Tell which folders are runs, and name each."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -19,7 +19,7 @@ _NOTHING: Series = ((), ())
 
 @dataclass(frozen=True)
 class _Panel:
-    """Where a panel stands, what it shows, and the points of each run, none of a run that has another unit."""
+    """The place of a panel, its title and unit, and the points of each run; a run with another unit has none here."""
 
     place: tuple[int, int]
     title: str

@@ -156,7 +156,7 @@ def _machine_problems(processes: Processes, config: Any, machines: int, count: i
 
 
 def _process_problems(launcher: str, kind: str, local: int, accelerators: int) -> list[str]:
-    """What the processes of this machine lack."""
+    """Returns a sentence for each problem with the processes of this machine."""
     problems = []
     if kind == "NO" and local > 1:
         problems.append(

@@ -36,7 +36,7 @@ def _reporting_problems(training: SimPOConfig) -> list[str]:
             # No install line: a package of that name may be anybody's.
             reporters = list(INTEGRATION_TO_CALLBACK)
             meant = did_you_mean(name, reporters, 1) or f" It must be one of {', '.join(reporters)}."
-            problems.append(f"report_to names {name}, which is no reporter.{meant}")
+            problems.append(f"report_to names {name}, which is not a reporter.{meant}")
     return problems
 
 
@@ -57,7 +57,7 @@ def _attention_problems(training: SimPOConfig) -> list[str]:
     known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
     if attention is not None and attention not in known and "/" not in attention:  # a kernel of the Hub has a slash
         meant = did_you_mean(attention, known, 1) or f" It must be one of {', '.join(known)}."
-        return [f"attn_implementation is {attention}, which is no attention that transformers has.{meant}"]
+        return [f"attn_implementation is {attention}, which transformers does not have.{meant}"]
     # The `kernels` package fetches the same kernels from the Hub where the package itself is missing.
     if attention not in _ATTENTION or has_package(_ATTENTION[attention][0]) or has_package("kernels"):
         return []

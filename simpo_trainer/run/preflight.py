@@ -1,4 +1,4 @@
-"""What can be found wrong with a run before anything is loaded."""
+"""Find mistakes in a run before anything is loaded."""
 
 import json
 import tempfile

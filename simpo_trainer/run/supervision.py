@@ -72,7 +72,7 @@ def leave_to_parent(error: SimPOError) -> bool:
 
 @contextmanager
 def _signals_passed_on() -> Iterator[None]:
-    """While entered, processes that were started get the signals that this one gets."""
+    """Pass the signals that this process gets on to the processes that it started."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         children = psutil.Process().children()

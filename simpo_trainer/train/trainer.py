@@ -331,7 +331,7 @@ class SimPOTrainer(RunTrainer):
 
     @property
     def stop_requested(self) -> bool:
-        """Whether to stop after this step; the same on every process."""
+        """Returns whether to stop after this step; the same on every process."""
         if self.accelerator.num_processes > 1:
             return self._step_totals.stop_requests > 0
         return self.stop_request.requested

@@ -568,9 +568,12 @@ def test_older_names_of_losses(recipe):
     ("settings", "message"),
     [
         ({"method": "dop"}, 'method is "dop"; it must be one of simpo, dpo, sft'),
-        ({"method": "dpo", "loss_type": "sigmiod"}, "loss_type sigmiod is no loss of DPO. Did you mean sigmoid"),
-        ({"method": "dpo", "loss_type": "simpo"}, "loss_type simpo is no loss of DPO. Set method: simpo."),
-        ({"method": "dpo", "loss_type": ["sigmoid", "xyz"]}, "xyz is no loss of DPO. It must be one of sigmoid, hinge"),
+        ({"method": "dpo", "loss_type": "sigmiod"}, "loss_type sigmiod is not a loss of DPO. Did you mean sigmoid"),
+        ({"method": "dpo", "loss_type": "simpo"}, "loss_type simpo is not a loss of DPO. Set method: simpo."),
+        (
+            {"method": "dpo", "loss_type": ["sigmoid", "xyz"]},
+            "xyz is not a loss of DPO. It must be one of sigmoid, hinge",
+        ),
         ({"method": "dpo", "loss_type": ["ipo", "sft"], "loss_weights": [1.0]}, "loss_weights has 1 numbers for 2"),
         ({"method": "dpo", "loss_type": "exo_pair"}, "exo_pair needs a label_smoothing above 0"),
         ({"method": "dpo", "loss_type": "robust", "label_smoothing": 0.5}, r"it must lie in \[0, 0.5\)"),

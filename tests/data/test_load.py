@@ -210,7 +210,7 @@ def test_streams(tmp_path):
             "the fractions in datasets need their numbers",
         ),
         ({"dataset_name": "a", "test_split_size": 0.1, "streaming": True}, "test_split_size 0.1 is a share of them"),
-        ({"dataset_name": "a", "columns": {"promt": "q"}}, "columns: 'promt' is no field .* Did you mean prompt?"),
+        ({"dataset_name": "a", "columns": {"promt": "q"}}, "columns: 'promt' is not a field .* Did you mean prompt?"),
     ],
 )
 def test_bad_settings(config, message):
@@ -244,7 +244,7 @@ def test_good_settings(config):
 def test_all_problems_are_told_at_once():
     config = {"dataset_mixer": {"a": 2, "b": -1}, "columns": {"x": "y"}}
     assert len(data_problems(config)) == 3
-    with pytest.raises(SimPOError, match="(?s)of a is 2.*of b is -1.*'x' is no field"):
+    with pytest.raises(SimPOError, match="(?s)of a is 2.*of b is -1.*'x' is not a field"):
         read(**config)
 
 
