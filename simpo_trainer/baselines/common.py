@@ -24,7 +24,7 @@ from ..tokens.sets import TokenSet
 from ..train.config import SimPOConfig
 from ..train.processes import keep_scores_float32
 from ..train.run_trainer import RunTrainer
-from ..train.saving import check_saves
+from ..train.saving import check_saves, settle_generation
 from ..train.start import say_size
 from .settings import method_settings
 
@@ -55,10 +55,11 @@ class BaselineTrainer(RunTrainer):
         return found
 
     def _begin(self) -> None:
-        """What follows the constructor of trl's trainer."""
+        """Finish the construction after trl's constructor."""
         model: Any = self.model
         if self.shared.disable_dropout:
             disable_dropout(model)
+        settle_generation(model)
         check_saves(model, cast(PreTrainedTokenizerBase, self.processing_class), self.args)
         if not self.is_deepspeed_enabled:
             _float_adapters(model)
@@ -87,7 +88,7 @@ class BaselineTrainer(RunTrainer):
 
     @property
     def stop_requested(self) -> bool:
-        """Whether to stop after this step; every process must ask, and all get the same answer."""
+        """Returns whether to stop after this step; every process must ask, and all get the same answer."""
         asked = torch.tensor(float(self.stop_request.requested), device=self.accelerator.device)
         return bool(self.accelerator.reduce(asked, reduction="sum") > 0)
 
@@ -97,7 +98,7 @@ class BaselineTrainer(RunTrainer):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """While entered, nothing is said of a name that trl reads and transformers has renamed."""
+    """Suppress the warning for a name that trl reads and that transformers has renamed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing", FutureWarning)
         yield

@@ -1,9 +1,10 @@
 """The losses of trl's `DPOTrainer` by name: what older guides call otherwise, and what a recipe should be told."""
 
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any
+
+from ..errors import did_you_mean
 
 # As trl names them; a test compares.
 DPO_LOSSES = (
@@ -15,7 +16,7 @@ _SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
 
 
 def settle_losses(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
-    """The values of a DPO recipe with today's names of losses; what is wrong with them, and what should be said.
+    """Returns the values of a DPO recipe with today's names of losses, the problems with them, and the notices.
 
     Args:
         values: the recipe's keys, of their types.
@@ -41,10 +42,9 @@ def settle_losses(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str],
 
 def _unknown(name: str) -> str:
     if name == "simpo":
-        return "loss_type simpo is no loss of DPO. Set method: simpo."
-    near = difflib.get_close_matches(name, [*DPO_LOSSES, *_RENAMED], n=2)
-    meant = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(DPO_LOSSES)}."
-    return f"loss_type {name} is no loss of DPO; {meant}"
+        return "loss_type simpo is not a loss of DPO. Set method: simpo."
+    meant = did_you_mean(name, [*DPO_LOSSES, *_RENAMED]) or f" It must be one of {', '.join(DPO_LOSSES)}."
+    return f"loss_type {name} is not a loss of DPO.{meant}"
 
 
 def _number_problems(values: Mapping[str, Any], names: list[str]) -> list[str]:

@@ -23,7 +23,7 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except SimPOError as error:
-            if _is_shown_by_parent(error):
+            if _leave_to_parent(error):
                 raise typer.Exit(1) from None
             console = Console(stderr=True, soft_wrap=True, highlight=False)
             console.print(f"[bold red]error:[/bold red] {escape(str(error))}")
@@ -65,8 +65,12 @@ def simpo(
     """Options that go before a command."""
 
 
-def _is_shown_by_parent(error: SimPOError) -> bool:
-    """Whether this process was started by `simpo train --launcher`, which shows the error once for all processes."""
+def _leave_to_parent(error: SimPOError) -> bool:
+    """Hand the error to `simpo train --launcher`, which shows it once for all processes.
+
+    Returns:
+        False if this process was not started by it; the error is to be shown here.
+    """
     if "TORCHELASTIC_ERROR_FILE" not in os.environ:
         return False  # without loading torch
     from ..run.supervision import leave_to_parent

@@ -1,13 +1,12 @@
 """The fields of a row: which columns hold a pair or ranked answers, and what margins must be."""
 
-import difflib
 import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from datasets import Dataset
 
-from ..errors import SimPOError
+from ..errors import SimPOError, near
 
 PAIR_FIELDS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "margin")
 RANKED_FIELDS = ("prompt", "responses", "scores", "ranks", "tools", "chat_template_kwargs")
@@ -43,11 +42,7 @@ def check_columns(columns: Sequence[str], name: str, found: Sequence[str] | None
         )
     if not missing:
         return
-    hints = [
-        f"is {near[0]!r} meant to be {column!r}?"
-        for column in missing
-        if (near := difflib.get_close_matches(column, found, n=1, cutoff=0.5))
-    ]
+    hints = [f"is {likely[0]!r} meant to be {column!r}?" for column in missing if (likely := near(column, found))]
     raise SimPOError(
         f"{name}: column {' and '.join(map(repr, missing))} missing; the columns are {', '.join(map(repr, found))}. "
         + needed
@@ -76,7 +71,7 @@ def check_margin(margin: Any, row: int, name: str) -> None:
 
 
 def has_ranked_answers(columns: Collection[str]) -> bool:
-    """Whether rows with these columns are prompts with ranked answers."""
+    """Returns whether rows with these columns are prompts with ranked answers."""
     return "responses" in columns
 
 

@@ -1,16 +1,15 @@
-"""Where a field is found in rows: a column, or a path into one with dots.
+"""The place of a field in rows: a column, or a path into one with dots.
 
 A number counts in a list; a key applied to a list of objects takes what stands there in each of them.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import Json, LargeList, List, Value
 
-from ..errors import SimPOError
+from ..errors import SimPOError, did_you_mean
 from .sources import Rows
 
 # Rows that show the types of data that states none.
@@ -21,7 +20,7 @@ MESSAGES = List(Json())
 
 @dataclass(frozen=True)
 class Place:
-    """Where a field is found: a column and the keys and numbers that lead from there; and the type of what is there."""
+    """The place of a field: a column, the keys and numbers that lead on from there, and the type of the value there."""
 
     steps: tuple[str, ...]
     feature: Any
@@ -86,7 +85,7 @@ def _type_of(values: list[Any]) -> Any:
 
 
 def _says_something(value: Any) -> bool:
-    """Whether there is a value at a place; a list of nulls is what a key gives that no item has."""
+    """Returns whether there is a value at a place; a key that no item has gives a list of nulls."""
     return any(item is not None for item in value) if isinstance(value, list) and value else value is not None
 
 
@@ -97,7 +96,7 @@ def _keys_at(row: Any, steps: tuple[str, ...]) -> list[str]:
 
 
 def value_at(value: Any, steps: tuple[str, ...]) -> Any:
-    """What stands at a place in a row; None where the row, or an item of one of its lists, does not reach so far."""
+    """Returns the value at a place in a row; None where the row, or an item of one of its lists, ends before it."""
     for depth, step in enumerate(steps):
         if isinstance(value, list) and not step.isdecimal():
             return [value_at(item, steps[depth:]) for item in value]
@@ -111,9 +110,7 @@ def value_at(value: Any, steps: tuple[str, ...]) -> Any:
 
 
 def _no_place(name: str, field: str, path: str, what: str, step: str, there: list[str]) -> SimPOError:
-    near = difflib.get_close_matches(step, there, n=1, cutoff=0.5)
-    hint = f" Is {near[0]!r} meant?" if near else ""
     return SimPOError(
         f"{name}: `columns` takes {field!r} from {path!r}, but {what} {step!r}; there is "
-        f"{', '.join(map(repr, there)) or 'nothing to name'}.{hint} Correct `columns`."
+        f"{', '.join(map(repr, there)) or 'nothing to name'}.{did_you_mean(step, there, 1)} Correct `columns`."
     )

@@ -1,19 +1,19 @@
 """The data section of a recipe: its keys, and what can be found wrong with them before anything is read."""
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from trl.scripts.utils import DatasetConfig
 
+from ..errors import did_you_mean
 from ..knobs import knob
 from .formats import NAMED_FIELDS, Format
 
 
 @dataclass
 class DataConfig:
-    """Where the preference pairs, or ranked answers, are read from (the data section of a recipe)."""
+    """The sources of preference pairs or ranked answers (the data section of a recipe)."""
 
     dataset_name: str | None = knob(
         None,
@@ -95,14 +95,14 @@ _ENTRY_KEYS = [key.name for key in fields(DatasetConfig)]
 
 
 def split_use(split: str) -> str | None:
-    """What a split of `dataset_splits` is for by its name, "train" or "test"; None if the name tells neither."""
+    """Returns the use of a split of `dataset_splits` by its name, "train" or "test"; None if the name tells neither."""
     if "train" in split:
         return "train"
     return "test" if any(word in split for word in ("test", "val", "eval")) else None
 
 
 def data_problems(values: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the keys of the data section, a sentence for each problem; nothing is read.
+    """Returns a sentence for each problem with the keys of the data section, without reading any data.
 
     Args:
         values: keys of `DataConfig` to values of their types; a key that is not there has its default.
@@ -176,7 +176,7 @@ def _list_problems(entries: list[dict[str, Any]]) -> list[str]:
             )
         for key in entry:
             if key not in _ENTRY_KEYS:
-                problems.append(f"{where}: unknown key {key!r}; {_nearest(key, _ENTRY_KEYS)} Rename or remove it.")
+                problems.append(f"{where}: unknown key {key!r}.{_meant(key, _ENTRY_KEYS)} Rename or remove it.")
         fraction, keep = entry.get("fraction"), entry.get("columns")
         if fraction is not None and (
             isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1
@@ -242,13 +242,12 @@ def _streaming_problems(settings: Mapping[str, Any]) -> list[str]:
 
 def _column_problems(settings: Mapping[str, Any]) -> list[str]:
     return [
-        f"columns: {name!r} is no field of a pair; {_nearest(name, NAMED_FIELDS)} Give a field as the key, and its "
+        f"columns: {name!r} is not a field of a pair.{_meant(name, NAMED_FIELDS)} Give a field as the key, and its "
         "place in the rows as the value."
         for name in settings["columns"] or {}
         if name not in NAMED_FIELDS
     ]
 
 
-def _nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
+def _meant(name: str, known: Sequence[str]) -> str:
+    return did_you_mean(name, known, 1) or f" It must be one of {', '.join(known)}."

@@ -1,6 +1,5 @@
 """One source of rows to its splits: a file, a folder, a dataset of the Hub; and where a broken file is broken."""
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,7 +26,7 @@ from datasets import (
 from datasets.exceptions import DatasetGenerationError
 from datasets.table import CastError
 
-from ..errors import SimPOError
+from ..errors import SimPOError, first_line, near
 from .json_types import OtherType, load_checked, load_widened
 
 # What a file name may end in, and the `datasets` loader that reads it.
@@ -38,7 +37,7 @@ Rows: TypeAlias = Dataset | IterableDataset
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from: a file, a folder or a dataset of the Hub, and what else `load_dataset` is to be told."""
+    """The source of rows: a file, a folder or a dataset of the Hub, with further arguments of `load_dataset`."""
 
     name: str
     config: str | None = None
@@ -100,7 +99,7 @@ def readable_rows(rows: Iterable[dict[str, Any]], name: str) -> Iterator[dict[st
         if not (isinstance(error, pa.ArrowInvalid | OtherType) or str(error).startswith("Couldn't cast")):
             raise
         raise SimPOError(
-            f"{name}: a row cannot be read ({_first_line(error)}). The types of a stream are those of the first rows "
+            f"{name}: a row cannot be read ({_cause_line(error)}). The types of a stream are those of the first rows "
             "of its files. Remove streaming, which looks at whole files and names a broken line; or write the column "
             "the same way everywhere, with every key that occurs in the first row."
         ) from error
@@ -138,12 +137,12 @@ def _load_named(source: Source, path: Path, streaming: bool) -> dict[str, Rows]:
         )
     except DatasetGenerationError as error:
         raise SimPOError(
-            f"{source.name!r} cannot be read: {_first_line(error)}. Repair it or write it again."
+            f"{source.name!r} cannot be read: {_cause_line(error)}. Repair it or write it again."
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise SimPOError(
             f"{source.name!r} is neither a file or folder here nor a dataset that could be read from the Hub "
-            f"({_first_line(error)}). Check the spelling, the network and, for a private dataset, `hf auth login`; or "
+            f"({_cause_line(error)}). Check the spelling, the network and, for a private dataset, `hf auth login`; or "
             f"give a local path. {_near_names(path)}"
         ) from error
 
@@ -172,7 +171,7 @@ def _load_folder(path: Path, source: Source, streaming: bool) -> dict[str, Rows]
             splits = _as_splits(load_from_disk(str(path)))
         except Exception as error:  # broken JSON, a missing or cut Arrow file, a version that cannot be read
             raise SimPOError(
-                f"{path} was written by save_to_disk but cannot be read ({_first_line(error)}). Write it again."
+                f"{path} was written by save_to_disk but cannot be read ({_cause_line(error)}). Write it again."
             ) from error
         if not streaming:
             return splits
@@ -189,7 +188,7 @@ def _load_folder(path: Path, source: Source, streaming: bool) -> dict[str, Rows]
         return _readable(_read(str(path.resolve()), source.config, streaming=streaming))
     except Exception as error:  # as above; the first file found broken is the one to name
         broken = (why for file in files if (why := _broken_text(file)))
-        why = next(broken, None) or _unlike_files(files) or f"{path} cannot be read: {_first_line(error)}."
+        why = next(broken, None) or _unlike_files(files) or f"{path} cannot be read: {_cause_line(error)}."
         raise SimPOError(why) from error
 
 
@@ -292,14 +291,13 @@ def _refuse_empty(path: Path) -> None:
 
 
 def _near_names(path: Path) -> str:
-    """What stands in the folder of a path that does not exist, the likely ones first."""
+    """Returns a sentence that says which files are in the folder of a path that does not exist, or which are near."""
     folder = path.parent
     if not folder.is_dir():
         return f"Its folder {folder} does not exist either."
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    if near:
-        return f"Near names in {folder}: {', '.join(near)}."
+    if likely := near(path.name, names, 3):
+        return f"Near names in {folder}: {', '.join(likely)}."
     return f"{folder} holds {', '.join(names[:10]) or 'nothing'}{', ...' if len(names) > 10 else ''}."
 
 
@@ -309,7 +307,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         return broken
     if "corresponds to no data" in str(error) or isinstance(error, StopIteration):
         return f"{path} has no rows; a dataset file needs at least one preference pair."
-    return f"{path} cannot be read as {path.suffix.lower()[1:]}: {_first_line(error)}. Repair it or write it again."
+    return f"{path} cannot be read as {path.suffix.lower()[1:]}: {_cause_line(error)}. Repair it or write it again."
 
 
 def _broken_text(path: Path) -> str | None:
@@ -351,9 +349,8 @@ def _broken_line(path: Path) -> str | None:
     return None
 
 
-def _first_line(error: BaseException) -> str:
-    """The most telling line of an error: that of its cause, where a loader wrapped it."""
+def _cause_line(error: BaseException) -> str:
+    """Returns the first line of the error that a loader wrapped into another one, or of the error itself."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = error.details() if isinstance(error, CastError) else str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    return error.details().splitlines()[0].rstrip(".") if isinstance(error, CastError) else first_line(error)

@@ -1,11 +1,10 @@
 """`LossSettings`: the settings of the preference loss, their ranges, and what is wrong or unlikely in them."""
 
-import difflib
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import SimPOError
+from ..errors import SimPOError, did_you_mean
 from ..knobs import knob, knob_problems
 from .losses import DEFAULTS, LOSSES
 
@@ -181,9 +180,7 @@ def _unknown(name: str) -> str:
     if name in ("simpo", "dpo"):
         change = "loss_type: sigmoid" if name == "simpo" else "method: dpo"
         return f"loss_type is {name!r}, which is the name of a method, not of a loss. Set {change}."
-    near = difflib.get_close_matches(name, LOSSES, n=2, cutoff=0.5)
-    meant = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"loss_type is {name!r}; it must be one of {', '.join(LOSSES)}.{meant}"
+    return f"loss_type is {name!r}; it must be one of {', '.join(LOSSES)}.{did_you_mean(name, LOSSES)}"
 
 
 def _weight_problems(settings: LossSettings) -> list[str]:

@@ -11,6 +11,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ..batches.batch import Batch, Layout, PairCollator
 from ..errors import SimPOError
 from ..tokens.sets import token_lengths
+from .attached import Scoring, replace_scoring
 from .attention import MaskPlan
 from .scoring import score_answers
 from .segments import SEGMENT_ATTENTION, SegmentPlan
@@ -55,7 +56,7 @@ def choose_layout(model: PreTrainedModel | PeftModel, wanted: str, *, compiled: 
         return "padded", "as asked for"
     hindrance: str | None = None
     for way in _ways(model, wanted, compiled):
-        hindrance = _hindrance(model, way)
+        hindrance = _hindrance(model, way) or _take(model, way)
         if hindrance is None:
             return way.layout, way.reason
     if wanted == "auto":
@@ -106,7 +107,7 @@ def saved_tokens(dataset: Any, layout: Layout) -> str:
 
 
 def _hindrance(model: PreTrainedModel | PeftModel, way: _Way) -> str | None:
-    """Why the answers of this model cannot share a row with their prompt; None where they can."""
+    """Returns why the answers of this model cannot share a row with their prompt; None if nothing speaks against it."""
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         return f"a {model.active_peft_config.peft_type.value} adapter puts tokens of its own in front of every row"
     base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
@@ -114,18 +115,29 @@ def _hindrance(model: PreTrainedModel | PeftModel, way: _Way) -> str | None:
     attention = config._attn_implementation
     if attention not in _MASKED_ATTENTION and way.layout != "padding_free":
         return f"{attention} takes no mask that keeps them apart"
-    plan = way.plan.from_config(base.config)
-    if plan is None:
+    if way.plan.from_config(base.config) is None:
         kinds = set(config.layer_types) - {"full_attention", "sliding_attention"}
         return f"the model has layers of the kind {', '.join(sorted(kinds))}"
     if own := [name for name in _OWN_WINDOWS if getattr(config, name, None)]:
         return f"its layers have a window of their own ({own[0]})"
     if not _weights_are_here(base) and config.model_type not in TESTED:
         return f"{config.model_type} is not known, and its weights are elsewhere"
+    return None
+
+
+def _take(model: PreTrainedModel | PeftModel, way: _Way) -> str | None:
+    """Give the model the masks of a way that nothing hinders, and its attention if the test batch scores right with it.
+
+    Returns:
+        None, or why the way is not taken.
+    """
+    base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+    attention = base.config.get_text_config()._attn_implementation
+    plan = cast(MaskPlan, way.plan.from_config(base.config))
     if way.plan is SegmentPlan:
         base.set_attn_implementation(SEGMENT_ATTENTION)
-    base.mask_plan = plan  # type: ignore[assignment]
-    difference = _difference(base, plan, way.layout) if _weights_are_here(base) else None
+    replace_scoring(base, Scoring(plan))
+    difference = _fit_masks(base, plan, way.layout) if _weights_are_here(base) else None
     if difference and way.plan is SegmentPlan:
         base.set_attn_implementation(attention)
     return difference
@@ -135,13 +147,17 @@ def _weights_are_here(model: PreTrainedModel) -> bool:
     return not (is_deepspeed_zero3_enabled() or any(parameter.is_meta for parameter in model.parameters()))
 
 
-def _difference(model: PreTrainedModel, plan: MaskPlan, layout: Layout) -> str | None:
-    """What a test batch shows: None where shared rows score as rows of their own do."""
+def _fit_masks(model: PreTrainedModel, plan: MaskPlan, layout: Layout) -> str | None:
+    """Give the model the first masks with which shared rows of a test batch score as rows of their own do.
+
+    Returns:
+        None, or why no masks do.
+    """
     error = ""
     for candidate in (plan, plan.for_all_layers()):
         if candidate is None:
             continue
-        model.mask_plan = candidate  # type: ignore[assignment]
+        replace_scoring(model, Scoring(candidate))
         try:
             if _scores_alike(model, layout):
                 return None

@@ -4,7 +4,6 @@ Shapes: R rows of T tokens, S scored positions, A answers.
 """
 
 import inspect
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from ..batches.batch import NOT_SCORED, Batch
 from ..errors import SimPOError
+from .attached import Scoring, attach_scoring, is_prepared, scoring_of
 from .attention import MaskPlan, able_to_run, flex_width
 from .experts import BalanceTerm, asks_for_balance, check_balance, router_logits_by_row
 from .head import LogitTransform, token_logps
@@ -107,7 +107,7 @@ def add_scoring_forward(model: PreTrainedModel) -> None:
     Raises:
         SimPOError: the model is not a decoder-only language model with a head.
     """
-    if getattr(model.forward, "scores_answers", False):
+    if is_prepared(model):
         return
     if model.config.is_encoder_decoder or model.get_output_embeddings() is None or model.base_model is model:
         raise SimPOError(
@@ -147,9 +147,7 @@ def add_scoring_forward(model: PreTrainedModel) -> None:
     # `generate` and the Trainer read the signature of `forward`. Not by functools.wraps: accelerate, unwrapping a
     # model, follows `__wrapped__` and would take this forward off.
     forward.__signature__ = inspect.signature(type(model).forward)  # type: ignore[attr-defined]
-    forward.scores_answers = True  # type: ignore[attr-defined]
-    model.forward = types.MethodType(forward, model)
-    model.mask_plan = MaskPlan.from_config(model.config)  # type: ignore[assignment]
+    attach_scoring(model, forward, Scoring(MaskPlan.from_config(model.config)))
 
 
 def _with_masks(
@@ -162,7 +160,7 @@ def _with_masks(
     **kwargs: Any,
 ) -> dict[str, Any]:
     """The inputs of a backbone for rows that hold several answers; for flex attention, wider than they came."""
-    plan = cast(MaskPlan, model.mask_plan)
+    plan = cast(MaskPlan, scoring_of(model).mask_plan)
     if _attention(model) == "flex_attention":
         padding = (0, flex_width(branch.shape[1]) - branch.shape[1])
         input_ids, position_ids, branch = (F.pad(ids, padding) for ids in (input_ids, position_ids, branch))

@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
 from transformers import TrainingArguments
 
-from ..errors import SimPOError
+from ..errors import SimPOError, first_line
 
 # Left out of the model's files: checkpoints, what is only of use here, and a pickle full of paths of this machine,
 # which runs code where it is read; run_manifest.json says the same in the open. TensorBoard's files bear the name of
@@ -68,12 +68,12 @@ def _check_token(token: str) -> None:
         if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
             raise SimPOError(
                 f"push_to_hub is true, but the Hub ({constants.ENDPOINT}) does not accept the token: "
-                f"{first_line(error)} Run `hf auth login` with a valid token with write access, or set HF_TOKEN to "
+                f"{first_line(error)}. Run `hf auth login` with a valid token with write access, or set HF_TOKEN to "
                 "one, or set push_to_hub: false."
             ) from None
         raise SimPOError(
-            f"push_to_hub is true, but the Hub ({constants.ENDPOINT}) cannot be reached: {first_line(error)} Check the "
-            f"network (and HF_ENDPOINT), or {remedy}."
+            f"push_to_hub is true, but the Hub ({constants.ENDPOINT}) cannot be reached: {first_line(error)}. Check "
+            f"the network (and HF_ENDPOINT), or {remedy}."
         ) from error
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise SimPOError(
@@ -117,9 +117,3 @@ def push_later(repo: str, folder: Path) -> str:
     """The shell command that uploads what a failed push did not."""
     words = ["hf", "upload", repo, str(folder), *(word for pattern in LEFT_OUT for word in ("--exclude", pattern))]
     return shlex.join(words)
-
-
-def first_line(error: BaseException) -> str:
-    """The most telling line of an error, with a full stop."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".") + "."

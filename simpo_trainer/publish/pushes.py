@@ -14,12 +14,12 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
-from ..errors import SimPOError
+from ..errors import SimPOError, first_line
 from ..log import get_logger
 from ..record.manifest import ManifestCallback
 from ..record.privacy import hub_name, private_texts, public_label
 from .card import write_card
-from .hub import LEFT_OUT, MODEL_FILES, first_line, stage_files
+from .hub import LEFT_OUT, MODEL_FILES, stage_files
 
 logger = get_logger(__name__)
 
@@ -40,8 +40,8 @@ class HubTrainer(Trainer):
         except Exception as error:  # each way in which a network can fail has an error of its own
             name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
             raise SimPOError(
-                f"The repository {name} cannot be made on the Hub: {first_line(error)} Set hub_model_id to a name that "
-                "your token may write to, or push_to_hub: false."
+                f"The repository {name} cannot be made on the Hub: {first_line(error)}. Set hub_model_id to a name "
+                "that your token may write to, or push_to_hub: false."
             ) from error
 
     def create_model_card(  # type: ignore[override]
@@ -148,7 +148,7 @@ class HubTrainer(Trainer):
     def _uploader(
         self, staged: Path, message: str | None, token: str | None, revision: str | None
     ) -> Callable[[], CommitInfo]:
-        """What uploads the staged folder and removes it."""
+        """Returns a function that uploads the staged folder and removes it."""
 
         def upload() -> CommitInfo:
             try:
@@ -182,7 +182,7 @@ class HubTrainer(Trainer):
 
 def _warn_if_failed(job: Future) -> None:
     if not job.cancelled() and (error := job.exception()) is not None:
-        logger.warning(f"A push during training failed, and the training goes on: {first_line(error)}")
+        logger.warning(f"A push during training failed, and the training goes on: {first_line(error)}.")
 
 
 def _listed(value: str | Iterable[str] | None) -> list[str]:

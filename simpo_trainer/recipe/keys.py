@@ -1,6 +1,5 @@
 """The keys of a recipe: who owns each, which type it takes, and what a wrong value is told."""
 
-import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from trl import ModelConfig
 
 from ..baselines.settings import ARGUMENTS, DEFAULTS, MethodConfig, own_keys, shared_keys
 from ..data.settings import DataConfig
+from ..errors import did_you_mean, near
 from ..loss.settings import LossSettings
 from ..model.settings import ModelSettings
 from ..tokens.settings import RowSettings
@@ -36,7 +36,7 @@ class Key:
 
     @property
     def default(self) -> Any:
-        """The value without the key, of the key's type; None where it is decided elsewhere."""
+        """Returns the value that holds without the key, of the key's type; None where it is decided elsewhere."""
         if self.own_default is not None:
             return self.own_default
         if self.field.name == "dtype":
@@ -120,20 +120,19 @@ _OPTIONS = ("launcher", "num_processes", "num_machines", "machine_rank", "main_p
 
 def _meant(key: str, known: Mapping[str, Key]) -> str:
     if methods := [method for method in ARGUMENTS if key in own_keys(method)]:
-        return f"; it belongs to method: {' and '.join(methods)}"
-    near = difflib.get_close_matches(key.lower().replace("-", "_"), [*known, *_OPTIONS], n=1)
-    if near and near[0] in _OPTIONS:
-        return f"; --{near[0].replace('_', '-')} is an option of `simpo train`, and no setting of a recipe"
-    return f"; did you mean {near[0]}?" if near else ""
+        return f"; it belongs to method: {' and '.join(methods)}."
+    if (found := near(key, [*known, *_OPTIONS])) and found[0] in _OPTIONS:
+        return f"; --{found[0].replace('_', '-')} is an option of `simpo train`, and no setting of a recipe."
+    return "." + (did_you_mean(key, known, 1) or " `simpo train --help` lists the keys.")
 
 
 def takes_bool(key: str) -> bool:
-    """Whether `key` is one that true and false can be given to, under any method."""
+    """Returns whether `key` takes true and false, under any method."""
     return any(key in known and _takes_bool(known[key].hint) for known in map(keys_of, ("simpo", *ARGUMENTS)))
 
 
 def convert(value: Any, hint: Any, text: str | None = None) -> Any:
-    """The value (or `text`, as it was typed) in the type that `hint` asks for.
+    """Returns the value (or `text`, as it was typed) in the type that `hint` asks for.
 
     Raises:
         ValueError: it does not fit.
@@ -166,13 +165,13 @@ _TYPE_NAMES = {float: "a number", int: "a whole number", bool: "true or false", 
 
 
 def _needed(hint: Any, value: Any) -> str:
-    """What `hint` asks for, in words; of many choices only those near `value`."""
+    """Returns in words which values `hint` allows; if they are many, only those near `value`."""
     choices = list(get_args(hint)) if get_origin(hint) is Literal else []
     if isinstance(hint, type) and issubclass(hint, Enum):
         choices = [member.value for member in hint]
     if len(choices) > 12:
-        near = difflib.get_close_matches(str(value), choices, n=3)
-        return f"one of {len(choices)} names" + (f": did you mean {' or '.join(near)}" if near else "")
+        likely = near(str(value), choices, 3)
+        return f"one of {len(choices)} names" + (f", such as {' or '.join(likely)}" if likely else "")
     if choices:
         return f"one of {', '.join(map(str, choices))}"
     if hint is str and not isinstance(value, str | bool | list | dict | None):

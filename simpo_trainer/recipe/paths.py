@@ -1,10 +1,9 @@
-"""Where recipes are: files by path, and by name those that come with the package."""
+"""Find recipes: files by path, and those that come with the package by name."""
 
-import difflib
 import re
 from pathlib import Path
 
-from ..errors import SimPOError
+from ..errors import SimPOError, near
 
 
 def recipes_folder() -> Path:
@@ -56,16 +55,16 @@ def find_recipe(name: str | Path) -> Path:
         raise SimPOError(f"recipe {name} is ambiguous: {' or '.join(matches)}. Write one of these names.")
     if path.is_dir():
         raise SimPOError(f"recipe {name} is a folder. Name one YAML file.")
-    raise SimPOError(f"recipe {name} not found{_nearest(path, known)}")
+    raise SimPOError(f"recipe {name} not found.{_nearest(path, known)}")
 
 
 def _nearest(path: Path, known: dict[str, Path]) -> str:
-    """What may have been meant: files beside the path, and names of recipes."""
+    """Returns the files beside the path and the recipes that may have been meant, or where to look for them."""
     files = {file.name: str(file) for file in path.parent.glob("*.y*ml")}
     stems = {name.rpartition("/")[2]: name for name in known}
-    found = [files[name] for name in difflib.get_close_matches(path.name, files, n=3, cutoff=0.5)]
+    found = [files[name] for name in near(path.name, files, 3)]
     stem = path.name.removesuffix(path.suffix) if path.suffix in (".yaml", ".yml") else path.name
-    found += [stems[name] for name in difflib.get_close_matches(stem, stems, n=3, cutoff=0.5)]
+    found += [stems[name] for name in near(stem, stems, 3)]
     if found:
-        return f"; did you mean {' or '.join(dict.fromkeys(found))}?"
-    return ". Check the path; `simpo recipe list` shows the recipes that can be named."
+        return f" Did you mean {' or '.join(dict.fromkeys(found))}?"
+    return " Check the path; `simpo recipe list` shows the recipes that can be named."

@@ -1,10 +1,9 @@
-"""Which folders are runs, and what to call each."""
+"""Tell which folders are runs, and name each."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import SimPOError
+from ..errors import SimPOError, near
 
 MANIFEST = "run_manifest.json"
 _SHOWN = 8
@@ -65,7 +64,8 @@ def _remedy(folder: Path) -> str:
     if below:
         return f" In it, these are runs: {', '.join(map(str, below[:_SHOWN]))}. Give them."
     beside = {file.parent.name: file.parent for file in folder.parent.glob(f"*/{MANIFEST}")}
-    near = difflib.get_close_matches(folder.name, beside, n=3, cutoff=0.5) or list(beside)[:_SHOWN]
-    if near:
-        return f" Beside it, these are runs: {', '.join(str(beside[name]) for name in sorted(near))}. Give one of them."
+    if likely := near(folder.name, beside, 3) or list(beside)[:_SHOWN]:
+        return (
+            f" Beside it, these are runs: {', '.join(str(beside[name]) for name in sorted(likely))}. Give one of them."
+        )
     return " Give the output_dir of a recipe that was trained."

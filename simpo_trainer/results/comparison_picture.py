@@ -7,13 +7,8 @@ from typing import Any
 
 from ..record.reader import PER_ANSWER, PER_TOKEN, Point, Run
 from .comparison import Comparison, won_by
-from .style import finish_panel
+from .style import MARKERS, finish_panel, line_style, picture
 
-# Colours that readers with a colour vision deficiency can tell apart (Okabe and Ito), the yellow one, too light for
-# lines, replaced by grey. Marks differ as well; after eight runs the lines do.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#999999")
-_MARKERS = "osD^vPX*"
-_LINES = ("-", "--", ":")
 _COLUMNS = 3
 # From so many points on, marks would hide the lines; this many are then left.
 _MARKS = 12
@@ -24,7 +19,7 @@ _NOTHING: Series = ((), ())
 
 @dataclass(frozen=True)
 class _Panel:
-    """Where a panel stands, what it shows, and the points of each run, none of a run that has another unit."""
+    """The place of a panel, its title and unit, and the points of each run; a run with another unit has none here."""
 
     place: tuple[int, int]
     title: str
@@ -41,14 +36,8 @@ def comparison_picture(comparison: Comparison, path: Path) -> bool:
     panels = _panels(comparison)
     if not panels:
         return False
-    # Imported here: it takes a while. No pyplot: it would start a window system and keep figures for the whole program.
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     rows = 1 + max(panel.place[0] for panel in panels)
-    with rc_context({"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=(3.7 * _COLUMNS, 3.1 * rows + (0.6 if rows == 1 else 0)), dpi=150, layout="constrained")
-        axes = figure.subplots(rows, _COLUMNS, squeeze=False)
+    with picture(rows, _COLUMNS, below=0.6 if rows == 1 else 0) as (figure, axes):
         for axis in axes.flatten():
             axis.set_axis_off()
         lines: dict[int, Any] = {}
@@ -59,10 +48,10 @@ def comparison_picture(comparison: Comparison, path: Path) -> bool:
         handles = [lines[number] for number in sorted(lines)]
         shown = [names[number] for number in sorted(lines)]
         if rows > 1:
-            axes[1, 0].legend(handles, shown, loc="center", frameon=False, title=title)
+            axes[1, 0].legend(handles, shown, loc="center", title=title)
         else:
             columns = len(shown) if len(shown) <= 6 else -(-len(shown) // 2)
-            figure.legend(handles, shown, loc="outside lower center", ncols=columns, frameon=False, title=title)
+            figure.legend(handles, shown, loc="outside lower center", ncols=columns, title=title)
         figure.savefig(path)
     return True
 
@@ -110,10 +99,9 @@ def _draw(axis: Any, panel: _Panel) -> dict[int, Any]:
             [lines[number]] = axis.plot(
                 steps,
                 values,
-                color=_COLOURS[number % len(_COLOURS)],
-                marker=_MARKERS[number % len(_MARKERS)],
+                **line_style(number),
+                marker=MARKERS[number % len(MARKERS)],
                 markevery=max(1, len(steps) // _MARKS),
-                linestyle=_LINES[number // len(_COLOURS) % len(_LINES)],
                 linewidth=1.2 + 1.4 * below,
                 markersize=5.5 + 1.5 * below,
                 markeredgecolor="white",

@@ -4,14 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SimPOError
+from .style import GUIDE, finish_panel, line_style, picture
 
 # Log-probability per token half-way between two answers; what is drawn moves them apart.
 _MIDDLE = -2.0
 # Tokens of the answers for losses that compare whole ones.
 _TOKENS = 100
-# Colours that readers with a colour vision deficiency can tell apart (Okabe and Ito).
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_LINES = ("-", "--")
 
 
 def plot_losses(names: list[str], path: Path, settings: dict[str, float]) -> None:
@@ -25,29 +23,20 @@ def plot_losses(names: list[str], path: Path, settings: dict[str, float]) -> Non
     Raises:
         SimPOError: the folder or the format does not exist.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     from ..loss.losses import LOSSES
 
-    with rc_context({"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=(11, 4.6), dpi=150, layout="constrained")
-        left, right = figure.subplots(1, 2)
+    # Wider than other panels: up to a dozen lines cross each other.
+    with picture(1, 2, panel=(5.55, 4.6)) as (figure, [[left, right]]):
         for number, name in enumerate(names):
             margins, values, slopes = curve(name, settings)
-            label = f"{name}, answers of {_TOKENS} tokens" if LOSSES[name].compares == "sum" else name
-            style: dict[str, Any] = {
-                "color": _COLOURS[number % len(_COLOURS)],
-                "linestyle": _LINES[number // len(_COLOURS)],
-            }
-            left.plot(margins, values, label=label, **style)
-            right.plot(margins, slopes, label=label, **style)
+            left.plot(margins, values, **line_style(number))
+            right.plot(margins, slopes, **line_style(number))
+        labels = [f"{name}, answers of {_TOKENS} tokens" if LOSSES[name].compares == "sum" else name for name in names]
+        figure.legend(left.lines, labels, loc="outside right center")
         for axis, title, unit in ((left, "Loss of a pair", "loss"), (right, "Its slope", "d loss / d margin")):
             axis.set(title=title, ylabel=unit, xlabel="margin (chosen - rejected), nats per token")
-            axis.axvline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
-            axis.grid(alpha=0.25)
-            axis.spines[["top", "right"]].set_visible(False)
-        figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False)
+            axis.axvline(0, **GUIDE)
+            finish_panel(axis)
         # What is steeper than most would flatten all others.
         left.set_ylim(*_limits(left, -1.2, 6.0))
         right.set_ylim(*_limits(right, -6.0, 2.5))

@@ -1,15 +1,92 @@
-"""How all pictures here look."""
+"""The look of all pictures: one set of colours, lines, marks and sizes."""
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Readers with a colour vision deficiency can tell these colours apart (Okabe and Ito). Grey replaces their yellow,
+# which is too light for lines.
+BLUE, ORANGE, GREEN, PINK, AMBER, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+BLACK, GREY = "#000000", "#999999"
+COLOURS = (BLUE, ORANGE, GREEN, PINK, AMBER, SKY, BLACK, GREY)
+MARKERS = "osD^vPX*"
+LINES = ("-", "--", ":")
+# For values that lines are compared with: a target, chance, zero.
+GUIDE = {"color": "#555555", "linestyle": ":", "linewidth": 1.2}
+
+# Inches, of a panel with its labels.
+_PANEL = (3.7, 3.1)
+# Two labels of so many letters have room beside each other.
+_SHORT = 18
+_SETTINGS: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.6,
+    "legend.fontsize": 8,
+    # A line that lies under a legend shows through, and leaves the text readable.
+    "legend.facecolor": "white",
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.8,
+    # Else the numbers of a panel would touch those of its neighbour.
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.constrained_layout.h_pad": 0.08,
+}
+
+
+@contextmanager
+def picture(
+    rows: int, columns: int, *, panel: tuple[float, float] = _PANEL, below: float = 0
+) -> Iterator[tuple["Figure", Any]]:
+    """Make a figure with a grid of panels; draw and save it while entered.
+
+    Args:
+        rows: the number of panels in a column.
+        columns: the number of panels in a row.
+        panel: width and height of a panel, inches.
+        below: height for a legend below the panels, inches.
+    """
+    # Imported here: it takes a while, and most processes and runs never draw. No pyplot: it would start a window
+    # system and keep figures for the whole program.
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_SETTINGS):
+        figure = Figure(figsize=(panel[0] * columns, panel[1] * rows + below), dpi=150, layout="constrained")
+        yield figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def line_style(number: int) -> dict[str, str]:
+    """Returns the colour and the kind of the line with this number; the first 24 numbers differ."""
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number // len(COLOURS) % len(LINES)]}
 
 
 def finish_panel(axis: Any) -> None:
-    """What the panels of all pictures share: grid, frame, numbers, and a legend for more than one labelled line."""
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
+    """Set numbers and margins of a panel, and add a legend if it has more than one labelled line."""
     axis.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
     axis.margins(x=0.02)
     if axis.get_xlim()[1] - axis.get_xlim()[0] < 20:
         axis.xaxis.get_major_locator().set_params(integer=True)
-    if len(axis.get_legend_handles_labels()[0]) > 1:
-        axis.legend(frameon=False, fontsize=8)
+    labels = axis.get_legend_handles_labels()[1]
+    if len(labels) > 1 and axis.get_autoscaley_on():
+        _add_legend_above(axis, labels)
+    elif len(labels) > 1:
+        axis.legend()
+
+
+def _add_legend_above(axis: Any, labels: list[str]) -> None:
+    """Add a legend, and make the panel higher than its lines, so that the legend hides none of them."""
+    columns = 2 if max(map(len, labels)) <= _SHORT else 1
+    rows = -(-len(labels) // columns)
+    share = min(0.5, 0.03 + 0.085 * rows)
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high + (high - low) * share / (1 - share))
+    axis.legend(loc="upper center", ncols=columns, columnspacing=1)

@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .style import finish_panel
+from .style import BLUE, COLOURS, GREEN, GUIDE, MARKERS, ORANGE, finish_panel, picture
 
-# Colours that readers with a colour vision deficiency can tell apart (Okabe and Ito).
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 _EVAL = {"linewidth": 1.2, "linestyle": "--", "markersize": 4}
-_SHADES = (_ORANGE, _GREEN, "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = "os^Dv"
+# The training has the first colour.
+_SHADES = COLOURS[1:]
 # From so many points on, single logs hide their own course: they are drawn faintly, with their running mean on top.
 _MANY = 60
 
@@ -35,21 +33,15 @@ def training_curves(
     """
     if not any("loss" in entry or _eval_prefixes(entry) for entry in log_history):
         return False
-    # Imported here: it takes a while, and most processes and runs never draw. No pyplot: it would start a window
-    # system and keep figures for the whole program.
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context({"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=(11, 6), dpi=150, layout="constrained")
-        axes = figure.subplots(2, 3).flatten()
+    with picture(2, 3) as (figure, grid):
+        axes = grid.flatten()
         logged = {key for entry in log_history for key in entry}
         if "mean_token_accuracy" in logged and "rewards/accuracies" not in logged:
             _draw_texts(axes, log_history)
         else:
             _draw_pairs(axes, log_history, target_margin, unit)
-        _draw(axes[4], log_history, {"learning_rate": ("train", _BLUE)}, "Learning rate", "learning rate")
-        _draw(axes[5], log_history, {"grad_norm": ("train", _BLUE)}, "Gradient norm", "norm before clipping")
+        _draw(axes[4], log_history, {"learning_rate": ("train", BLUE)}, "Learning rate", "learning rate")
+        _draw(axes[5], log_history, {"grad_norm": ("train", BLUE)}, "Gradient norm", "norm before clipping")
         for axis in axes:
             finish_panel(axis)
         figure.savefig(path)
@@ -58,23 +50,23 @@ def training_curves(
 
 def _draw_pairs(axes: Any, log_history: Sequence[Mapping[str, float]], target_margin: float | None, unit: str) -> None:
     """The first four panels of training on pairs."""
-    _draw(axes[0], log_history, {"loss": ("train", _BLUE)}, "Loss", "loss per pair")
-    _draw(axes[1], log_history, {"logps/margins": ("train", _BLUE)}, "Margin (chosen - rejected)", unit)
+    _draw(axes[0], log_history, {"loss": ("train", BLUE)}, "Loss", "loss per pair")
+    _draw(axes[1], log_history, {"logps/margins": ("train", BLUE)}, "Margin (chosen - rejected)", unit)
     if target_margin is not None:
-        axes[1].axhline(target_margin, color=_GREY, linestyle=":", label=f"target {target_margin:g}")
-    sides = {"logps/chosen": ("chosen", _GREEN), "logps/rejected": ("rejected", _ORANGE)}
+        axes[1].axhline(target_margin, **GUIDE, label=f"target {target_margin:g}")
+    sides = {"logps/chosen": ("chosen", GREEN), "logps/rejected": ("rejected", ORANGE)}
     _draw(axes[2], log_history, sides, "Log-probability of answers", unit)
-    _draw(axes[3], log_history, {"rewards/accuracies": ("train", _BLUE)}, "Accuracy", "share of pairs won")
-    axes[3].axhline(0.5, color=_GREY, linestyle=":", label="chance")
+    _draw(axes[3], log_history, {"rewards/accuracies": ("train", BLUE)}, "Accuracy", "share of pairs won")
+    axes[3].axhline(0.5, **GUIDE, label="chance")
     axes[3].set_ylim(-0.02, 1.02)
 
 
 def _draw_texts(axes: Any, log_history: Sequence[Mapping[str, float]]) -> None:
     """The first four panels of training on single texts."""
-    _draw(axes[0], log_history, {"loss": ("train", _BLUE)}, "Loss", "nats per token")
-    _draw(axes[1], log_history, {"mean_token_accuracy": ("train", _BLUE)}, "Token accuracy", "share of tokens")
-    _draw(axes[2], log_history, {"entropy": ("train", _BLUE)}, "Entropy", "nats per token")
-    _draw(axes[3], log_history, {"num_tokens": ("train", _BLUE)}, "Tokens", "tokens seen")
+    _draw(axes[0], log_history, {"loss": ("train", BLUE)}, "Loss", "nats per token")
+    _draw(axes[1], log_history, {"mean_token_accuracy": ("train", BLUE)}, "Token accuracy", "share of tokens")
+    _draw(axes[2], log_history, {"entropy": ("train", BLUE)}, "Entropy", "nats per token")
+    _draw(axes[3], log_history, {"num_tokens": ("train", BLUE)}, "Tokens", "tokens seen")
 
 
 def _draw(
@@ -88,14 +80,14 @@ def _draw(
         if len(steps) >= _MANY and name != "learning_rate":
             axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
             text, values = f"{label} (mean)", _running_mean(values, len(values) // 20)
-        axis.plot(steps, values, color=colour, label=text, linewidth=1.6, marker="o" if len(steps) == 1 else None)
+        axis.plot(steps, values, color=colour, label=text, marker="o" if len(steps) == 1 else None)
         for number, prefix in enumerate(prefixes):
             steps, values = _series(log_history, prefix + name)
             if steps:
                 own = colour if len(names) > 1 else _SHADES[number % len(_SHADES)]
                 text = prefix.rstrip("_").replace("_", " ")
                 text = f"{label}, {text}" if len(names) > 1 else text
-                axis.plot(steps, values, color=own, label=text, marker=_MARKERS[number % len(_MARKERS)], **_EVAL)
+                axis.plot(steps, values, color=own, label=text, marker=MARKERS[number % len(MARKERS)], **_EVAL)
 
 
 def _running_mean(values: Sequence[float], window: int) -> list[float]:

@@ -1,6 +1,5 @@
 """Launchers: a name or a file, and numbers of processes and machines, to words for `accelerate launch`."""
 
-import difflib
 import os
 import shlex
 import shutil
@@ -15,7 +14,7 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from ..errors import SimPOError
+from ..errors import SimPOError, near
 from ..recipe.paths import recipes_folder
 from ..record.privacy import without_tokens
 
@@ -110,7 +109,7 @@ def _find_launcher(launcher: str) -> Path:
     path = Path(launcher).expanduser()
     if path.is_file():
         return path
-    by_nearness = sorted(known, key=lambda name: -difflib.SequenceMatcher(None, path.stem.lower(), name).ratio())
+    by_nearness = near(path.stem, known, len(known), cutoff=0)
     raise SimPOError(
         f"launcher {launcher} not found. Launchers are {', '.join(by_nearness)}; or name a configuration file of "
         "accelerate (made by `accelerate config --config_file FILE`)."
@@ -157,7 +156,7 @@ def _machine_problems(processes: Processes, config: Any, machines: int, count: i
 
 
 def _process_problems(launcher: str, kind: str, local: int, accelerators: int) -> list[str]:
-    """What the processes of this machine lack."""
+    """Returns a sentence for each problem with the processes of this machine."""
     problems = []
     if kind == "NO" and local > 1:
         problems.append(

@@ -11,10 +11,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import get_peft_config
 
 from ..data.load import load_preferences
-from ..errors import SimPOError
+from ..errors import SimPOError, first_line
 from ..log import get_logger
 from ..model.load import check_model_name, load_tokenizer
-from ..publish.hub import check_credentials, first_line, push_later
+from ..publish.hub import check_credentials, push_later
 from ..recipe.load import Recipe
 from ..record.privacy import without_tokens
 from ..tokens.chat_templates import resolve_chat_template
@@ -24,7 +24,7 @@ from ..train.stop import StopRequest
 from ..train.trainer import SimPOTrainer
 from .options import LAUNCHER_OPTIONS
 from .packages import check_packages
-from .preflight import check_folder
+from .preflight import prepare_folder
 
 logger = get_logger(__name__)
 
@@ -64,7 +64,7 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
     for notice in recipe.notices:
         logger.warning(notice)
     check_packages(args, recipe.model)
-    check_folder(output_dir, recipe)
+    prepare_folder(output_dir, recipe)
     check_model_name(str(recipe.model.model_name_or_path))
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
     check_credentials(args)
@@ -167,7 +167,7 @@ def _publish(trainer: RunTrainer, output_dir: Path) -> None:
         repo = trainer.hub_model_id or output_dir.absolute().name
         raise SimPOError(
             f"The training is done and the model is saved in {output_dir}, but it could not be pushed to the Hub: "
-            f"{first_line(error)} Nothing is lost. Push it when the Hub can be reached: {push_later(repo, output_dir)}"
+            f"{first_line(error)}. Nothing is lost. Push it when the Hub can be reached: {push_later(repo, output_dir)}"
         ) from error
 
 

@@ -1,13 +1,11 @@
 """Optional packages that settings name: looked for when training starts, so that a recipe can be read without them."""
 
-import difflib
-
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import ModelConfig
 
 from ..environment import has_package
-from ..errors import SimPOError
+from ..errors import SimPOError, did_you_mean
 from ..train.config import SimPOConfig
 
 
@@ -36,11 +34,9 @@ def _reporting_problems(training: SimPOConfig) -> list[str]:
             )
         else:
             # No install line: a package of that name may be anybody's.
-            near = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, n=1)
-            problems.append(
-                f"report_to names {name}, which is no reporter"
-                + (f"; did you mean {near[0]}?" if near else f". Known are {', '.join(INTEGRATION_TO_CALLBACK)}.")
-            )
+            reporters = list(INTEGRATION_TO_CALLBACK)
+            meant = did_you_mean(name, reporters, 1) or f" It must be one of {', '.join(reporters)}."
+            problems.append(f"report_to names {name}, which is not a reporter.{meant}")
     return problems
 
 
@@ -60,11 +56,8 @@ def _attention_problems(training: SimPOConfig) -> list[str]:
     attention = given.get("attn_implementation")
     known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
     if attention is not None and attention not in known and "/" not in attention:  # a kernel of the Hub has a slash
-        near = difflib.get_close_matches(attention, known, n=1)
-        return [
-            f"attn_implementation is {attention}"
-            + (f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}.")
-        ]
+        meant = did_you_mean(attention, known, 1) or f" It must be one of {', '.join(known)}."
+        return [f"attn_implementation is {attention}, which transformers does not have.{meant}"]
     # The `kernels` package fetches the same kernels from the Hub where the package itself is missing.
     if attention not in _ATTENTION or has_package(_ATTENTION[attention][0]) or has_package("kernels"):
         return []

@@ -1,4 +1,4 @@
-"""What can be found wrong with a run before anything is loaded."""
+"""Find mistakes in a run before anything is loaded."""
 
 import json
 import tempfile
@@ -9,19 +9,19 @@ from ..recipe.load import Recipe
 from ..record.folders import MANIFEST
 
 
-def check_folder(output_dir: Path, recipe: Recipe) -> None:
-    """Check that a run may write into its folder.
+def prepare_folder(output_dir: Path, recipe: Recipe) -> None:
+    """Make the folder of a run, and check that the run may write into it.
 
     Raises:
         SimPOError: it cannot be written, is what the model is made from, or holds a run of another method.
     """
-    _check_writable(output_dir)
+    _make_writable(output_dir)
     _check_not_an_input(output_dir, recipe)
     _check_same_method(output_dir, recipe.method)
 
 
-def _check_writable(output_dir: Path) -> None:
-    """A folder that cannot be written would otherwise be noticed at the first checkpoint."""
+def _make_writable(output_dir: Path) -> None:
+    """Make the folder now: else one that cannot be written would be noticed at the first checkpoint."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output_dir):

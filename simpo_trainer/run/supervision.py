@@ -59,7 +59,11 @@ def leave_group_of_parent() -> None:
 
 
 def leave_to_parent(error: SimPOError) -> bool:
-    """Called by a launched process that ends with `error`: whether the supervising one will show it, once for all."""
+    """Record the error of a launched process for the supervising one, which shows it once for all processes.
+
+    Returns:
+        False if no process supervises this one; nothing is recorded then.
+    """
     if LAUNCHER_OPTIONS not in os.environ or "TORCHELASTIC_ERROR_FILE" not in os.environ:
         return False
     get_error_handler().record_exception(error)
@@ -68,7 +72,7 @@ def leave_to_parent(error: SimPOError) -> bool:
 
 @contextmanager
 def _signals_passed_on() -> Iterator[None]:
-    """While entered, processes that were started get the signals that this one gets."""
+    """Pass the signals that this process gets on to the processes that it started."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         children = psutil.Process().children()

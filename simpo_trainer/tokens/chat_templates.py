@@ -1,7 +1,6 @@
 """The recipe's `chat_template` to the text of a template: given as text, as a file, or as one that trl ships."""
 
 import os
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from jinja2 import TemplateSyntaxError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..data.messages import shorten
-from ..errors import SimPOError
+from ..errors import SimPOError, near
 
 _TRL = "trl:"
 
@@ -56,10 +55,10 @@ def _trl_template(name: str) -> str:
     folder = files("trl") / "chat_templates"
     names = sorted(file.name.removesuffix(".jinja") for file in folder.iterdir() if file.name.endswith(".jinja"))
     if name not in names:
-        near = get_close_matches(name, names, n=5) or names
+        likely = near(name, names, 5) or names
         raise SimPOError(
             f"trl ships no chat template {name!r}. Set chat_template to one that it does: "
-            f"{', '.join(_TRL + other for other in near)}."
+            f"{', '.join(_TRL + other for other in likely)}."
         )
     return (folder / f"{name}.jinja").read_text(encoding="utf-8")
 
@@ -73,8 +72,8 @@ def _no_file_message(value: str, path: Path) -> str:
         found = f"The chat template file {shorten(value)!r} does not exist, and neither does its folder"
     else:
         found = f"The chat template file {shorten(value)!r} does not exist"
-        if near := get_close_matches(path.name, [file.name for file in path.parent.iterdir()]):
-            found += f"; in its folder there is {', '.join(near)}"
+        if likely := near(path.name, [file.name for file in path.parent.iterdir()], 3):
+            found += f"; in its folder there is {', '.join(likely)}"
     return (
         f"{found}. chat_template must be the text of a Jinja template (with {{{{ }}}} or {{% %}}), a file that holds "
         "one, or trl:NAME for a template of trl, as trl:qwen3."

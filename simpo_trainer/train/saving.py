@@ -23,8 +23,6 @@ def check_saves(
 ) -> None:
     """Save everything but the weights into a scratch folder, so that what cannot be saved is known before training.
 
-    A generation configuration that samples by its values and not by its `do_sample` is put right.
-
     Args:
         model: to be trained; its smallest weight stands for all.
         tokenizer: to be saved with it.
@@ -33,9 +31,6 @@ def check_saves(
     Raises:
         SimPOError: something cannot be saved.
     """
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    if getattr(base, "generation_config", None) is not None:
-        _settle_generation(base.generation_config)
     with tempfile.TemporaryDirectory() as folder, _no_progress_bar():
         if isinstance(model, PeftModel):
             for config in model.peft_config.values():
@@ -47,9 +42,15 @@ def check_saves(
     _try("The arguments of the training", lambda: torch.save(args, io.BytesIO()))
 
 
-def _settle_generation(config: GenerationConfig) -> None:
-    """Put `do_sample` right, which some published models (Llama-2-chat) leave off beside values for sampling."""
-    if _fault(config) is None:
+def settle_generation(model: PreTrainedModel | PeftModel) -> None:
+    """Put `do_sample` right, which some published models (Llama-2-chat) leave off beside values for sampling.
+
+    Raises:
+        SimPOError: the generation configuration has another fault, with which it cannot be saved.
+    """
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    config: GenerationConfig | None = getattr(base, "generation_config", None)
+    if config is None or _fault(config) is None:
         return
     if not config.do_sample:
         config.do_sample = True

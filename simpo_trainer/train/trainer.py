@@ -46,7 +46,7 @@ from .facts import own_settings
 from .finite import check_finite
 from .processes import keep_scores_float32
 from .run_trainer import RunTrainer
-from .saving import check_saves
+from .saving import check_saves, settle_generation
 from .start import StartReport
 
 logger = get_logger(__name__)
@@ -113,6 +113,7 @@ class SimPOTrainer(RunTrainer):
             raise SimPOError("model_init_kwargs is set, but the model is an object already; it would do nothing there.")
         model = prepare_model(model, args, peft_config, seed=args.seed)
         processing_class = processing_class or load_tokenizer(name, args)
+        settle_generation(model)
         check_saves(model, processing_class, args)
         self._balance = BalanceTerm.of_run(model.config, args)
         base_model = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
@@ -342,7 +343,7 @@ class SimPOTrainer(RunTrainer):
 
     @property
     def stop_requested(self) -> bool:
-        """Whether to stop after this step; the same on every process."""
+        """Returns whether to stop after this step; the same on every process."""
         if self.accelerator.num_processes > 1:
             return self._step_totals.stop_requests > 0
         return self.stop_request.requested

@@ -54,7 +54,7 @@ def test_an_error_is_a_message_without_a_traceback(recipe, runs):
     result = simpo("train", recipe, "--bta", "2")
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
-    assert "unknown key bta; did you mean beta?" in result.stderr
+    assert "unknown key bta. Did you mean beta?" in result.stderr
     assert "Traceback" not in result.output
     assert runs == []
 

@@ -84,5 +84,5 @@ def test_missing_packages_do_not_matter(call, tmp_path):
 
 
 def test_mistakes(call):
-    assert "did you mean quickstart?" in call("recipe", "show", "quikstart", status=1).err
-    assert "did you mean beta?" in call("recipe", "show", "quickstart", "--bta", "2", status=1).err
+    assert "Did you mean quickstart?" in call("recipe", "show", "quikstart", status=1).err
+    assert "Did you mean beta?" in call("recipe", "show", "quickstart", "--bta", "2", status=1).err

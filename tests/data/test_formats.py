@@ -472,8 +472,8 @@ def test_places_inside_objects_of_any_keys():
 @pytest.mark.parametrize(
     "path, found",
     [
-        ("anwser.text", "there is no column 'anwser'; there is 'answer', 'rejected'. Is 'answer' meant?"),
-        ("answer.txt", "'answer' has no 'txt'; there is 'text', 'list'. Is 'text' meant?"),
+        ("anwser.text", "there is no column 'anwser'; there is 'answer', 'rejected'. Did you mean answer?"),
+        ("answer.txt", "'answer' has no 'txt'; there is 'text', 'list'. Did you mean text?"),
         ("answer.text.0", "'answer.text' has no '0'; there is nothing to name"),
         ("answer.list.best", "'answer.list' has no 'best'; there is '0', '1', '...'"),
     ],

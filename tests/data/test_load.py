@@ -179,7 +179,7 @@ def test_streams(tmp_path):
         ({"dataset_mixer": {"a": 1}, "dataset_test_split": "b"}, "dataset_test_split is set.* Use dataset_splits"),
         ({"dataset_name": "a", "dataset_splits": ["train"]}, "dataset_splits is set but belongs to dataset_mixer"),
         ({"datasets": [{"path": "a"}, {"split": "train"}]}, "entry 2: path is None; it must name"),
-        ({"datasets": [{"path": "a", "fractoin": 1}]}, "entry 1: unknown key 'fractoin'; did you mean 'fraction'?"),
+        ({"datasets": [{"path": "a", "fractoin": 1}]}, "entry 1: unknown key 'fractoin'. Did you mean fraction?"),
         ({"datasets": [{"path": "a", "fraction": 1.5}]}, "entry 1: fraction is 1.5; it must be a number from 0 to 1"),
         ({"datasets": [{"path": "a", "fraction": "x"}]}, "entry 1: fraction is 'x'; it must be a number from 0 to 1"),
         ({"datasets": [{"path": "a", "fraction": 1}, {"path": "b"}]}, "entry 2 has no fraction and others have one"),
@@ -210,7 +210,7 @@ def test_streams(tmp_path):
             "the fractions in datasets need their numbers",
         ),
         ({"dataset_name": "a", "test_split_size": 0.1, "streaming": True}, "test_split_size 0.1 is a share of them"),
-        ({"dataset_name": "a", "columns": {"promt": "q"}}, "columns: 'promt' is no field .* did you mean 'prompt'?"),
+        ({"dataset_name": "a", "columns": {"promt": "q"}}, "columns: 'promt' is not a field .* Did you mean prompt?"),
     ],
 )
 def test_bad_settings(config, message):
@@ -244,7 +244,7 @@ def test_good_settings(config):
 def test_all_problems_are_told_at_once():
     config = {"dataset_mixer": {"a": 2, "b": -1}, "columns": {"x": "y"}}
     assert len(data_problems(config)) == 3
-    with pytest.raises(SimPOError, match="(?s)of a is 2.*of b is -1.*'x' is no field"):
+    with pytest.raises(SimPOError, match="(?s)of a is 2.*of b is -1.*'x' is not a field"):
         read(**config)
 
 

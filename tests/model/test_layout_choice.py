@@ -21,6 +21,7 @@ from runs import assert_same_run, make_trainer, train_log
 from simpo_trainer.batches.batch import PairCollator
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.model import layout_choice as layouts
+from simpo_trainer.model.attached import scoring_of
 from simpo_trainer.model.attention import MaskPlan
 from simpo_trainer.model.layout_choice import TESTED, choose_layout
 from simpo_trainer.model.scoring import add_scoring_forward, score_answers, score_batch
@@ -168,7 +169,7 @@ def test_a_compiled_model_gets_masks():
     model = prepared(tiny_model())
     assert choose_layout(model, "auto", compiled=True)[0] == "shared_prefix"
     assert choose_layout(model, "packed", compiled=True) == ("packed", "a prompt is run once for its answers")
-    assert model.config._attn_implementation == "sdpa" and type(model.mask_plan) is MaskPlan
+    assert model.config._attn_implementation == "sdpa" and type(scoring_of(model).mask_plan) is MaskPlan
 
 
 def test_what_is_called_tested_is_tested():
@@ -240,7 +241,7 @@ def test_sequences_that_positions_alone_tell_apart(name):
 def test_flash_attention_gets_rows_without_padding(monkeypatch):
     model = prepared(tiny_model())
     model.config._attn_implementation = "flash_attention_2"
-    monkeypatch.setattr(layouts, "_difference", lambda model, plan, layout: None)  # no such attention on a CPU
+    monkeypatch.setattr(layouts, "_fit_masks", lambda model, plan, layout: None)  # no such attention on a CPU
     for wanted in ("auto", "packed"):
         layout, why = choose_layout(model, wanted)
         assert layout == "padding_free" and "flash_attention_2 takes no mask with which they could share" in why
@@ -256,7 +257,7 @@ def test_flex_attention_shares(name):
 
 
 def test_flex_attention_packs_on_an_accelerator(monkeypatch):
-    monkeypatch.setattr(layouts, "_difference", lambda model, plan, layout: None)  # the weights are nowhere
+    monkeypatch.setattr(layouts, "_fit_masks", lambda model, plan, layout: None)  # the weights are nowhere
     monkeypatch.setattr(layouts, "_weights_are_here", lambda model: True)
     model = flex_model(ARCHITECTURES["llama"]()).to("meta")
     assert choose_layout(model, "auto")[0] == "packed"
@@ -283,7 +284,7 @@ def test_weights_that_are_elsewhere(monkeypatch):
     monkeypatch.setattr(layouts, "is_deepspeed_zero3_enabled", lambda: True)
     model = prepared(tiny_model())
     assert choose_layout(model, "auto")[0] == "packed"
-    assert type(model.mask_plan) is SegmentPlan and model.config._attn_implementation == SEGMENT_ATTENTION
+    assert type(scoring_of(model).mask_plan) is SegmentPlan and model.config._attn_implementation == SEGMENT_ATTENTION
     model.config.model_type = "new_model"
     assert "new_model is not known, and its weights are elsewhere" in choose_layout(model, "auto")[1]
 
@@ -311,7 +312,7 @@ def test_wrong_pieces_are_noticed(monkeypatch):
     monkeypatch.setattr("simpo_trainer.model.segments._segment", lambda length, prefix, *_: Segment(length, None, None))
     model = prepared(tiny_model())
     assert choose_layout(model, "auto") == ("shared_prefix", "a prompt is run once for its answers")
-    assert model.config._attn_implementation == "sdpa" and type(model.mask_plan) is MaskPlan
+    assert model.config._attn_implementation == "sdpa" and type(scoring_of(model).mask_plan) is MaskPlan
 
 
 # ---- Whole runs ----

@@ -2,6 +2,7 @@
 
 import inspect
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from models import ARCHITECTURES, SMALL, as_exact_as_can_be, halved_llama, rando
 from reference import gradients, in_float64, score_pairs
 from simpo_trainer.batches.batch import NOT_SCORED, PairCollator
 from simpo_trainer.errors import SimPOError
+from simpo_trainer.model.attached import Scoring, is_prepared, replace_scoring, scoring_of
 from simpo_trainer.model.head import LogitTransform
 from simpo_trainer.model.scoring import add_scoring_forward, check_scoring, score_answers
 
@@ -198,6 +200,22 @@ def test_preparing_twice_is_preparing_once():
     once = model.forward
     add_scoring_forward(model)
     assert model.forward == once
+    del model.forward  # as a library does that puts the model's own back
+    assert not is_prepared(model)
+    add_scoring_forward(model)
+    assert is_prepared(model) and model.forward != type(model).forward
+
+
+def test_what_scoring_attaches_has_one_name():
+    model = tiny_model()
+    before = set(vars(model))
+    add_scoring_forward(model)
+    assert set(vars(model)) - before == {"forward", "simpo_scoring"}
+    copied = deepcopy(model)
+    replace_scoring(copied, Scoring(None))
+    assert scoring_of(model).mask_plan is not None and scoring_of(copied).mask_plan is None
+    for path in (Path(__file__).parents[2] / "simpo_trainer").rglob("*.py"):
+        assert path.name == "attached.py" or "simpo_scoring" not in path.read_text(encoding="utf-8"), path
 
 
 def test_a_saved_model_is_the_plain_model(tmp_path):

@@ -10,6 +10,7 @@ from models import ARCHITECTURES, random_pairs, tiny_architecture, tiny_model
 from reference import assert_scored_as_single_sequences, in_float64
 from simpo_trainer.batches.batch import PairCollator
 from simpo_trainer.model import segments
+from simpo_trainer.model.attached import Scoring, replace_scoring
 from simpo_trainer.model.attention import MaskPlan
 from simpo_trainer.model.scoring import add_scoring_forward, score_answers
 from simpo_trainer.model.segments import SEGMENT_ATTENTION, SegmentPlan
@@ -29,7 +30,7 @@ def in_segments(model):
     """The model, prepared to score packed rows piece by piece."""
     add_scoring_forward(model)
     model.set_attn_implementation(SEGMENT_ATTENTION)
-    model.mask_plan = SegmentPlan(MaskPlan.from_config(model.config).windows)
+    replace_scoring(model, Scoring(SegmentPlan(MaskPlan.from_config(model.config).windows)))
     return model.eval()
 
 

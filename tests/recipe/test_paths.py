@@ -36,10 +36,10 @@ def test_neither_launchers_nor_shared_parts_are_recipes():
 
 
 def test_a_name_that_is_not_there(tmp_path):
-    with pytest.raises(SimPOError, match=r"not found; did you mean quickstart\?"):
+    with pytest.raises(SimPOError, match=r"not found. Did you mean quickstart\?"):
         find_recipe("quikstart")
     (tmp_path / "mine.yaml").write_text("")
-    with pytest.raises(SimPOError, match=r"mien.yaml not found; did you mean .*/mine.yaml\?"):
+    with pytest.raises(SimPOError, match=r"mien.yaml not found. Did you mean .*/mine.yaml\?"):
         find_recipe(tmp_path / "mien.yaml")
     with pytest.raises(SimPOError, match="not found. Check the path; `simpo recipe list` shows"):
         find_recipe("xyzzy")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from models import random_pairs
+from pictures import saved_figures
 from runs import make_trainer
 from simpo_trainer.cli import app as cli
 from simpo_trainer.errors import SimPOError
@@ -362,9 +362,7 @@ def test_files_hold_the_figures_and_no_path(tmp_path):
 
 def drawn(monkeypatch, tmp_path, *folders):
     """The figure that is saved."""
-    figures = []
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, path: (figures.append(self), save(self, path)))
+    figures = saved_figures(monkeypatch)
     compared(*folders, output=tmp_path / "drawn")
     assert (tmp_path / "drawn" / "comparison.png").read_bytes().startswith(b"\x89PNG")
     return figures[0]

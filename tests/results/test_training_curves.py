@@ -1,8 +1,8 @@
 """The picture of a run: what is drawn, and when there is nothing to draw."""
 
 import matplotlib
-from matplotlib.figure import Figure
 
+from pictures import saved_figures
 from simpo_trainer.results.training_curves import training_curves
 
 
@@ -23,9 +23,7 @@ def eval_entry(step, prefix="eval_"):
 
 def drawn(monkeypatch, tmp_path, log, **options):
     """The panels of the figure that is saved, by their titles."""
-    figures = []
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, path: (figures.append(self), save(self, path)))
+    figures = saved_figures(monkeypatch)
     assert training_curves(log, tmp_path / "curves.png", **options)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     return {axis.get_title(): axis for axis in figures[0].axes}

@@ -71,7 +71,7 @@ def test_nothing_to_miss(load):
 def test_a_mistyped_reporter_is_not_told_to_be_installed(load):
     recipe = load("report_to: [wandbb]\n")
     with pytest.raises(
-        SimPOError, match=r"report_to names wandbb, which is no reporter; did you mean wandb\?"
+        SimPOError, match=r"report_to names wandbb, which is not a reporter. Did you mean wandb\?"
     ) as caught:
         check_packages(recipe.training, recipe.model)
     assert "pip install" not in str(caught.value)
@@ -79,7 +79,10 @@ def test_a_mistyped_reporter_is_not_told_to_be_installed(load):
 
 def test_mistyped_attention(load):
     recipe = load("attn_implementation: flash_atention_2\n")
-    with pytest.raises(SimPOError, match=r"attn_implementation is flash_atention_2; did you mean flash_attention_2\?"):
+    with pytest.raises(
+        SimPOError,
+        match=r"is flash_atention_2, which transformers does not have. Did you mean flash_attention_2\?",
+    ):
         check_packages(recipe.training, recipe.model)
     recipe = load("attn_implementation: kernels-community/flash-mla\n")
     check_packages(recipe.training, recipe.model)

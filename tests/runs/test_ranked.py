@@ -488,7 +488,7 @@ def test_rows_of_ultrafeedback(tmp_path, streaming, written, suffix, monkeypatch
 def test_places_inside_lists_that_are_not_there(tmp_path):
     path = write(tmp_path / "rows.jsonl", ULTRAFEEDBACK)
     with pytest.raises(
-        SimPOError, match="'completions' has no 'respons'; there is .*'response'.* Is 'response' meant?"
+        SimPOError, match="'completions' has no 'respons'; there is .*'response'.* Did you mean response?"
     ):
         load(path, columns={**COLUMNS, "responses": "completions.respons"})
     path = write(tmp_path / "mixed.jsonl", as_words(ULTRAFEEDBACK))
