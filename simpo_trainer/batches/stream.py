@@ -129,11 +129,11 @@ class StreamedPairs(IterableDataset):
         for number, row in enumerate(readable_rows(self.rows, self.name)):
             row = {"row": number, **row}
             own_ids = "reason" not in row
+            if "margin" in row and not is_ranked(row):
+                check_margin(row["margin"], number, self.name)
             if own_ids:
                 check_token_rows([row], self.max_length, f"{self.name}, row {number} of the stream")
                 row |= _notes(row)
-            if "margin" in row and not is_ranked(row):
-                check_margin(row["margin"], number, self.name)
             said_ignored = bool(report.ignored)
             if report.count(number, row):
                 if report.ignored and not said_ignored:

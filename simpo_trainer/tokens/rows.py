@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from datasets import Dataset
+
 from ..data.fields import check_margin
 from ..errors import SimPOError
 
@@ -58,14 +60,17 @@ def check_token_rows(dataset: Any, max_length: int, name: str) -> int:
 
     Raises:
         SimPOError: a row has an empty prompt or answer, or exceeds `max_length`, or its pairs are not pairs of its
-            answers; token rows are trained on as they are.
+            answers, or a margin is not a finite number >= 0; token rows are trained on as they are.
     """
     longest = 0
-    for number, row in enumerate(dataset):
+    # As plain values: the set's own format may be that of tensors.
+    for number, row in enumerate(dataset.with_format(None) if isinstance(dataset, Dataset) else dataset):
         if empty := _empty_ids(row):
             raise SimPOError(f"{name}: {empty} of row {number} is empty; it needs at least one token. Remove the row.")
         if is_ranked(row):
             _check_ranked_row(row, number, name)
+        elif "margin" in row:
+            check_margin(row["margin"], number, name)
         longest = max(longest, row_length(row["prompt_ids"], row_answers(row)))
         if longest > max_length:
             raise SimPOError(
