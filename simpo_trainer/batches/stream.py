@@ -15,8 +15,9 @@ from ..data.fields import check_margin
 from ..data.sources import readable_rows
 from ..errors import SimPOError
 from ..log import get_logger
+from ..tokens.checks import check_token_rows
 from ..tokens.ids import TokenIds
-from ..tokens.rows import check_token_rows, is_ranked, row_answers, row_length, row_pairs, token_columns
+from ..tokens.rows import is_ranked, row_answers, row_length, row_pairs, token_columns
 from ..tokens.tokenization import ignored_parts, second_rendering
 
 logger = get_logger(__name__)
