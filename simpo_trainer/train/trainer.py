@@ -176,6 +176,16 @@ class SimPOTrainer(RunTrainer):
         objective = self.args.objective
         return objective.total(objective.losses(chosen, rejected, margin))
 
+    @property
+    def _logs_parts(self) -> bool:
+        """Whether the loss is a mix of the settings, whose parts are told one by one."""
+        return len(self.args.objective.parts) > 1 and not self._has_own_loss
+
+    @property
+    def _has_own_loss(self) -> bool:
+        """Whether a subclass brings another loss than the settings name."""
+        return type(self).pair_loss is not SimPOTrainer.pair_loss
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -225,7 +235,7 @@ class SimPOTrainer(RunTrainer):
                 rejected,
                 logps=(objective.compared(chosen), objective.compared(rejected)),
                 losses=losses,
-                parts=objective.losses(chosen, rejected, margin) if len(objective.parts) > 1 else {},
+                parts=objective.losses(chosen, rejected, margin) if self._logs_parts else {},
                 margin=None if objective.target_margin is None else margin,
                 weight=weight,
                 beta=objective.reward_scale,
@@ -273,8 +283,7 @@ class SimPOTrainer(RunTrainer):
         found = self._token_set(dataset, name, self._tokenizer, self.args, of_run=of_run)
         check_positions(self._model_to_train, found.longest, at_most=found.streamed)
         self._token_ids.check_set(found, name)
-        own_loss = type(self).pair_loss is not SimPOTrainer.pair_loss
-        if name == "train" and not own_loss and not self.args.objective.reads_margins:
+        if name == "train" and not self._has_own_loss and not self.args.objective.reads_margins:
             if "margin" in columns_of(found.rows):
                 logger.warning(f"{name}: the margins of the data have no effect on the loss {self.args.loss_type}.")
         return found.rows
