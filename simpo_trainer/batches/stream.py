@@ -15,8 +15,9 @@ from ..data.fields import check_margin
 from ..data.sources import readable_rows
 from ..errors import SimPOError
 from ..log import get_logger
+from ..tokens.checks import check_token_rows
 from ..tokens.ids import TokenIds
-from ..tokens.rows import check_token_rows, is_ranked, row_answers, row_length, row_pairs, token_columns
+from ..tokens.rows import is_ranked, row_answers, row_length, row_pairs, token_columns
 from ..tokens.tokenization import ignored_parts, second_rendering
 
 logger = get_logger(__name__)
@@ -129,11 +130,11 @@ class StreamedPairs(IterableDataset):
         for number, row in enumerate(readable_rows(self.rows, self.name)):
             row = {"row": number, **row}
             own_ids = "reason" not in row
+            if "margin" in row and not is_ranked(row):
+                check_margin(row["margin"], number, self.name)
             if own_ids:
                 check_token_rows([row], self.max_length, f"{self.name}, row {number} of the stream")
                 row |= _notes(row)
-            if "margin" in row and not is_ranked(row):
-                check_margin(row["margin"], number, self.name)
             said_ignored = bool(report.ignored)
             if report.count(number, row):
                 if report.ignored and not said_ignored:

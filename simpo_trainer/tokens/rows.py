@@ -3,9 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..data.fields import check_margin
-from ..errors import SimPOError
-
 TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 # `chosen` and `rejected` hold places in `response_ids`, one each for every pair.
 RANKED_TOKEN_COLUMNS = ("prompt_ids", "response_ids", "chosen", "rejected")
@@ -48,62 +45,3 @@ def row_margins(row: Mapping[str, Any]) -> list[float]:
 def row_length(prompt_ids: Sequence[int], answers: Iterable[Sequence[int]]) -> int:
     """Tokens of a prompt with its longest answer."""
     return len(prompt_ids) + max(map(len, answers))
-
-
-# --- Rows that came as token ids --------------------------------------------------------------------------------------
-
-
-def check_token_rows(dataset: Any, max_length: int, name: str) -> int:
-    """Check rows that came as token ids, and return the tokens of the longest prompt + answer.
-
-    Raises:
-        SimPOError: a row has an empty prompt or answer, or exceeds `max_length`, or its pairs are not pairs of its
-            answers; token rows are trained on as they are.
-    """
-    longest = 0
-    for number, row in enumerate(dataset):
-        if empty := _empty_ids(row):
-            raise SimPOError(f"{name}: {empty} of row {number} is empty; it needs at least one token. Remove the row.")
-        if is_ranked(row):
-            _check_ranked_row(row, number, name)
-        longest = max(longest, row_length(row["prompt_ids"], row_answers(row)))
-        if longest > max_length:
-            raise SimPOError(
-                f"{name}: row {number} has {longest} tokens and max_length is {max_length}; rows that come as token "
-                "ids are not cut. Raise max_length, or cut the rows."
-            )
-    return longest
-
-
-def _empty_ids(row: Mapping[str, Any]) -> str:
-    """What of a row has no tokens; "" where all of it has some."""
-    ids = {column: row[column] for column in ("prompt_ids", *(() if is_ranked(row) else TOKEN_COLUMNS[1:]))}
-    if is_ranked(row):
-        ids |= {"response_ids": row["response_ids"]}
-        ids |= {f"answer {place} in response_ids": answer for place, answer in enumerate(row["response_ids"] or [])}
-    return next((column for column, value in ids.items() if value is None or not len(value)), "")
-
-
-def _check_ranked_row(row: Mapping[str, Any], number: int, name: str) -> None:
-    """Check that the pairs of a ranked row are pairs of its answers."""
-    count, chosen, rejected = len(row["response_ids"]), row["chosen"], row["rejected"]
-    if not chosen or not rejected or len(chosen) != len(rejected):
-        raise SimPOError(
-            f"{name}: row {number} has {len(chosen or [])} entries in chosen and {len(rejected or [])} in rejected; "
-            "each pair needs one in both, and a row at least one pair. Correct or remove the row."
-        )
-    for places in zip(chosen, rejected, strict=True):
-        if not all(0 <= place < count for place in places) or places[0] == places[1]:
-            raise SimPOError(
-                f"{name}: row {number} has the pair of answers {places[0]} and {places[1]}; it has {count} answers, "
-                f"and a pair is two different places from 0 to {count - 1} in response_ids. Correct or remove the row."
-            )
-    if "margin" not in row:
-        return
-    if not isinstance(row["margin"], list) or len(row["margin"]) != len(chosen):
-        raise SimPOError(
-            f"{name}: the margin of row {number} is {row['margin']!r}; a ranked row needs a list with one number for "
-            f"each of its {len(chosen)} pairs. Correct the column, or remove it."
-        )
-    for margin in row["margin"]:
-        check_margin(margin, number, name)

@@ -14,7 +14,8 @@ from ..data.drops import DropReport
 from ..data.fields import has_ranked_answers
 from ..errors import SimPOError
 from ..log import get_logger
-from .rows import TOKEN_COLUMNS, check_token_rows, id_columns, is_ranked, row_answers, token_columns
+from .checks import check_token_rows
+from .rows import TOKEN_COLUMNS, id_columns, is_ranked, row_answers, token_columns
 from .settings import RowSettings
 from .shown import describe_rows
 from .tokenization import tokenize_preferences, tokenize_stream

@@ -94,12 +94,17 @@ class RunTrainer(HubTrainer):
         raise NotImplementedError
 
     def _token_set(
-        self, dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, settings: SimPOConfig
+        self, dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, settings: SimPOConfig, *, of_run: bool
     ) -> TokenSet:
-        """The token rows of a set, tokenized by the main process of a machine first; the others read its cache."""
+        """The token rows of a set, tokenized by the main process of a machine first; the others read its cache.
+
+        Args:
+            of_run: whether the set was given to the constructor. The record of the run tells of those alone, whatever
+                is evaluated beside them under the same name.
+        """
         with settings.main_process_first(desc=f"tokenizing the {name} set"):
             found = token_set(dataset, name, tokenizer, settings, num_proc=settings.dataset_num_proc)
-        if found.report:
+        if found.report and of_run:
             self.drop_reports[name] = found.report
         return found
 

@@ -126,8 +126,8 @@ class SimPOTrainer(RunTrainer):
         self._model_to_train = model
         self.args = args
         self.drop_reports: dict[str, DropReport] = {}
-        train_dataset = self._tokenized(train_dataset, "train")
-        eval_dataset = self._tokenized(eval_dataset, "eval")
+        train_dataset = self._tokenized(train_dataset, "train", of_run=True)
+        eval_dataset = self._tokenized(eval_dataset, "eval", of_run=True)
         super().__init__(
             model=model,
             args=args,
@@ -166,6 +166,11 @@ class SimPOTrainer(RunTrainer):
         """
         objective = self.args.objective
         return objective.total(objective.losses(chosen, rejected, margin))
+
+    @property
+    def _logs_parts(self) -> bool:
+        """Whether the loss is a mix of the settings, whose parts are told one by one."""
+        return len(self.args.objective.parts) > 1 and not self.own_loss
 
     def compute_loss(
         self,
@@ -216,7 +221,7 @@ class SimPOTrainer(RunTrainer):
                 rejected,
                 logps=(objective.compared(chosen), objective.compared(rejected)),
                 losses=losses,
-                parts=objective.losses(chosen, rejected, margin) if len(objective.parts) > 1 else {},
+                parts=objective.losses(chosen, rejected, margin) if self._logs_parts else {},
                 margin=None if objective.target_margin is None else margin,
                 weight=weight,
                 beta=objective.reward_scale,
@@ -276,16 +281,19 @@ class SimPOTrainer(RunTrainer):
         self.data_collator = cast(Any, PairCollator(self._token_ids.pad_id, layout))
         logger.info(f"Batch layout: {layout} ({reason}{saved_tokens(self.train_dataset, layout)}).")
 
-    def _tokenized(self, dataset: Any, name: str) -> Any:
-        """Token rows of a raw set, or of each in a mapping of sets; token rows pass through."""
+    def _tokenized(self, dataset: Any, name: str, *, of_run: bool = False) -> Any:
+        """Token rows of a raw set, or of each in a mapping of sets; token rows pass through.
+
+        `of_run` says whether it was given to the constructor, and so belongs into the record of the run.
+        """
         if dataset is None:
             return None
         if isinstance(dataset, Mapping):
             if name == "train":
                 raise SimPOError(f"train_dataset has the splits {', '.join(dataset)}. Pass one: train_dataset[...].")
-            return {key: self._tokenized(value, f"{name}_{key}") for key, value in dataset.items()}
+            return {key: self._tokenized(value, f"{name}_{key}", of_run=of_run) for key, value in dataset.items()}
         _check_has_end(dataset, name, self.args)
-        found = self._token_set(dataset, name, self._tokenizer, self.args)
+        found = self._token_set(dataset, name, self._tokenizer, self.args, of_run=of_run)
         check_positions(self._model_to_train, found.longest, at_most=found.streamed)
         self._token_ids.check_set(found, name)
         if name == "train" and not self.own_loss and not self.args.objective.reads_margins:

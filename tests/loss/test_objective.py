@@ -12,7 +12,7 @@ from peft import LoraConfig
 from models import as_text, random_pairs, tiny_model, word_tokenizer
 from reference import in_float64, score_pairs
 from runs import assert_same_run, make_trainer, train_log, weights_of
-from simpo_trainer import SimPOConfig
+from simpo_trainer import SimPOConfig, SimPOTrainer
 from simpo_trainer.loss.losses import DEFAULTS, LOSSES
 from simpo_trainer.loss.objective import Objective
 
@@ -191,6 +191,29 @@ def test_a_mix_is_the_weighted_sum_and_logs_its_parts(tmp_path):
     # The likelihood term of cpo comes with the weight of cpo.
     assert found == pytest.approx(preference + 0.25 * likelihood)
     assert evaluated["eval_loss"] == pytest.approx(found, rel=1e-5)
+
+
+class FlooredMix(SimPOTrainer):
+    """The mix of the settings and a term of its own, as the README has one."""
+
+    def pair_loss(self, chosen, rejected, *, margin):
+        return super().pair_loss(chosen, rejected, margin=margin) + (-2.0 - chosen.average).clamp(min=0)
+
+
+def test_a_loss_of_ones_own_has_no_parts_to_log(tmp_path):
+    """The parts of `loss_type` do not add up to it, if it trains them at all."""
+    trainer = make_trainer(
+        tmp_path,
+        ROWS,
+        trainer_class=FlooredMix,
+        loss_type=["sigmoid", "ipo"],
+        max_steps=1,
+        eval_dataset=Dataset.from_list(ROWS),
+    )
+    trainer.train()
+    logged = {name for entry in trainer.state.log_history for name in entry} | set(trainer.evaluate())
+    assert {"preference_loss", "eval_preference_loss"} < logged
+    assert not [name for name in logged if "losses/" in name]
 
 
 def test_targets_of_a_mix_stay_their_own(tmp_path):

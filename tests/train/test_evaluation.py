@@ -85,6 +85,28 @@ def test_a_raw_set_may_be_given_later(tmp_path, slow):
     assert output.predictions == pytest.approx(np.array(averages(scored)), rel=1e-5)
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_the_record_tells_of_the_sets_of_the_run_alone(tmp_path, several):
+    """Another set that is evaluated has the same name, and a set to predict on is none of the run's."""
+    own = OTHERS_AS_TEXT.select([0])
+    trainer = make_trainer(
+        tmp_path, [as_text(row) for row in OTHERS], eval_dataset={"a": own} if several else own, num_train_epochs=1
+    )
+    before = dict(trainer.drop_reports)
+    assert {name: report.rows_read for name, report in before.items()} == {
+        "train": len(OTHERS),
+        "eval_a" if several else "eval": 1,
+    }
+    trainer.evaluate({"a": OTHERS_AS_TEXT, "b": OTHERS_AS_TEXT} if several else OTHERS_AS_TEXT)
+    trainer.evaluate(OTHERS_AS_TEXT, metric_key_prefix="train")
+    trainer.predict(OTHERS_AS_TEXT)
+    assert trainer.drop_reports == before
+    trainer.train()
+    manifest = json.loads((tmp_path / "run_manifest.json").read_text())
+    [held_out] = [found for name, found in manifest["data"]["sets"].items() if name.startswith("eval")]
+    assert held_out["rows"] == held_out["tokenization"]["rows_read"] == 1
+
+
 @torch.no_grad()
 def averages(scored: ScoredPairs) -> list[list[float]]:
     return [[float(w), float(r)] for w, r in scored.compared()]

@@ -1,6 +1,7 @@
 """Likely mistakes in the use of the trainer from Python, and settings of the libraries that must go with it."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -52,6 +53,20 @@ def test_token_rows_with_nothing_in_them(tmp_path, column):
     rows = [*ROWS[:2], {**ROWS[2], column: []}]
     with pytest.raises(SimPOError, match=f"train: {column} of row 2 is empty"):
         make_trainer(tmp_path, rows)
+
+
+@pytest.mark.parametrize("margin", [-5.0, None, math.nan, math.inf])
+@pytest.mark.parametrize("form", [list, Dataset.from_list, lambda rows: Dataset.from_list(rows).with_format("torch")])
+def test_margins_of_token_rows(tmp_path, form, margin):
+    """The last row alone is at fault, in a set to train on as in one to evaluate on."""
+    rows = [{**row, "margin": float(place)} for place, row in enumerate(ROWS)]
+    trainer = make_trainer(tmp_path, rows, eval_dataset=form(rows))
+    wrong = form([*rows, {**rows[0], "margin": margin}])
+    for call in (trainer.evaluate, trainer.predict):
+        with pytest.raises(SimPOError, match=rf"(eval|test): the margin of row {len(rows)} is {margin}; it must be a"):
+            call(wrong)
+    with pytest.raises(SimPOError, match=rf"train: the margin of row {len(rows)} is {margin}; it must be a finite"):
+        make_trainer(tmp_path, [*rows, {**rows[0], "margin": margin}])
 
 
 def test_token_rows_are_not_cut(tmp_path):
