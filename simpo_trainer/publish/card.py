@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..errors import SimPOError
+from ..record.metric_table import metrics_of, prefixes_of
 from ..record.privacy import hub_name
 from ..record.reader import read_record
 from ..results.training_curves import training_curves
@@ -136,18 +137,19 @@ def _code(*lines: str) -> str:
 
 def _results(run: Json, method: MethodText) -> str:
     """The last value of each metric, a column for the training and for each evaluation set."""
-    metrics, key = run["results"]["metrics"], method.metrics[1][0]
-    prefixes = [name.removesuffix(key) for name in metrics if name.endswith(key)]
+    measured = run["results"]["metrics"]
+    metrics, mark = metrics_of(measured)
+    prefixes = prefixes_of(measured, mark)
     if not prefixes:
         return "Nothing was measured."
     headers = [prefix.rstrip("_").replace("_", " ") or "training, last log" for prefix in prefixes]
-    rows = [
-        [
-            title.format(unit=run["log_prob_unit"] or _OF_TRL),
-            *(_number(metrics.get(prefix + name), fmt) for prefix in prefixes),
-        ]
-        for name, title, fmt in method.metrics
-    ]
+    words = {"unit": run["log_prob_unit"] or _OF_TRL, "won": method.won}
+    rows = []
+    for metric in metrics:
+        if metric.row and run["method"] in (metric.methods or (run["method"],)):
+            title, fmt = metric.row
+            cells = [_number(measured.get(prefix + metric.name), fmt) for prefix in prefixes]
+            rows.append([title.format(**words), *cells])
     return _table(["metric", *headers], rows)
 
 

@@ -22,15 +22,6 @@ _DPO = """\
 }
 ```"""
 
-# Metric, its name in the table, number format.
-Metric = tuple[str, str, str]
-_LOSS: Metric = ("loss", "loss", ".4f")
-_MARGIN: Metric = ("logps/margins", "margin, {unit}", "+.4f")
-_LOGPS: tuple[Metric, ...] = (
-    ("logps/chosen", "log-probability of chosen answers, {unit}", ".4f"),
-    ("logps/rejected", "log-probability of rejected answers, {unit}", ".4f"),
-)
-
 
 @dataclass(frozen=True)
 class MethodText:
@@ -40,7 +31,7 @@ class MethodText:
         name: as people write it.
         tags: for the head of the card.
         training: what follows "trained" in the first sentence.
-        metrics: rows of the table of results; a set was measured if it has the second one.
+        won: what makes the chosen answer of a pair win, for its accuracy; "" for training on single texts.
         citation: how its paper is cited, "" without one.
         rows: what it trains on.
     """
@@ -48,7 +39,7 @@ class MethodText:
     name: str
     tags: tuple[str, ...]
     training: str
-    metrics: tuple[Metric, ...]
+    won: str
     citation: str
     rows: str = "pairs"
 
@@ -59,13 +50,7 @@ METHOD_TEXTS = {
         ("simpo", "trl", "preference-optimization"),
         "on preference pairs with SimPO (Simple Preference Optimization): a loss without a reference model, in which "
         "the reward of an answer is its log-probability per token",
-        (
-            _LOSS,
-            ("rewards/accuracies", "accuracy (share of pairs whose chosen answer is likelier)", ".3f"),
-            _MARGIN,
-            ("logps/past_target", "share of pairs past the target margin", ".3f"),
-            *_LOGPS,
-        ),
+        "is likelier",
         f"SimPO, the method ([arXiv 2405.14734](https://arxiv.org/abs/2405.14734)):\n\n{_SIMPO}",
     ),
     "dpo": MethodText(
@@ -73,24 +58,14 @@ METHOD_TEXTS = {
         ("dpo", "trl", "preference-optimization"),
         "on preference pairs with DPO (Direct Preference Optimization) by trl's `DPOTrainer`: the reward of an answer "
         "is how much likelier it is than under the reference model, which is the model that training started from",
-        (
-            _LOSS,
-            ("rewards/accuracies", "accuracy (share of pairs whose chosen answer has the higher reward)", ".3f"),
-            ("rewards/margins", "margin of the rewards", "+.4f"),
-            _MARGIN,
-            *_LOGPS,
-        ),
+        "has the higher reward",
         f"DPO, the method ([arXiv 2305.18290](https://arxiv.org/abs/2305.18290)):\n\n{_DPO}",
     ),
     "sft": MethodText(
         "SFT",
         ("sft", "trl"),
         "by supervised fine-tuning (SFT) with trl's `SFTTrainer`",
-        (
-            _LOSS,
-            ("mean_token_accuracy", "share of tokens that the model would have chosen itself", ".3f"),
-            ("entropy", "entropy of its predictions, nats", ".4f"),
-        ),
+        "",
         "",
         rows="rows",
     ),

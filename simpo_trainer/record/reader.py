@@ -9,11 +9,11 @@ from typing import Any
 
 from ..errors import SimPOError
 from .folders import MANIFEST
+from .metric_table import ACCURACY, CHOSEN, CHOSEN_LENGTH, MARGINS, REJECTED, REJECTED_LENGTH
 
 PER_TOKEN, PER_ANSWER = "nats per token", "nats per answer"
 # Methods whose rewards are measured against a reference model.
 WITH_REFERENCE = ("dpo",)
-_ACCURACY = "rewards/accuracies"
 
 Json = Mapping[str, Any]
 
@@ -37,10 +37,10 @@ class Point:
     def of(cls, entry: Json, prefix: str, step: int) -> "Point":
         """The figures of a log entry whose names begin with `prefix`."""
         get = {name: _number(entry.get(prefix + name)) for name in _NAMES}
-        chosen, rejected, margin = get["logps/chosen"], get["logps/rejected"], get["logps/margins"]
+        chosen, rejected, margin = get[CHOSEN], get[REJECTED], get[MARGINS]
         if margin is None and chosen is not None and rejected is not None:
             margin = chosen - rejected  # trl logs none; the difference of two means is the mean of differences
-        return cls(step, get[_ACCURACY], margin, chosen, get["lengths/chosen"], get["lengths/rejected"])
+        return cls(step, get[ACCURACY], margin, chosen, get[CHOSEN_LENGTH], get[REJECTED_LENGTH])
 
     @property
     def is_empty(self) -> bool:
@@ -48,7 +48,7 @@ class Point:
         return self.accuracy is None and self.chosen is None
 
 
-_NAMES = (_ACCURACY, "logps/margins", "logps/chosen", "logps/rejected", "lengths/chosen", "lengths/rejected")
+_NAMES = (ACCURACY, MARGINS, CHOSEN, REJECTED, CHOSEN_LENGTH, REJECTED_LENGTH)
 
 
 @dataclass(frozen=True)
@@ -178,10 +178,10 @@ def _same_rows(manifest: Json) -> tuple[Point, ...]:
 def _prefixes(entries: Sequence[Json]) -> list[str]:
     """ "eval_", or "eval_<set>_" of each held-out set, in the order in which they were evaluated."""
     found = [
-        name.removesuffix(_ACCURACY)
+        name.removesuffix(ACCURACY)
         for entry in entries
         for name in entry
-        if name.startswith("eval_") and name.endswith(_ACCURACY)
+        if name.startswith("eval_") and name.endswith(ACCURACY)
     ]
     return list(dict.fromkeys(found)) or ["eval_"]
 

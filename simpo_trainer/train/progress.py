@@ -5,38 +5,18 @@ from collections.abc import Mapping
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-# Metric name without its prefix, label on the line, number format. Everything else goes to the log files only.
-_COLUMNS: tuple[tuple[str, str, str], ...] = (
-    ("loss", "loss", ".4f"),
-    ("rewards/accuracies", "accuracy", ".3f"),
-    ("logps/margins", "margin", "+.3f"),
-    ("logps/chosen", "chosen", ".3f"),
-    ("logps/rejected", "rejected", ".3f"),
-    ("grad_norm", "grad", ".2f"),
-    ("learning_rate", "lr", ".1e"),
-)
-# The same for training on single texts.
-_TEXT_COLUMNS = (
-    ("loss", "loss", ".4f"),
-    ("mean_token_accuracy", "token accuracy", ".3f"),
-    ("entropy", "entropy", ".3f"),
-    ("grad_norm", "grad", ".2f"),
-    ("learning_rate", "lr", ".1e"),
-)
+from ..record.metric_table import metrics_of, prefixes_of
 
 
 def log_line(logs: Mapping[str, float], step: int, max_steps: int) -> str | None:
     """One line for a training log or for each evaluation set in `logs`; None where there is nothing to show."""
-    columns, mark = _COLUMNS, "rewards/accuracies"
-    if not any(key.endswith(mark) for key in logs):
-        columns, mark = _TEXT_COLUMNS, "mean_token_accuracy"
-    prefixes = [key.removesuffix(mark) for key in logs if key.endswith(mark)]
+    metrics, mark = metrics_of(logs)
     lines = []
-    for prefix in prefixes:
+    for prefix in prefixes_of(logs, mark):
         shown = [
-            f"{label} {logs[prefix + name]:{fmt}}"
-            for name, label, fmt in columns
-            if isinstance(logs.get(prefix + name), float)
+            f"{metric.label[0]} {logs[prefix + metric.name]:{metric.label[1]}}"
+            for metric in metrics
+            if metric.label and isinstance(logs.get(prefix + metric.name), float)
         ]
         lines.append(f"step {step}/{max_steps}  {prefix.rstrip('_') or 'train':5}  {'  '.join(shown)}")
     return "\n".join(lines) or None
