@@ -89,8 +89,8 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
     }
     trainer = _trainer(recipe, trainer_class, arguments)
     trainer.recipe_facts, trainer.stop_request = recipe.facts(), stop_request
-    if not checkpoint and args.process_index == 0:
-        trainer.add_callback(_StartOver(output_dir))
+    if args.process_index == 0:
+        trainer.add_callback(_SetAside(output_dir, checkpoint))
     with stop_request.deferred():
         metrics = _train(trainer, recipe, checkpoint)
         # Saved before the evaluation, which may fail: hours of training should not hang on it.
@@ -106,16 +106,22 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
     return metrics
 
 
-class _StartOver(TrainerCallback):
-    """Sets the checkpoints of an earlier run aside when training begins. What fails before leaves them as they are."""
+class _SetAside(TrainerCallback):
+    """Sets checkpoints that are not this run's aside when training begins. What fails before leaves them as they are.
 
-    def __init__(self, output_dir: Path):
+    Args:
+        output_dir: folder of the run.
+        checkpoint: the one that it goes on from, if any.
+    """
+
+    def __init__(self, output_dir: Path, checkpoint: Path | None):
         self.output_dir = output_dir
+        self.checkpoint = checkpoint
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        set_aside_earlier(self.output_dir)
+        set_aside_earlier(self.output_dir, self.checkpoint)
 
 
 def _trainer(recipe: Recipe, trainer_class: type[SimPOTrainer], arguments: dict[str, Any]) -> RunTrainer:

@@ -70,9 +70,21 @@ def find_checkpoint(output_dir: Path, wanted: str | Path | bool | None) -> Path 
     return found
 
 
-def set_aside_earlier(output_dir: Path) -> None:
-    """Rename the checkpoints of an earlier run: neither a later resume nor the rotation must take them for its own."""
-    if not (earlier := checkpoints(output_dir)):
+def set_aside_earlier(output_dir: Path, resumed: Path | None = None) -> None:
+    """Rename the checkpoints that are not this run's: neither a later resume nor the rotation must take them for it.
+
+    Args:
+        output_dir: folder of the run.
+        resumed: the checkpoint that the run goes on from; None where it starts over. If it lies in `output_dir`, so do
+            those that led to it, and only the ones of later steps are renamed: this run makes them anew.
+    """
+    earlier, whose, now = checkpoints(output_dir), "of an earlier run", "starts over"
+    if resumed:
+        now = f"goes on from {resumed}"
+        if resumed.resolve() in [folder.resolve() for folder in earlier]:
+            earlier = [folder for folder in earlier if step_of(folder) > step_of(resumed)]
+            whose = "of later steps"
+    if not earlier:
         return
     for folder in earlier:
         kept = output_dir / f"_earlier-{folder.name}"
@@ -82,8 +94,8 @@ def set_aside_earlier(output_dir: Path) -> None:
             kept = output_dir / f"_earlier-{number}-{folder.name}"
         folder.rename(kept)
     logger.warning(
-        f"{output_dir} holds checkpoints of an earlier run up to {earlier[-1].name}; this run starts over, and they "
-        f"are kept as {output_dir}/_earlier-*. To go on from the last of them instead, stop this run and use "
+        f"{output_dir} holds checkpoints {whose} up to {earlier[-1].name}; this run {now}, and they are kept as "
+        f"{output_dir}/_earlier-*. To go on from the last of them instead, stop this run and use "
         f"--resume_from_checkpoint {kept}"
     )
 

@@ -314,6 +314,38 @@ def test_starting_over_in_a_used_folder_sets_its_checkpoints_aside(make, caplog)
     assert StubTrainer.last.calls[0] == ("train", "runs/out/_earlier-checkpoint-12")
 
 
+@pytest.mark.parametrize("elsewhere", ["runs/old/checkpoint-5", "runs/out/_earlier-checkpoint-5"])
+def test_going_on_from_another_run_sets_the_checkpoints_in_its_folder_aside(make, elsewhere, caplog):
+    """A later resume from the newest would otherwise go on from them; what this run goes on from stays."""
+    for folder in (elsewhere, "runs/out/checkpoint-2", "runs/out/checkpoint-12"):
+        checkpoint(folder)
+    run(make("--resume_from_checkpoint", elsewhere), StubTrainer)
+    assert StubTrainer.last.calls[0] == ("train", elsewhere)
+    left = {"_earlier-checkpoint-12", "_earlier-checkpoint-2"}
+    assert set(os.listdir("runs/out")) - {"_earlier-checkpoint-5"} == left and os.path.exists(elsewhere)
+    assert f"of an earlier run up to checkpoint-12; this run goes on from {elsewhere}, and they are kept" in caplog.text
+    with pytest.raises(SimPOError, match="no complete checkpoint in runs/out"):
+        run(make("--resume_from_checkpoint"), StubTrainer)
+
+
+@pytest.mark.parametrize(
+    "written", ["runs/out/checkpoint-10", "runs/out/checkpoint-10/", "runs/out/../out/checkpoint-10"]
+)
+def test_going_on_from_before_the_end_sets_the_later_checkpoints_aside(make, written, caplog):
+    """Until this run has passed them, the newest would be one of the training that it replaces."""
+    for step in (5, 10, 20, 30):
+        checkpoint(f"runs/out/checkpoint-{step}")
+    run(make("--resume_from_checkpoint", written), StubTrainer)
+    own = ["checkpoint-10", "checkpoint-5"]
+    assert sorted(os.listdir("runs/out")) == ["_earlier-checkpoint-20", "_earlier-checkpoint-30", *own]
+    assert "holds checkpoints of later steps up to checkpoint-30; this run goes on from runs/out/" in caplog.text
+    assert "--resume_from_checkpoint runs/out/_earlier-checkpoint-30" in caplog.text
+    caplog.clear()
+    run(make("--resume_from_checkpoint"), StubTrainer)
+    assert StubTrainer.last.calls[0] == ("train", "runs/out/checkpoint-10")
+    assert "kept as" not in caplog.text
+
+
 @pytest.mark.parametrize("broken", ["load_preferences", "load_tokenizer", "_trainer", "_train"])
 def test_a_start_that_fails_moves_nothing(make, broken, monkeypatch):
     """A typo in dataset_name must not rename the checkpoints of the run before."""
