@@ -45,7 +45,7 @@ class BaselineTrainer(RunTrainer):
 
     def method_settings(self) -> dict[str, Any]:
         """The settings of the method and of its data, for the record of the run."""
-        return method_settings(self.args, self.shared)
+        return method_settings(self.method, self.args, self.shared)
 
     def _tokens(self, dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, model: Any) -> TokenSet:
         """The token rows that SimPO would train on, of a set that is given to the constructor."""

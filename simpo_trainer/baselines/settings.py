@@ -3,24 +3,23 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 from transformers import TrainingArguments
 from trl import DPOConfig, SFTConfig
 
 from ..knobs import knob
 from ..model.settings import ModelSettings
+from ..record.methods import METHODS
 from ..tokens.settings import RowSettings
 from ..train.config import SimPOConfig
-
-Method = Literal["simpo", "dpo", "sft"]
 
 
 @dataclass
 class MethodConfig:
     """What is done with model and data (a key of a recipe)."""
 
-    method: Method = knob(
+    method: str = knob(
         "simpo",
         "How the model is trained: 'simpo'; or, from the same recipe, what it is compared with: 'dpo' by trl's "
         "DPOTrainer, 'sft' (supervised fine-tuning on chosen answers, or on rows of `messages`) by trl's SFTTrainer.",
@@ -56,7 +55,9 @@ class SFTArguments(_WithoutToken, SFTConfig):
 
 
 BaselineArguments = DPOArguments | SFTArguments
-ARGUMENTS: dict[str, type[Any]] = {"dpo": DPOArguments, "sft": SFTArguments}
+ARGUMENTS: dict[str, type[Any]] = {
+    name: method.load("arguments") for name, method in METHODS.items() if not method.is_simpo
+}
 
 _COMMON = set(TrainingArguments.__dataclass_fields__)
 # Settings that only SimPO's loss and layouts read.
@@ -75,32 +76,30 @@ _NOT_OFFERED = {
 _ALWAYS_TOLD = ("beta", "loss_type")
 # What a machine decides, or the way that signals are handled here; settled by SimPOConfig.
 _SETTLED = ("use_cpu", "disable_tqdm", "enable_jit_checkpoint")
-# Where a recipe is silent, and SimPO's value would be none for the method.
-DEFAULTS: dict[str, dict[str, Any]] = {"sft": {"learning_rate": 2e-5}}
 
 
 def shared_keys(method: str) -> set[str]:
     """Fields of `SimPOConfig` that mean under `method` what they mean for SimPO."""
-    if method == "simpo":
+    if METHODS[method].is_simpo:
         return set(SimPOConfig.__dataclass_fields__)
     return _COMMON | set(SHARED)
 
 
 def own_keys(method: str) -> set[str]:
     """Fields of trl's arguments that a recipe gives under their own name."""
-    if method == "simpo":
+    if METHODS[method].is_simpo:
         return set()
     return set(ARGUMENTS[method].__dataclass_fields__) - _COMMON - set(SHARED) - _NOT_OFFERED
 
 
-def method_settings(args: TrainingArguments, shared: SimPOConfig) -> dict[str, Any]:
+def method_settings(method: str, args: TrainingArguments, shared: SimPOConfig) -> dict[str, Any]:
     """The settings of a run for its record, without those of `TrainingArguments`; of trl's, those that are set.
 
     Args:
+        method: the method's name.
         args: the arguments of trl's trainer.
         shared: the settings that made the data and the model.
     """
-    method = next(name for name, owner in ARGUMENTS.items() if isinstance(args, owner))
     ours = {name: getattr(shared, name) for name in SHARED if name != "model_init_kwargs"}
     theirs = {name: getattr(args, name) for name in sorted(own_keys(method))}
     usual = {each.name: each.default for each in fields(type(args))} | {"pad_to_multiple_of": None}
@@ -111,7 +110,7 @@ def build_arguments(method: str, training: SimPOConfig, given: Mapping[str, Any]
     """The arguments of trl's trainer that stand for the same training as `training` does.
 
     Args:
-        method: "dpo" or "sft".
+        method: a method of trl.
         training: the recipe's settings as SimPO takes them, without those of the loss.
         given: what the recipe says.
 

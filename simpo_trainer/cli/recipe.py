@@ -70,6 +70,7 @@ def _sections(names: list[str], method: str) -> list[tuple[str, list[str]]]:
     from ..baselines.settings import MethodConfig
     from ..data.settings import DataConfig
     from ..recipe.keys import SIMPO_KEYS, keys_of
+    from ..record.methods import METHODS
     from ..train.config import SimPOConfig
 
     def section(name: str) -> str:
@@ -82,15 +83,12 @@ def _sections(names: list[str], method: str) -> list[tuple[str, list[str]]]:
             return "Model"
         return own if owner is not SimPOConfig or name in SIMPO_KEYS else "Training"
 
-    keys, own = keys_of(method), _TITLES[method]
+    keys, own = keys_of(method), METHODS[method].title
     found: dict[str, list[str]] = {"Method": [], "Model": [], "Data": [], own: [], "Training": []}
     for name in names:
         found[section(name)].append(name)
     found[own].sort(key=lambda name: SIMPO_KEYS.index(name) if name in SIMPO_KEYS else -1)
     return list(found.items())
-
-
-_TITLES = {"simpo": "SimPO", "dpo": "DPO", "sft": "SFT"}
 
 
 def _line(name: str, value: Any) -> str:

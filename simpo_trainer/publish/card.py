@@ -8,11 +8,11 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..errors import SimPOError
+from ..record.methods import METHODS, Method
 from ..record.metric_table import metrics_of, prefixes_of
 from ..record.privacy import hub_name
 from ..record.reader import read_record
 from ..results.training_curves import training_curves
-from .card_texts import METHOD_TEXTS, MethodText
 
 CURVES = "training_curves.png"
 # Settings that change nothing about what is trained, or stand elsewhere.
@@ -61,7 +61,7 @@ def write_card(
         tags: beside the usual ones.
         metadata: further entries of the card's head, such as `language` and `license`.
     """
-    method = METHOD_TEXTS[run["method"]]
+    method = METHODS[run["method"]]
     named = [source["name"] for source in run["data"]["sources"] if hub_name(source["name"])]
     adapter = run["model"]["adapter"] is not None
     head = {
@@ -77,7 +77,7 @@ def write_card(
     has_curves = training_curves(
         log_history, folder / CURVES, target_margin=run["target_margin"], unit=run["log_prob_unit"] or _OF_TRL
     )
-    title = model_name or (repo or "").split("/")[-1] or f"Model trained with {method.name}"
+    title = model_name or (repo or "").split("/")[-1] or f"Model trained with {method.title}"
     parts = [
         f"# {title}\n\n{_introduction(run, method)}",
         f"## Use\n\n{_usage(repo, adapter, bool(run['tokenizer']['chat_template_sha256']))}",
@@ -92,7 +92,7 @@ def write_card(
     ModelCard(f"---\n{ModelCardData(**head).to_yaml()}\n---\n\n{text}\n").save(folder / "README.md")
 
 
-def _introduction(run: Json, method: MethodText) -> str:
+def _introduction(run: Json, method: Method) -> str:
     model, done, planned = run["model"], run["results"]["steps"], run["batch"]["optimiser_steps"]
     base = (
         f"[{model['name']}](https://huggingface.co/{model['name']})" if model["name"] else f"a model ({model['label']})"
@@ -135,7 +135,7 @@ def _code(*lines: str) -> str:
     return "\n".join(["```python", *lines, "```"])
 
 
-def _results(run: Json, method: MethodText) -> str:
+def _results(run: Json, method: Method) -> str:
     """The last value of each metric, a column for the training and for each evaluation set."""
     measured = run["results"]["metrics"]
     metrics, mark = metrics_of(measured)
@@ -153,7 +153,7 @@ def _results(run: Json, method: MethodText) -> str:
     return _table(["metric", *headers], rows)
 
 
-def _settings(run: Json, method: MethodText) -> str:
+def _settings(run: Json, method: Method) -> str:
     training, batch, model, seeds = run["training"], run["batch"], run["model"], run["seeds"]
     steps, seed = training["warmup_steps"], seeds["seed"]
     warmup = f"{steps:g} of all steps" if 0 < steps < 1 else f"{steps:g} steps"
@@ -194,7 +194,7 @@ def _data(run: Json, datasets: Sequence[str]) -> str:
                 f"`{found['tokens_sha256'][:12]}`" if found["tokens_sha256"] else "-",
             ]
         )
-    table = _table(["set", METHOD_TEXTS[run["method"]].rows, "left out", "cut to length", "hash of the tokens"], rows)
+    table = _table(["set", METHODS[run["method"]].rows, "left out", "cut to length", "hash of the tokens"], rows)
     return "\n".join(sources or ["The data sets are not named."]) + f"\n\n{table}"
 
 

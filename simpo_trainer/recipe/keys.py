@@ -14,11 +14,12 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import SchedulerType
 from trl import ModelConfig
 
-from ..baselines.settings import ARGUMENTS, DEFAULTS, MethodConfig, own_keys, shared_keys
+from ..baselines.settings import ARGUMENTS, MethodConfig, own_keys, shared_keys
 from ..data.settings import DataConfig
 from ..errors import did_you_mean, near
 from ..loss.settings import LossSettings
 from ..model.settings import ModelSettings
+from ..record.methods import METHODS
 from ..tokens.settings import RowSettings
 from ..train.config import SimPOConfig
 from .file import Entry
@@ -49,6 +50,7 @@ class Key:
 _OWN_HINTS: dict[str, Any] = {
     "fsdp": str | bool | None,  # annotated as text for the sake of argparse
     "lr_scheduler_type": SchedulerType,
+    "method": Literal[tuple(METHODS)],
     "model_init_kwargs": dict[str, Any] | None,
     "resume_from_checkpoint": str | bool | None,  # true: the last checkpoint
 }
@@ -85,10 +87,10 @@ SIMPO_KEYS = [
 @cache
 def keys_of(method: str) -> dict[str, Key]:
     """The keys that a recipe of this method reads; :data:`KEYS` are SimPO's."""
-    if method == "simpo":
+    if METHODS[method].is_simpo:
         return KEYS
     read = {name: key for name, key in KEYS.items() if key.owner is not SimPOConfig or name in shared_keys(method)}
-    read |= {name: replace(read[name], own_default=value) for name, value in DEFAULTS.get(method, {}).items()}
+    read |= {name: replace(read[name], own_default=value) for name, value in METHODS[method].usual.items()}
     theirs = _keys(ARGUMENTS[method])
     return read | {name: key for name, key in theirs.items() if name in own_keys(method)}
 
@@ -128,7 +130,7 @@ def _meant(key: str, known: Mapping[str, Key]) -> str:
 
 def takes_bool(key: str) -> bool:
     """Returns whether `key` takes true and false, under any method."""
-    return any(key in known and _takes_bool(known[key].hint) for known in map(keys_of, ("simpo", *ARGUMENTS)))
+    return any(key in known and _takes_bool(known[key].hint) for known in map(keys_of, METHODS))
 
 
 def convert(value: Any, hint: Any, text: str | None = None) -> Any:

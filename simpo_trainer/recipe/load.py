@@ -13,14 +13,14 @@ from typing import Any
 
 from trl import ModelConfig, get_quantization_config
 
-from ..baselines.dpo_losses import settle_losses
-from ..baselines.settings import ARGUMENTS, DEFAULTS, BaselineArguments, MethodConfig, build_arguments
+from ..baselines.settings import ARGUMENTS, BaselineArguments, MethodConfig, build_arguments
 from ..data.load import describe_sources
 from ..data.settings import DataConfig, data_problems
 from ..environment import has_package
 from ..errors import SimPOError
 from ..loss.objective import settled_loss
 from ..record.facts import RecipeFacts
+from ..record.methods import METHODS
 from ..train.config import SimPOConfig
 from .aged_keys import SWITCHES, translate
 from .file import Entry, Layer, merge_layers, read_layers, scalar
@@ -54,7 +54,7 @@ class Recipe:
         """
         found = {}
         # What a recipe leaves open of the loss is settled by its `loss_type`.
-        of_loss = settled_loss(self.training) if self.method == "simpo" else {}
+        of_loss = settled_loss(self.training) if METHODS[self.method].is_simpo else {}
         for name, key in keys_of(self.method).items():
             default = of_loss.get(name, key.default)
             value = self.settings.get(name, default if self._counts(name) else None)
@@ -126,7 +126,7 @@ def check_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] 
     method = method_of(layers)
     translated = [translate(layer, method) for layer in layers]
     fitted, told = fit_to_method([layer for layer, _ in translated])
-    if method == "simpo":
+    if METHODS[method].is_simpo:
         fitted, of_loss = fit_to_loss(fitted)
         told += of_loss
     entries = merge_layers(fitted)
@@ -138,9 +138,9 @@ def check_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] 
         problems += data_problems(values)
     problems += _streaming_problems(values, method)
     notices = [*(notice for _, found in translated for notice in found), *told]
-    if method == "dpo":
-        values, bad_losses, hints = settle_losses(values)
-        problems += bad_losses
+    if settle := METHODS[method].load("settle"):
+        values, unsettled, hints = settle(values)
+        problems += unsettled
         notices += hints
     if problems:
         head = f"{path}: " if len(problems) == 1 else f"{path}: {len(problems)} problems\n  "
@@ -152,7 +152,7 @@ def check_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] 
 def _streaming_problems(values: Mapping[str, Any], method: str) -> list[str]:
     if not values.get("streaming"):
         return []
-    if method != "simpo":
+    if not METHODS[method].is_simpo:
         return [
             f"streaming is true, but method {method} needs the whole training set before it starts: rows that cannot "
             "teach are left out of it first, so that it trains on SimPO's rows. Remove streaming."
@@ -204,9 +204,9 @@ def _build(read: ReadRecipe) -> tuple[SimPOConfig, ModelConfig, DataConfig, Base
         model.model_name_or_path = os.path.expanduser(values["model_name_or_path"])
         data = DataConfig(**parts[DataConfig])
         _check_adapter(model, parts[ModelConfig])
-        training = SimPOConfig(**DEFAULTS.get(read.method, {}) | parts[SimPOConfig])
+        training = SimPOConfig(**dict(METHODS[read.method].usual) | parts[SimPOConfig])
         training.model_init_kwargs = _model_init_kwargs(model, training)
-        baseline = None if read.method == "simpo" else build_arguments(read.method, training, values)
+        baseline = None if METHODS[read.method].is_simpo else build_arguments(read.method, training, values)
     except SimPOError as error:
         raise SimPOError(f"{path}: {error}") from None
     except (ValueError, TypeError, OSError, ImportError) as error:  # what transformers and trl find wrong

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..baselines.settings import ARGUMENTS
+from ..record.methods import METHODS
 from .file import Entry, Layer
 from .keys import KEYS, keys_of
 from .other_trainers import as_text
@@ -23,7 +23,7 @@ def _methods(layers: Sequence[Layer]) -> list[str]:
     found, method = [], "simpo"
     for layer in layers:
         named = layer.entries["method"].value if "method" in layer.entries else method
-        method = named if named in ("simpo", *ARGUMENTS) else "simpo"  # a wrong one is told with the other values
+        method = named if named in METHODS else "simpo"  # a wrong one is told with the other values
         found.append(method)
     return found
 

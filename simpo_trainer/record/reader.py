@@ -9,11 +9,10 @@ from typing import Any
 
 from ..errors import SimPOError
 from .folders import MANIFEST
+from .methods import METHODS
 from .metric_table import ACCURACY, CHOSEN, CHOSEN_LENGTH, MARGINS, REJECTED, REJECTED_LENGTH
 
 PER_TOKEN, PER_ANSWER = "nats per token", "nats per answer"
-# Methods whose rewards are measured against a reference model.
-WITH_REFERENCE = ("dpo",)
 
 Json = Mapping[str, Any]
 
@@ -94,6 +93,15 @@ class Run:
         return max(known, key=lambda point: point.accuracy or 0.0, default=None)
 
 
+def is_against_reference(method: str) -> bool:
+    """Whether a method, which may be unknown here, measures rewards against a reference model."""
+    return method in METHODS and METHODS[method].with_reference
+
+
+def _is_simpo(method: str) -> bool:
+    return method in METHODS and METHODS[method].is_simpo
+
+
 def read_runs(folder: Path, name: str) -> list[Run]:
     """The run in `folder`, once for each of its held-out sets.
 
@@ -132,7 +140,7 @@ def _run(manifest: Json, log: Sequence[Json], results: Json, prefix: str, name: 
     method = str(manifest.get("method") or "simpo")
     sets, settings = _part(manifest, "data", "sets"), _part(manifest, method)
     held_out, trained_on = (_part(sets, which) for which in (prefix.rstrip("_"), "train"))
-    if method in WITH_REFERENCE:
+    if is_against_reference(method):
         evaluations = tuple(map(_without_tie, evaluations))
     return Run(
         name=name,
@@ -262,7 +270,7 @@ def _unit(manifest: Json, method: str, settings: Json) -> str:
     if named := manifest.get("log_prob_unit"):
         return PER_TOKEN if named == PER_TOKEN else PER_ANSWER
     # Other methods are trl's, whose `logps/*` are sums; older manifests have the setting alone.
-    return PER_TOKEN if method == "simpo" and settings.get("average_log_prob", True) else PER_ANSWER
+    return PER_TOKEN if _is_simpo(method) and settings.get("average_log_prob", True) else PER_ANSWER
 
 
 def _part(record: Json, *names: str) -> Json:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..record.reader import PER_ANSWER, PER_TOKEN, WITH_REFERENCE, Point, Run
+from ..record.reader import PER_ANSWER, PER_TOKEN, Point, Run, is_against_reference
 
 # What wins a pair, in short and in full, by the unit of log-probabilities; and for a method with a reference model.
 _WON_BY = {
@@ -61,7 +61,7 @@ def won_by(run: Run) -> tuple[str, str] | None:
     """What makes the chosen answer win a pair in the accuracy of a run, in short and in full; None without accuracy."""
     if run.best is None:
         return None
-    return _AGAINST_REFERENCE if run.method in WITH_REFERENCE else _WON_BY[run.unit]
+    return _AGAINST_REFERENCE if is_against_reference(run.method) else _WON_BY[run.unit]
 
 
 # ---- The drift ----

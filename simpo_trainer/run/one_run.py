@@ -16,6 +16,7 @@ from ..log import get_logger
 from ..model.load import check_model_name, load_tokenizer
 from ..publish.hub import check_credentials, push_later
 from ..recipe.load import Recipe
+from ..record.methods import METHODS
 from ..record.privacy import without_tokens
 from ..tokens.chat_templates import resolve_chat_template
 from ..train.checkpoints import find_checkpoint, set_aside_earlier, step_of
@@ -71,7 +72,7 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
     chat_template = recipe.data.chat_template and resolve_chat_template(recipe.data.chat_template)
 
     with args.main_process_first(desc="loading the data"):
-        train, test = load_preferences(recipe.data, args.seed, conversations=recipe.method == "sft")
+        train, test = load_preferences(recipe.data, args.seed, conversations=METHODS[recipe.method].on_conversations)
     if test is None and args.eval_strategy != "no":
         raise SimPOError(
             "eval_strategy asks for evaluation during training, but there are no evaluation pairs. "
@@ -125,7 +126,8 @@ class _SetAside(TrainerCallback):
 
 
 def _trainer(recipe: Recipe, trainer_class: type[SimPOTrainer], arguments: dict[str, Any]) -> RunTrainer:
-    if recipe.method == "simpo":
+    method = METHODS[recipe.method]
+    if method.is_simpo:
         return trainer_class(args=recipe.training, **arguments)
     if trainer_class is not SimPOTrainer:
         raise SimPOError(
@@ -133,10 +135,7 @@ def _trainer(recipe: Recipe, trainer_class: type[SimPOTrainer], arguments: dict[
             "or run the recipe without a trainer class."
         )
     # Imported here: a run of SimPO has no use for trl's trainers.
-    from ..baselines.dpo import DPOBaseline
-    from ..baselines.sft import SFTBaseline
-
-    baseline: Any = DPOBaseline if recipe.method == "dpo" else SFTBaseline
+    baseline = method.load("trainer")
     return baseline(args=recipe.baseline, shared=recipe.training.settled(), **arguments)
 
 

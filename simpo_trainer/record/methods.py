@@ -1,0 +1,117 @@
+"""The methods that a recipe can name: one row for each, with its classes, its rules and its words."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pkgutil import resolve_name
+from typing import Any
+
+_SIMPO = """\
+```bibtex
+@inproceedings{meng2024simpo,
+  title     = {{SimPO}: Simple Preference Optimization with a Reference-Free Reward},
+  author    = {Meng, Yu and Xia, Mengzhou and Chen, Danqi},
+  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
+  year      = {2024}
+}
+```"""
+_DPO = """\
+```bibtex
+@inproceedings{rafailov2023direct,
+  title     = {Direct Preference Optimization: Your Language Model is Secretly a Reward Model},
+  author    = {Rafailov, Rafael and Sharma, Archit and Mitchell, Eric and Manning, Christopher D. and Ermon, Stefano and
+               Finn, Chelsea},
+  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
+  year      = {2023}
+}
+```"""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train. Classes and functions stand as "package.module:name" and are imported where they are used.
+
+    Args:
+        name: in a recipe.
+        title: as people write it.
+        tags: for the head of the model card.
+        training: follows "trained" in the first sentence of the card.
+        won: what makes the chosen answer of a pair win, for its accuracy; "" for training on single texts.
+        citation: how its paper is cited, "" without one.
+        rows: the name of what it trains on.
+        trainer: the class of its trainer; "" for SimPO, whose trainer a run may replace by a subclass.
+        arguments: the class of its trainer's arguments; "" for SimPO.
+        settle: checks and completes the recipe's values for the method; "" where nothing is to be settled.
+        usual: values of `SimPOConfig` where a recipe is silent and SimPO's own would be none for the method.
+        with_reference: whether rewards are measured against a reference model.
+        on_conversations: whether it also trains on rows of `messages`.
+    """
+
+    name: str
+    title: str
+    tags: tuple[str, ...]
+    training: str
+    won: str
+    citation: str = ""
+    rows: str = "pairs"
+    trainer: str = ""
+    arguments: str = ""
+    settle: str = ""
+    usual: Mapping[str, Any] = field(default_factory=dict)
+    with_reference: bool = False
+    on_conversations: bool = False
+
+    @property
+    def is_simpo(self) -> bool:
+        """Whether this package's own trainer trains, by its own losses."""
+        return not self.trainer
+
+    def load(self, what: str) -> Any:
+        """The class or function that a field names, or None for "".
+
+        Args:
+            what: "trainer", "arguments" or "settle".
+        """
+        place = getattr(self, what)
+        return resolve_name(place) if place else None
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            name="simpo",
+            title="SimPO",
+            tags=("simpo", "trl", "preference-optimization"),
+            training="on preference pairs with SimPO (Simple Preference Optimization): a loss without a reference "
+            "model, in which the reward of an answer is its log-probability per token",
+            won="is likelier",
+            citation=f"SimPO, the method ([arXiv 2405.14734](https://arxiv.org/abs/2405.14734)):\n\n{_SIMPO}",
+        ),
+        Method(
+            name="dpo",
+            title="DPO",
+            tags=("dpo", "trl", "preference-optimization"),
+            training="on preference pairs with DPO (Direct Preference Optimization) by trl's `DPOTrainer`: the reward "
+            "of an answer is how much likelier it is than under the reference model, which is the model that training "
+            "started from",
+            won="has the higher reward",
+            citation=f"DPO, the method ([arXiv 2305.18290](https://arxiv.org/abs/2305.18290)):\n\n{_DPO}",
+            trainer="simpo_trainer.baselines.dpo:DPOBaseline",
+            arguments="simpo_trainer.baselines.settings:DPOArguments",
+            settle="simpo_trainer.baselines.dpo_losses:settle_losses",
+            with_reference=True,
+        ),
+        Method(
+            name="sft",
+            title="SFT",
+            tags=("sft", "trl"),
+            training="by supervised fine-tuning (SFT) with trl's `SFTTrainer`",
+            won="",
+            rows="rows",
+            trainer="simpo_trainer.baselines.sft:SFTBaseline",
+            arguments="simpo_trainer.baselines.settings:SFTArguments",
+            usual={"learning_rate": 2e-5},
+            on_conversations=True,
+        ),
+    )
+}
