@@ -6,7 +6,7 @@ Shapes: R rows of T tokens, A answers, N pairs.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, NotRequired, TypeAlias, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, TypeAlias, TypedDict, cast
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ class Batch(TypedDict):
         position_ids: position of each token in its own sequence, (R, T).
         shift_labels: token that each position must predict, -100 where nothing is scored, (R, T).
         response_index: answer that a scored position belongs to, (R, T); 0 elsewhere.
-        num_responses: number of answers A, shape ().
+        num_responses: number of answers A, shape (), or a plain number.
         chosen: answer index of each pair's chosen side, (N,).
         rejected: answer index of each pair's rejected side, (N,).
         pair_weight: weight of each pair in loss and metrics, 1, or 0 for filler, (N,).
@@ -39,6 +39,7 @@ class Batch(TypedDict):
         row: position of each pair's row in the user's data set, for messages, (N,).
         place: position of each pair's row in the set of token rows, (N,).
         margin: target margin that the data adds to each pair's, nats per token, (N,); only where the data gives one.
+        scored: places in the flattened `shift_labels` where something is scored, (S,); see :func:`with_scored`.
     """
 
     input_ids: Tensor
@@ -48,7 +49,7 @@ class Batch(TypedDict):
     position_ids: Tensor
     shift_labels: Tensor
     response_index: Tensor
-    num_responses: Tensor
+    num_responses: Tensor | int
     chosen: Tensor
     rejected: Tensor
     pair_weight: Tensor
@@ -56,13 +57,39 @@ class Batch(TypedDict):
     row: Tensor
     place: Tensor
     margin: NotRequired[Tensor]
+    scored: NotRequired[Tensor]
+
+
+def with_scored(batch: Batch) -> Batch:
+    """The batch with `scored`, and with a plain number of answers: what scoring would wait for on an accelerator.
+
+    To be called while the batch lies on the CPU, once it is what its collator makes of it: a collator that moves
+    columns about would leave places behind that are no longer right.
+    """
+    scored = (batch["shift_labels"].flatten() != NOT_SCORED).nonzero().flatten()
+    return {**batch, "scored": scored, "num_responses": int(batch["num_responses"])}
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on its way to an accelerator, without a wait for it now or in scoring; on a CPU with `scored` alone."""
+    if batch["shift_labels"].is_cpu:
+        batch = with_scored(batch)
+    if device.type != "cuda":
+        return batch
+    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    return cast(Batch, batch | {name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+
+
+def scored_places(batch: Batch) -> Tensor:
+    """`scored` of a batch, found now where it is not there."""
+    return batch["scored"] if "scored" in batch else with_scored(batch)["scored"]
 
 
 def count_tokens(batch: Batch) -> Tensor:
     """Pairs, tokens and scored tokens of chosen answers in a batch, each weighted by `pair_weight`, (3,) in float64."""
     weight = batch["pair_weight"].double()
-    scored = batch["response_index"][batch["shift_labels"] != NOT_SCORED]
-    lengths = torch.bincount(scored, minlength=int(batch["num_responses"]))
+    answers = batch["response_index"].flatten()[scored_places(batch)]
+    lengths = torch.bincount(answers, minlength=int(batch["num_responses"]))
     return torch.stack(
         [weight.sum(), weight @ batch["pair_tokens"].double(), weight @ lengths[batch["chosen"]].double()]
     )

@@ -63,9 +63,11 @@ class MaskPlan:
             rule = _rule(prompt_index, branch, position_ids, window)
             return _additive(_table(rule, len(branch), columns, columns), dtype)
 
-        longest = int(position_ids.max())
-        # A window that no row outgrows hides nothing.
-        hiding = {kind: window if window and window <= longest else None for kind, window in self.windows.items()}
+        hiding = self.windows
+        if any(hiding.values()):  # otherwise there is nothing to wait for the accelerator for
+            longest = int(position_ids.max())
+            # A window that no row outgrows hides nothing.
+            hiding = {kind: window if window and window <= longest else None for kind, window in hiding.items()}
         return by_kind(hiding, mask)
 
     def block_masks(

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
 
-from ..batches.batch import NOT_SCORED, Batch
+from ..batches.batch import NOT_SCORED, Batch, scored_places
 from ..errors import SimPOError
 from .attached import Scoring, attach_scoring, is_prepared, scoring_of
 from .attention import MaskPlan, able_to_run, flex_width
@@ -77,14 +77,16 @@ def score_answers(model: nn.Module, batch: Batch) -> AnswerScores:
 def score_batch(model: nn.Module, batch: Batch) -> tuple[AnswerScores, tuple[Tensor, ...] | None]:
     """As :func:`score_answers`, with the router logits of a model whose configuration asks for a balance term."""
     sharing = {name: batch[name] for name in ("prompt_index", "branch") if name in batch}
+    scored = scored_places(batch)
     output = model(
         input_ids=batch["input_ids"],
         attention_mask=batch.get("attention_mask"),
         position_ids=batch["position_ids"],
         scored_labels=batch["shift_labels"],
+        scored=scored,
         **sharing,
     )
-    answer = batch["response_index"][batch["shift_labels"] != NOT_SCORED]
+    answer = batch["response_index"].flatten().index_select(0, scored)
     count = int(batch["num_responses"])
     logps = output.logps if output.logps.dtype == torch.float64 else output.logps.float()
     total = logps.new_zeros(count).index_add(0, answer, logps)
@@ -98,7 +100,8 @@ def add_scoring_forward(model: PreTrainedModel) -> None:
     """Teach a causal language model to score: `model(..., scored_labels=labels)` returns a :class:`ScoringOutput`.
 
     `labels` (R, T) holds the token that each position must predict and -100 elsewhere; only those positions go through
-    the head. Rows that hold several answers come with `prompt_index` and `branch` (see `Batch`), of which the masks are
+    the head. Their places in the flattened labels may come as `scored` (S,): an accelerator would be waited for to find
+    them. Rows that hold several answers come with `prompt_index` and `branch` (see `Batch`), of which the masks are
     made here, where the attention and its dtype are known. Without `scored_labels` the forward is the model's own, so
     generation and saving are unchanged. The scoring sits inside the forward, and the backbone and head are looked up on
     each call, because wrappers (DDP, FSDP, DeepSpeed, PEFT, autocast) act on the outermost forward and may replace the
@@ -122,7 +125,14 @@ def add_scoring_forward(model: PreTrainedModel) -> None:
         takes_any or name in accepted for name in ("position_ids", "output_router_logits")
     )
 
-    def forward(self, *args, scored_labels: Tensor | None = None, branch: Tensor | None = None, **kwargs):
+    def forward(
+        self,
+        *args,
+        scored_labels: Tensor | None = None,
+        scored: Tensor | None = None,
+        branch: Tensor | None = None,
+        **kwargs,
+    ):
         if scored_labels is None:
             return original_forward(self, *args, **kwargs)
         rows, width = scored_labels.shape
@@ -139,15 +149,25 @@ def add_scoring_forward(model: PreTrainedModel) -> None:
         first = 0 if branch is not None else output.last_hidden_state.shape[1] - width
         own = slice(first, first + width)
         router_logits = router_logits_by_row(output, rows, own) if balanced else None
-        hidden = output.last_hidden_state[:, own]
-        scored = scored_labels != NOT_SCORED
-        logps, mean_logits = token_logps(hidden[scored], self.get_output_embeddings(), scored_labels[scored], transform)
+        if scored is None:
+            scored = (scored_labels.flatten() != NOT_SCORED).nonzero().flatten()
+        hidden = _at_places(output.last_hidden_state, scored, width, first)
+        targets = scored_labels.flatten().index_select(0, scored)
+        logps, mean_logits = token_logps(hidden, self.get_output_embeddings(), targets, transform)
         return ScoringOutput(logps=logps, mean_logits=mean_logits, router_logits=router_logits)
 
     # `generate` and the Trainer read the signature of `forward`. Not by functools.wraps: accelerate, unwrapping a
     # model, follows `__wrapped__` and would take this forward off.
     forward.__signature__ = inspect.signature(type(model).forward)  # type: ignore[attr-defined]
     attach_scoring(model, forward, Scoring(MaskPlan.from_config(model.config)))
+
+
+def _at_places(hidden: Tensor, places: Tensor, width: int, first: int) -> Tensor:
+    """Hidden states (S, H) at places in rows of `width` columns, which begin at column `first` of wider ones."""
+    if hidden.shape[1] != width:
+        row = places.div(width, rounding_mode="floor")
+        places = places + row * (hidden.shape[1] - width) + first
+    return hidden.flatten(0, 1).index_select(0, places)
 
 
 def _with_masks(

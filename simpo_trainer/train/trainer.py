@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
-from ..batches.batch import Batch, PairCollator, count_tokens
+from ..batches.batch import Batch, PairCollator, count_tokens, on_device
 from ..batches.loader import Collator, evaluation_pairs, pair_loader, training_pairs
 from ..batches.order import PairBatchSampler
 from ..batches.stream import StreamedPairs
@@ -43,7 +43,7 @@ from ..tokens.ids import TokenIds, count_embeddings
 from ..tokens.sets import columns_of, spread_rows
 from .config import SimPOConfig
 from .facts import own_settings
-from .finite import check_finite
+from .finite import FiniteCallback, FiniteCheck, steps_in_backward
 from .processes import keep_scores_float32
 from .run_trainer import RunTrainer
 from .saving import check_saves, settle_generation
@@ -152,7 +152,9 @@ class SimPOTrainer(RunTrainer):
         self._eval_sums = MetricSums()
         self._eval_records = PairRecords()
         self._step_totals = _StepTotals(0.0, 0.0, 0.0, 0.0)
-        self.add_callback(_NewWindow(self))
+        self.finite = FiniteCheck()
+        for callback in (_NewWindow(self), FiniteCallback(self)):
+            self.add_callback(callback)
         self._attach(StartReport(self))
 
     # ---- The loss ----
@@ -201,7 +203,10 @@ class SimPOTrainer(RunTrainer):
         else:
             # Processes average their gradients; the loss of all of them together is one sum over one count.
             scale = self.accelerator.num_processes
-            pairs, chosen_tokens = weight.new_tensor([self._step_totals.pairs, self._step_totals.chosen_tokens])
+            # Filled in where they are needed: a tensor made of numbers is copied there, and the copy waited for.
+            pairs, chosen_tokens = (
+                weight.new_full((), count) for count in (self._step_totals.pairs, self._step_totals.chosen_tokens)
+            )
         loss = (losses * weight).sum() * scale / pairs
         if objective.sft_weight:
             likelihood = chosen.average if self.args.sft_reduction == "sequence" else chosen.sum
@@ -229,7 +234,9 @@ class SimPOTrainer(RunTrainer):
             )
         )
         if training:
-            check_finite(loss, losses, batch, answers, model=model, step=self.state.global_step)
+            self.finite.note(loss, losses, batch, answers)
+            if not self.is_in_train or steps_in_backward(self.args, self.is_deepspeed_enabled):
+                self.finite.check(model, self.state.global_step)
         if not return_outputs:
             return loss
         return loss, {
@@ -332,6 +339,7 @@ class SimPOTrainer(RunTrainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Any]:
         """Fetch the micro-batches of one optimiser step and count their pairs over all processes."""
+        self.finite.begin()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
@@ -341,6 +349,10 @@ class SimPOTrainer(RunTrainer):
         self._step_totals = _StepTotals(*counts.tolist())
         self.state.num_input_tokens_seen += int(self._step_totals.tokens)
         return batches, self._step_totals.pairs
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """As `Trainer._prepare_inputs`, which would wait for the accelerator with each tensor that it moves there."""
+        return super()._prepare_inputs(cast(dict[str, Any], on_device(cast(Batch, inputs), self.args.device)))
 
     # ---- Training ----
 

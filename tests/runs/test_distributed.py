@@ -196,3 +196,16 @@ def _outcome(folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     model = AutoModelForCausalLM.from_pretrained(folder)
     return [entry["loss"] for entry in history if "loss" in entry], model.state_dict()
+
+
+def test_a_loss_that_breaks_in_one_process_reaches_no_weight_of_another(tmp_path):
+    """Its gradient is in the sum that both have, so both stop before the step."""
+    worker = TESTS / "support" / "diverging_worker.py"
+    done = subprocess.run(
+        [*TORCHRUN, str(worker), str(tmp_path)], env=_environment(), capture_output=True, text=True, timeout=300
+    )
+    seen = [json.loads((tmp_path / f"said-{rank}.json").read_text()) for rank in range(2)]
+    assert done.returncode == 0 and all(each["unchanged"] for each in seen)
+    own, other = sorted((each["said"] for each in seen), key=lambda said: "of another process" in said)
+    assert own.startswith("The loss is inf at optimiser step 1, in row 3 (")
+    assert other.startswith("The loss of another process is not finite at optimiser step 1;")

@@ -4,12 +4,16 @@ import math
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TrainerCallback, TrainingArguments
 
 from models import random_pairs
 from runs import assert_same_weights, epoch_rows, make_trainer, weights_of
 from simpo_trainer import SimPOTrainer
+from simpo_trainer.batches.batch import PairCollator
 from simpo_trainer.errors import SimPOError
+from simpo_trainer.model.scoring import AnswerScores
+from simpo_trainer.train.finite import FiniteCheck, steps_in_backward
 
 ROWS = random_pairs(12)
 
@@ -75,3 +79,48 @@ def test_only_the_pair_at_fault_is_named_by_the_data_s_own_row_number(tmp_path, 
     assert "The weights are finite; lower learning_rate" in str(error.value)
     if accumulation == 2:
         assert_same_weights(weights_of(trainer), before, tolerance=0)
+
+
+def test_a_loss_outside_of_training_is_refused_at_once(tmp_path):
+    """In a loop of one's own, no optimiser step of the trainer would come to look at it."""
+    rows = [{**row, "margin": 9.0 * (place == 5)} for place, row in enumerate(ROWS)]
+    trainer = make_trainer(tmp_path, rows, trainer_class=OnePairDiverges)
+    trainer.model.train()
+    batch = PairCollator()([{"row": place, **row} for place, row in enumerate(rows)])
+    with pytest.raises(SimPOError, match=r"The loss is inf at optimiser step 1, in row 5 \(chosen"):
+        trainer.compute_loss(trainer.model, batch)
+
+
+class ReadsCounted(TorchDispatchMode):
+    """Counts how often a value is read."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_one_look_at_a_whole_step():
+    check, scores = FiniteCheck(), AnswerScores(*torch.ones(4, 2))
+    batch = {"row": torch.tensor([3]), "chosen": torch.tensor([0]), "rejected": torch.tensor([1])}
+    with ReadsCounted() as reads:
+        for _ in range(8):
+            check.note(torch.tensor(1.0), torch.ones(1), batch, scores)
+        assert reads.count == 0
+        check.check(torch.nn.Linear(1, 1), 0)
+        check.check(torch.nn.Linear(1, 1), 0)
+        assert reads.count == 1
+    check.note(torch.tensor(math.nan), torch.ones(1), batch, scores)
+    check.begin()  # the step that it was noted in was given up
+    check.check(torch.nn.Linear(1, 1), 0)
+
+
+@pytest.mark.parametrize(
+    ("optim", "deepspeed", "expected"),
+    [("adamw_torch", False, False), ("adamw_torch", True, True), ("adalomo", False, True)]
+    + [("galore_adamw_layerwise", False, True)],
+)
+def test_where_weights_change_in_the_backward_pass(tmp_path, optim, deepspeed, expected):
+    """There each micro-batch must be looked at before it."""
+    assert steps_in_backward(TrainingArguments(str(tmp_path), use_cpu=True, optim=optim), deepspeed) == expected
