@@ -86,7 +86,7 @@ def _run_of(folder: Path, name: str, processes: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory) -> tuple[Path, str]:
-    """All runs by the same two processes in turn, which saves their start: the folder of folders, and what they said."""
+    """All runs by the same two processes in turn, which saves their start: the folder of folders, and their errors."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "runs.json").write_text(json.dumps([_run_of(folder, name, 2) for name in RUNS]))
     worker = [str(TESTS / "support" / "distributed_worker.py"), "2", str(folder / "runs.json")]

@@ -25,8 +25,8 @@ from simpo_trainer.loss.losses import simpo_loss
 from simpo_trainer.model.scoring import add_scoring_forward, score_answers
 from simpo_trainer.recipe.load import load_recipe
 from simpo_trainer.run.one_run import run
-from simpo_trainer.tokens.settings import RowSettings
 from simpo_trainer.tokens.sets import pair_counts, token_lengths
+from simpo_trainer.tokens.settings import RowSettings
 from simpo_trainer.tokens.shown import render_row
 from simpo_trainer.tokens.tokenization import tokenize_preferences, tokenize_stream
 from toy import CHATML, assistant, toy_tokenizer, user
@@ -582,7 +582,8 @@ def test_a_recipe_with_ranked_answers(tmp_path, caplog, streaming):
     write(tmp_path / "rows.jsonl", text_rows(9))
     (tmp_path / "recipe.yaml").write_text(
         f"model_name_or_path: {tmp_path}/model\ndataset_name: {tmp_path}/rows.jsonl\noutput_dir: {tmp_path}/out\n"
-        f"pairs: adjacent\nmargin_scale: 0.1\nmax_length: 64\nmax_prompt_length: 32\nper_device_train_batch_size: 2\nmax_steps: 2\nlogging_steps: 1\n"
+        "pairs: adjacent\nmargin_scale: 0.1\nmax_length: 64\nmax_prompt_length: 32\n"
+        "per_device_train_batch_size: 2\nmax_steps: 2\nlogging_steps: 1\n"
         f"use_cpu: true\nstreaming: {str(streaming).lower()}\n" + ("" if streaming else "test_split_size: 3\n")
     )
     with caplog.at_level(logging.INFO, "simpo_trainer"):
