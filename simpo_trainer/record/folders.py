@@ -1,12 +1,30 @@
-"""Tell which folders are runs, and name each."""
+"""Tell which folders are runs and name each, and find the checkpoints in the folder of a run."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import SimPOError, near
 
 MANIFEST = "run_manifest.json"
+# The state of a trainer with its log. A checkpoint has it when all else is written, a run when it has ended.
+STATE = "trainer_state.json"
 _SHOWN = 8
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run that were saved to their end, oldest first."""
+    return sorted((found for found in folder.glob("checkpoint-*") if is_checkpoint(found)), key=step_of)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint that was saved to its end; one that was set aside is one too."""
+    return re.fullmatch(r".*checkpoint-\d+", folder.absolute().name) is not None and (folder / STATE).is_file()
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimiser steps behind a `checkpoint-N` folder."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def check_runs(folders: Sequence[Path]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SimPOError
-from .folders import MANIFEST
+from .folders import MANIFEST, STATE, checkpoints
 from .methods import METHODS
 from .metric_table import ACCURACY, CHOSEN, CHOSEN_LENGTH, MARGINS, REJECTED, REJECTED_LENGTH
 
@@ -215,15 +215,11 @@ def _results(folder: Path, manifest: Json) -> Json:
 
 def _trainer_state(folder: Path, manifest: Json) -> Json:
     """The state with the log: of the end of training, or of the last checkpoint if there was no end."""
-    file = folder / "trainer_state.json"
+    file = folder / STATE
     if manifest.get("status") == "finished" and file.is_file() and _is_of(state := _read(file), manifest):
         return state
-    numbered = {
-        int(number): checkpoint
-        for checkpoint in folder.glob("checkpoint-*/trainer_state.json")
-        if (number := checkpoint.parent.name.removeprefix("checkpoint-")).isdecimal()
-    }
-    return _read(numbered[max(numbered)]) if numbered else {}
+    there = checkpoints(folder)
+    return _read(there[-1] / STATE) if there else {}
 
 
 def _is_of(state: Json, manifest: Json) -> bool:

@@ -16,10 +16,11 @@ from ..log import get_logger
 from ..model.load import check_model_name, load_tokenizer
 from ..publish.hub import check_credentials, push_later
 from ..recipe.load import Recipe
+from ..record.folders import step_of
 from ..record.methods import METHODS
 from ..record.privacy import without_tokens
 from ..tokens.chat_templates import resolve_chat_template
-from ..train.checkpoints import find_checkpoint, set_aside_earlier, step_of
+from ..train.checkpoints import find_checkpoint, set_aside_earlier
 from ..train.run_trainer import RunTrainer
 from ..train.stop import StopRequest
 from ..train.trainer import SimPOTrainer

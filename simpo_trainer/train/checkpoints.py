@@ -1,6 +1,5 @@
-"""Checkpoints of a run: which are complete, and which of them a run can go on from."""
+"""Checkpoints to go on from: finding them, setting others aside, and refusing those that do not fit."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from torch.optim import Optimizer
 from ..errors import SimPOError
 from ..log import get_logger
 from ..model.weights import of_embeddings, saved_shapes
+from ..record.folders import STATE, checkpoints, is_checkpoint, step_of
 
 logger = get_logger(__name__)
 
-_STATE = "trainer_state.json"
 # What each part of a checkpoint may be called: first in one process and under DDP, then under FSDP and DeepSpeed.
 _PARTS = {
     "optimiser state": ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*"),
@@ -24,17 +23,6 @@ _PARTS = {
         *("model-*.safetensors", "pytorch_model*", "global_step*"),
     ),
 }
-
-
-def checkpoints(output_dir: Path) -> list[Path]:
-    """The checkpoints that were saved to their end, oldest first. The state file is written last."""
-    saved = [file.parent for file in output_dir.glob(f"checkpoint-*/{_STATE}")]
-    return sorted((folder for folder in saved if _is_numbered(folder)), key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The optimiser steps behind a `checkpoint-N` folder."""
-    return int(checkpoint.name.rpartition("-")[2])
 
 
 def find_checkpoint(output_dir: Path, wanted: str | Path | bool | None) -> Path | None:
@@ -59,13 +47,13 @@ def find_checkpoint(output_dir: Path, wanted: str | Path | bool | None) -> Path 
         found = there[-1]
     else:
         found = Path(wanted).expanduser()
-        if not (_is_numbered(found.absolute()) and (found / _STATE).is_file()):
+        if not is_checkpoint(found):
             hint = (
                 f"Complete ones are: {', '.join(map(str, there))}"
                 if there
                 else f"There is no complete one in {output_dir}"
             )
-            raise SimPOError(f"resume_from_checkpoint {wanted} is not a checkpoint-N folder with a {_STATE}. {hint}.")
+            raise SimPOError(f"resume_from_checkpoint {wanted} is not a checkpoint-N folder with a {STATE}. {hint}.")
     _check_complete(found)
     return found
 
@@ -233,7 +221,3 @@ def _check_complete(checkpoint: Path) -> None:
             "whole?): training would go on with fresh ones, not as it stopped. Resume from a full checkpoint, or start "
             "a new run with the folder as model_name_or_path."
         )
-
-
-def _is_numbered(folder: Path) -> bool:
-    return re.fullmatch(r".*checkpoint-\d+", folder.name) is not None

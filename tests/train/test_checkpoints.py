@@ -11,7 +11,8 @@ from transformers import LlamaForCausalLM
 from models import random_pairs, tiny_architecture, tiny_model
 from runs import assert_same_weights, make_trainer, weights_of
 from simpo_trainer.errors import SimPOError
-from simpo_trainer.train.checkpoints import checkpoints, find_checkpoint, step_of
+from simpo_trainer.record.folders import checkpoints, step_of
+from simpo_trainer.train.checkpoints import find_checkpoint
 
 ROWS = random_pairs(12)
 SETTINGS = {
