@@ -51,10 +51,10 @@ class SegmentMask(Tensor):
 
 @dataclass(frozen=True)
 class SegmentPlan(MaskPlan):
-    """A :class:`MaskPlan` whose masks list the segments of a row instead."""
+    """A :class:`~simpo_trainer.model.attention.MaskPlan` whose masks list the segments of a row instead."""
 
     def for_all_layers(self) -> "SegmentPlan | None":
-        """As :meth:`MaskPlan.for_all_layers`."""
+        """As :meth:`~simpo_trainer.model.attention.MaskPlan.for_all_layers`."""
         plan = super().for_all_layers()
         return None if plan is None else SegmentPlan(plan.windows)
 

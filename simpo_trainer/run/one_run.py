@@ -49,8 +49,8 @@ def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dic
 
     Args:
         recipe: what :func:`~simpo_trainer.recipe.load_recipe` returned.
-        trainer_class: the trainer to use for SimPO; a subclass of :class:`SimPOTrainer` runs with any recipe of that
-            method.
+        trainer_class: the trainer to use for SimPO; a subclass of :class:`~simpo_trainer.SimPOTrainer` runs with any
+            recipe of that method.
 
     Raises:
         SimPOError: a setting, the data or the environment must be put right first.

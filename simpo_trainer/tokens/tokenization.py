@@ -160,7 +160,7 @@ def tokenize_stream(
     *,
     name: str = "train",
 ) -> IterableDataset:
-    """Token ids of streamed rows, each row with what :class:`~simpo_trainer.drops.DropReport` counts.
+    """Token ids of streamed rows, each row with what :class:`~simpo_trainer.data.drops.DropReport` counts.
 
     Rows that cannot be trained on are in it, without ids and with a `reason`. Rows that are token ids already pass.
 

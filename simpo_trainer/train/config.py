@@ -37,7 +37,7 @@ _FOLLOWING = (
 # The fields stand in the order of the bases from the last to the first: loss, rows, model, then those below.
 @dataclass(repr=False)
 class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
-    """Arguments of :class:`SimPOTrainer`: those of `transformers.TrainingArguments`, of the bases, and the ones below.
+    """Arguments of :class:`~simpo_trainer.SimPOTrainer`: those of its bases, and the ones below.
 
     Batch sizes count rows: pairs, or prompts with their ranked answers. Defaults that differ from the parent's are the
     SimPO paper's: learning rate 5e-7, cosine schedule with 10 % warm-up, one epoch. Three more follow the machine:

@@ -43,7 +43,7 @@ def left_padded(batch: Batch) -> Batch:
 
 
 class LeftPaddingCollator(PairCollator):
-    """Collates as :class:`PairCollator` does, but pads on the left."""
+    """Collates as :class:`~simpo_trainer.batches.batch.PairCollator` does, but pads on the left."""
 
     def __call__(self, pairs: Any) -> Batch:
         return left_padded(super().__call__(pairs))
