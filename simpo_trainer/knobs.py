@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import field, fields
 from functools import cache
+from inspect import get_annotations
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
@@ -23,11 +24,11 @@ def knob_problems(owner: type, settings: Any) -> list[str]:
     """A sentence for each value that is outside its range or is none of its field's choices.
 
     Args:
-        owner: the dataclass whose fields are checked; a `Literal` annotation lists the choices.
+        owner: the dataclass whose fields are checked, without those of its bases; a `Literal` lists the choices.
         settings: has the fields of `owner` as attributes.
     """
-    problems = []
-    for each in fields(owner):
+    problems, own = [], get_annotations(owner)
+    for each in (each for each in fields(owner) if each.name in own):
         value, valid, choices = getattr(settings, each.name), each.metadata.get("valid"), _choices(owner).get(each.name)
         if choices and value not in choices:
             problems.append(f"{each.name} is {value!r}; it must be {_listed(choices)}.")

@@ -34,6 +34,10 @@ _FOLLOWING = (
 )
 
 
+def _is_count(value: int) -> bool:
+    return value >= 1
+
+
 # The fields stand in the order of the bases from the last to the first: loss, rows, model, then those below.
 @dataclass(repr=False)
 class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
@@ -58,16 +62,31 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
         "Pairs (or prompts with ranked answers) of one optimiser step over all processes (the paper's is 128 pairs); "
         "gradient_accumulation_steps follows from it, the batch per device and the number of processes. Where both are "
         "given, the accumulation counts and a difference is said at the start.",
+        _is_count,
+        "it must be 1 or more. Set global_batch_size: 128, or leave it out.",
     )
 
     # Parent fields with another default.
     gradient_accumulation_steps: int | None = knob(  # type: ignore[assignment]
-        None, "Micro-batches of one optimiser step; unset means what global_batch_size asks for, and 1 without it."
+        None,
+        "Micro-batches of one optimiser step; unset means what global_batch_size asks for, and 1 without it.",
+        _is_count,
+        "it must be 1 or more. Set gradient_accumulation_steps: 1, or leave it out.",
     )
     num_train_epochs: float = knob(1.0, "Passes over the training pairs.")
-    learning_rate: float = knob(5e-7, "Peak learning rate. The paper uses 3e-7 to 1e-6; 1e-5 ruins a 7B model.")
+    learning_rate: float = knob(
+        5e-7,
+        "Peak learning rate. The paper uses 3e-7 to 1e-6; 1e-5 ruins a 7B model.",
+        lambda x: 0 <= x < math.inf,
+        "it must be a number, 0 or above. Correct it, or leave it out.",
+    )
     lr_scheduler_type: str = knob("cosine", "Learning-rate schedule.")
-    warmup_steps: float = knob(0.1, "Warm-up: a number of optimiser steps, or below 1 a share of them.")
+    warmup_steps: float = knob(
+        0.1,
+        "Warm-up: a number of optimiser steps, or below 1 a share of them.",
+        lambda x: 0 <= x < math.inf,
+        "it must be a number, 0 or above. Correct it, or leave it out.",
+    )
     logging_steps: float = knob(10, "Optimiser steps between two log lines, or below 1 a share of all steps.")
     bf16: bool | None = knob(  # type: ignore[assignment]
         None, "bfloat16 autocast over float32 weights; unset means on where the accelerator supports it."
@@ -148,28 +167,20 @@ def _problems(config: SimPOConfig) -> list[str]:
         *loss_problems(config),
         *row_problems(config),
         *knob_problems(ModelSettings, config),
+        *knob_problems(SimPOConfig, config),
         *_number_problems(config),
         *_parent_problems(config),
     ]
 
 
-# Counts of at least 1.
-_COUNTS = (
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-    "global_batch_size",
-)
-
-
 def _number_problems(config: SimPOConfig) -> list[str]:
-    """Numbers with which nothing, or nonsense, would be trained."""
+    """A sentence for each number of the parent's with which nothing, or nonsense, would be trained."""
     problems = []
-    for name in _COUNTS:
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
         value = getattr(config, name)
-        if value is not None and value < 1:
+        if not _is_count(value):
             problems.append(f"{name} is {value}; it must be 1 or more. Set {name}: 1, or leave it out.")
-    for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"):
+    for name in ("weight_decay", "max_grad_norm"):
         value = getattr(config, name)
         if value is not None and (not math.isfinite(value) or (value < 0 and name != "max_grad_norm")):
             problems.append(f"{name} is {value}; it must be a number, 0 or above. Correct it, or leave it out.")
