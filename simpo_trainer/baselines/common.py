@@ -48,10 +48,10 @@ class BaselineTrainer(RunTrainer):
         return method_settings(self.method, self.args, self.shared)
 
     def _tokens(self, dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, model: Any) -> TokenSet:
-        """The token rows that SimPO would train on, of a set that is given to the constructor."""
+        """Returns the token rows that SimPO would train on, of a set that is given to the constructor."""
         found = self._token_set(dataset, name, tokenizer, self.shared, of_run=True)
         check_positions(model, found.longest)
-        self.token_ids.check_set(found, name)
+        self.token_ids.check_set(found)
         return found
 
     def _begin(self) -> None:

@@ -54,7 +54,7 @@ class DPOBaseline(BaselineTrainer, DPOTrainer):
         processing_class: PreTrainedTokenizerBase,
         peft_config: PeftConfig | None = None,
     ):
-        self.shared, self.drop_reports = shared, {}
+        self.shared, self.token_sets = shared, {}
         policy = load_model(model, shared, adapter_follows=peft_config is not None, bf16=bool(args.bf16))
         self.token_ids = TokenIds(processing_class, count_embeddings(policy))
         self.token_ids.check_pad_token(args.pad_token)

@@ -47,7 +47,7 @@ class SFTBaseline(BaselineTrainer, SFTTrainer):
         processing_class: PreTrainedTokenizerBase,
         peft_config: PeftConfig | None = None,
     ):
-        self.shared, self.drop_reports = shared, {}
+        self.shared, self.token_sets = shared, {}
         loaded = load_model(model, shared, adapter_follows=peft_config is not None, bf16=bool(args.bf16))
         self.token_ids = TokenIds(processing_class, count_embeddings(loaded))
         self.token_ids.check_pad_token(args.pad_token)

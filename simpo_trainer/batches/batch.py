@@ -20,7 +20,7 @@ Layout: TypeAlias = Literal["padded", "shared_prefix", "packed", "padding_free"]
 
 
 class Batch(TypedDict):
-    """A micro-batch of whole pairs: of two answers to a prompt each, or those of a prompt's ranked answers.
+    """A micro-batch of whole pairs, each of two answers to one prompt; ranked answers make several pairs a prompt.
 
     Args:
         input_ids: token ids, (R, T).
@@ -39,7 +39,9 @@ class Batch(TypedDict):
         row: position of each pair's row in the user's data set, for messages, (N,).
         place: position of each pair's row in the set of token rows, (N,).
         margin: target margin that the data adds to each pair's, nats per token, (N,); only where the data gives one.
-        scored: places in the flattened `shift_labels` where something is scored, (S,); see :func:`with_scored`.
+        scored: indices in the flattened `shift_labels` where something is scored, (S,); see :func:`ready_to_score`.
+        segments: prompt, branch and number of tokens of each run of equal ones in the only row of a batch that has
+            `branch`; plain numbers, see :func:`ready_to_score`.
     """
 
     input_ids: Tensor
@@ -58,22 +60,32 @@ class Batch(TypedDict):
     place: Tensor
     margin: NotRequired[Tensor]
     scored: NotRequired[Tensor]
+    segments: NotRequired[tuple[tuple[int, int, int], ...]]
 
 
-def with_scored(batch: Batch) -> Batch:
-    """The batch with `scored`, and with a plain number of answers: what scoring would wait for on an accelerator.
+def ready_to_score(batch: Batch) -> Batch:
+    """Add `scored` and `segments`, and make the number of answers a plain one.
 
-    To be called while the batch lies on the CPU, once it is what its collator makes of it: a collator that moves
-    columns about would leave places behind that are no longer right.
+    To be called while the batch lies on the CPU, because scoring would wait for the accelerator to find them; and after
+    its collator, because one that moves columns would make them wrong.
     """
     scored = (batch["shift_labels"].flatten() != NOT_SCORED).nonzero().flatten()
-    return {**batch, "scored": scored, "num_responses": int(batch["num_responses"])}
+    ready: Batch = {**batch, "scored": scored, "num_responses": int(batch["num_responses"])}
+    if "branch" in batch and len(batch["branch"]) == 1:
+        ready["segments"] = segments_of(batch["prompt_index"], batch["branch"])
+    return ready
+
+
+def segments_of(prompt_index: Tensor, branch: Tensor) -> tuple[tuple[int, int, int], ...]:
+    """Returns `segments` of a batch with a single row; both arguments are (1, T)."""
+    values, lengths = torch.unique_consecutive(torch.cat([prompt_index, branch]), dim=1, return_counts=True)
+    return tuple(zip(*values.tolist(), lengths.tolist(), strict=True))
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on its way to an accelerator, without a wait for it now or in scoring; on a CPU with `scored` alone."""
+    """Returns the batch, ready to score, on its way to an accelerator; nothing waits for that, now or in scoring."""
     if batch["shift_labels"].is_cpu:
-        batch = with_scored(batch)
+        batch = ready_to_score(batch)
     if device.type != "cuda":
         return batch
     tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
@@ -81,12 +93,12 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def scored_places(batch: Batch) -> Tensor:
-    """`scored` of a batch, found now where it is not there."""
-    return batch["scored"] if "scored" in batch else with_scored(batch)["scored"]
+    """Returns `scored` of a batch, which is found now where the batch lacks it."""
+    return batch["scored"] if "scored" in batch else ready_to_score(batch)["scored"]
 
 
 def count_tokens(batch: Batch) -> Tensor:
-    """Pairs, tokens and scored tokens of chosen answers in a batch, each weighted by `pair_weight`, (3,) in float64."""
+    """Returns pairs, tokens and scored tokens of chosen answers, each weighted by `pair_weight`, (3,) in float64."""
     weight = batch["pair_weight"].double()
     answers = batch["response_index"].flatten()[scored_places(batch)]
     lengths = torch.bincount(answers, minlength=int(batch["num_responses"]))
@@ -103,8 +115,8 @@ class PairCollator:
     that each scored token has one position that predicts it, and lacks the answer's last token, whose prediction nobody
     reads. Rows are padded on the right.
 
-    Answers are numbered by their place in their token row, then by row: all chosen ones of pairs, then all rejected
-        ones.
+    Answers are numbered by their index in their token row, then by row: all chosen ones of pairs, then all rejected
+    ones.
 
     Args:
         pad_token_id: any valid token id; padding is told apart by `attention_mask`, never by this id.
@@ -165,10 +177,10 @@ class PairCollator:
 
 
 def _numbers(counts: Sequence[int]) -> list[list[int]]:
-    """The numbers in a batch of each row's answers, given how many each row has: first answers first."""
+    """Returns the numbers in a batch of each row's answers, given the count of each row: first answers first."""
     numbers: list[list[int]] = [[] for _ in counts]
-    places = ((place, row) for place in range(max(counts)) for row, count in enumerate(counts) if place < count)
-    for number, (_, row) in enumerate(places):
+    order = (row for index in range(max(counts)) for row, count in enumerate(counts) if index < count)
+    for number, row in enumerate(order):
         numbers[row].append(number)
     return numbers
 
@@ -187,12 +199,12 @@ class _Prompt:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all answers, each with the prompt."""
+        """Returns the number of tokens of all answers, each with the prompt."""
         return len(self.answers) * len(self.ids) + sum(map(len, self.answers.values()))
 
     @cached_property
     def shared(self) -> "_Segment":
-        """The prompt without its last token, which begins each answer's segment."""
+        """Returns the prompt without its last token, which begins each answer's segment."""
         return _Segment(self.number, 0, self.ids[:-1], 0, np.full(len(self.ids) - 1, NOT_SCORED))
 
     def segment(self, answer: int) -> "_Segment":
@@ -236,7 +248,7 @@ _LAYOUTS: dict[Layout, Callable[[Sequence[_Prompt]], list[list[_Segment]]]] = {
 
 
 def _fields(rows: Sequence[Sequence[_Segment]], pad: int) -> dict[str, Tensor]:
-    """The (R, T) tensors of a batch."""
+    """Returns the (R, T) tensors of a batch."""
     width = max(sum(len(segment.ids) for segment in row) for row in rows)
     padding = {
         "input_ids": pad,

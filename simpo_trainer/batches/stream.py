@@ -10,20 +10,16 @@ from typing import Any
 from datasets import Dataset
 from torch.utils.data import IterableDataset
 
-from ..data.drops import DropReport
 from ..data.fields import check_margin
 from ..data.sources import readable_rows
 from ..errors import SimPOError
 from ..log import get_logger
 from ..tokens.checks import check_token_rows
 from ..tokens.ids import TokenIds
+from ..tokens.reporter import StreamReporter
 from ..tokens.rows import is_ranked, row_answers, row_length, row_pairs, token_columns
-from ..tokens.tokenization import ignored_parts, second_rendering
 
 logger = get_logger(__name__)
-
-# Rows after which a stream of which most are dropped is given up.
-_TRIAL = 1000
 
 
 class StreamedPairs(IterableDataset):
@@ -70,21 +66,22 @@ class StreamedPairs(IterableDataset):
         self.ranked = ranked
         self.name = name
         self.token_ids = token_ids
+        self._warned: set[str] = set()  # kinds of warnings, each of which is logged once however often rows are read
 
     @property
     def rows_per_step(self) -> int:
-        """Rows that all processes together take in one micro-step."""
+        """Returns the number of rows that all processes together take in one micro-step."""
         return self.batch_size * self.num_processes
 
     def pairs_after(self, steps: int) -> int | None:
-        """Pairs trained on in the first `steps` optimiser steps; None where rows have several, which nobody counted."""
+        """Returns the pairs of the first `steps` optimiser steps; None for rows with several, which nobody counted."""
         return None if self.ranked else steps * self.rows_per_step * self.accumulation
 
     def first_rows(self, count: int) -> Dataset | None:
-        """At most `count` rows from the start of the first pass, the same on every process; None if there are none."""
+        """Returns at most `count` rows from the start of the first pass, on every process the same, or None."""
         if hasattr(self.rows, "set_epoch"):
             self.rows.set_epoch(0)
-        found = list(islice(self._kept(DropReport(self.name, ranked=self.ranked)), count))
+        found = list(islice(self._kept(self._reporter()), count))
         if not found:
             return None
         names = [*(token_columns(found[0]) or ()), *(["margin"] if "margin" in found[0] else [])]
@@ -96,7 +93,7 @@ class StreamedPairs(IterableDataset):
             yield [{**row, "weight": 1.0} for row in taken[start : start + self.batch_size]]
 
     def _micro_steps(self) -> Iterator[list[dict[str, Any]]]:
-        """What all processes together take in each micro-step, in one pass over the stream after the other.
+        """Yield the rows that all processes together take in each micro-step, in pass after pass over the stream.
 
         There is no end: a run that goes on from a checkpoint passes over as many micro-steps as were made, and finds
         its place without knowing how many a pass has.
@@ -107,26 +104,31 @@ class StreamedPairs(IterableDataset):
             yield from self._one_pass()
 
     def _one_pass(self) -> Iterator[list[dict[str, Any]]]:
-        report = DropReport(self.name, ranked=self.ranked)
-        kept = self._kept(report)
+        reporter = self._reporter()
+        kept, report = self._kept(reporter), reporter.report
         size, steps = self.rows_per_step, 0
         while len(block := list(islice(kept, size * self.accumulation))) == size * self.accumulation:
             steps += 1
             for start in range(0, len(block), size):
                 yield block[start : start + size]
+        reporter.end()
         if not steps:
             raise SimPOError(
                 f"{self.name}: the stream has {report.rows_kept} {report.unit} that can be trained on, and an "
                 f"optimiser step takes {size * self.accumulation}. Lower the global batch, or use more data."
             )
         logger.info(
-            f"{report.summary()}\n  The end of the stream, which is read again from its beginning. Its last "
-            f"{len(block)} {report.unit} do not fill an optimiser step of {size * self.accumulation} and are left out."
+            f"{self.name}: the end of the stream, which is read again from its beginning. Its last {len(block)} "
+            f"{report.unit} do not fill an optimiser step of {size * self.accumulation} and are left out."
         )
 
-    def _kept(self, report: DropReport) -> Iterator[dict[str, Any]]:
-        """The rows that can be trained on; `report` counts all of them."""
-        said_second = False
+    def _reporter(self) -> StreamReporter:
+        """Returns a reporter for one reading of the stream."""
+        limits: dict[str, Any] = {"max_length": self.max_length, "overlong": self.overlong, "ranked": self.ranked}
+        return StreamReporter(self.name, warned=self._warned, **limits)
+
+    def _kept(self, reporter: StreamReporter) -> Iterator[dict[str, Any]]:
+        """Yield the rows that can be trained on; `reporter` counts all of them."""
         for number, row in enumerate(readable_rows(self.rows, self.name)):
             row = {"row": number, **row}
             own_ids = "reason" not in row
@@ -135,25 +137,14 @@ class StreamedPairs(IterableDataset):
             if own_ids:
                 check_token_rows([row], self.max_length, f"{self.name}, row {number} of the stream")
                 row |= _notes(row)
-            said_ignored = bool(report.ignored)
-            if report.count(number, row):
-                if report.ignored and not said_ignored:
-                    logger.warning(ignored_parts(self.name, report))
-                if row.get("second") and not said_second:
-                    logger.warning(second_rendering(f"{self.name}: in some {report.unit}", number, row))
-                    said_second = True
+            if reporter.count(number, row):
                 if self.token_ids:
                     self.token_ids.check_streamed(row, number, self.name, own_ids=own_ids)
                 yield row
-            if self.overlong == "error":
-                report.check_none_overlong(self.max_length)
-            if report.rows_read == _TRIAL:
-                report.check_enough_kept()
-        report.check_enough_kept()
 
 
 def _notes(row: dict[str, Any]) -> dict[str, Any]:
-    """What tokenization notes of a row, for one that came as token ids."""
+    """Returns for a row that came as token ids the notes that tokenization would have made."""
     answers = row_answers(row)
     length = row_length(row["prompt_ids"], answers)
     return {"reason": None, "cut": (False,) * (1 + len(answers)), "length": length, "pairs": len(row_pairs(row))}

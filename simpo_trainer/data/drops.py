@@ -103,7 +103,7 @@ class Dropped:
 
 @dataclass
 class DropReport:
-    """What tokenization did to a set of pairs, or of ranked answers. Lengths in tokens; cuts are those of rows kept."""
+    """Counts of what tokenization did to the rows of a set. Lengths in tokens; cuts are those of rows that are kept."""
 
     name: str
     rows_read: int = 0
@@ -115,22 +115,27 @@ class DropReport:
     longest: int = 0  # prompt + longest answer
     ignored: dict[str, Dropped] = field(default_factory=dict)  # rows kept without a part of the prompt, by the part
     left_out: dict[str, Dropped] = field(default_factory=dict)  # answers that ranked rows were kept without
+    second_renderings: Dropped | None = None  # rows kept with an answer that the chat template does not write as such
     ranked: bool = False
     pairs_kept: int = 0
 
     @property
     def unit(self) -> str:
-        """What a row of the set is called."""
+        """The name of the set's rows, in the plural."""
         return "prompts" if self.ranked else "pairs"
 
     def count(self, row: int, notes: Mapping[str, Any]) -> bool:
-        """Count a tokenized row by what was noted of it; whether it is kept.
+        """Count a tokenized row.
 
         Args:
             row: its index in the set.
-            notes: `reason` and `detail` of a dropped row; `pairs` (their number), `cut` (of prompt and answers),
-                `length`, `ignored` (a part of the prompt that the chat template does not write) and `left_out` (why, of
-                each answer that was) of a kept one.
+            notes: of a dropped row, `reason` and `detail`. Of a kept one, `pairs` (their number), `cut` (whether the
+                prompt and each answer was), `length`, and where there is cause `ignored` (a part of the prompt that the
+                chat template does not write), `second` (why an answer got the second rendering) and `left_out` (the
+                reason for each answer that was left out).
+
+        Returns:
+            Whether the row is kept.
         """
         self.rows_read += 1
         if notes["reason"] is not None:
@@ -145,6 +150,9 @@ class DropReport:
         self.longest = max(self.longest, notes["length"])
         if part := notes.get("ignored"):
             self.ignored.setdefault(part, Dropped(0, row, "")).count += 1
+        if why := notes.get("second"):
+            self.second_renderings = self.second_renderings or Dropped(0, row, why)
+            self.second_renderings.count += 1
         for reason in notes.get("left_out") or ():
             self.left_out.setdefault(reason, Dropped(0, row, "")).count += 1
         return True

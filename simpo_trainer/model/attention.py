@@ -1,4 +1,4 @@
-"""Attention of rows that hold several answers to one prompt: each answer sees the prompt and itself, never its sibling.
+"""Attention in rows that hold several answers to one prompt: each answer sees the prompt and itself, no other answer.
 
 Shapes: R rows of T tokens.
 """
@@ -38,7 +38,7 @@ class MaskPlan:
 
     @classmethod
     def from_config(cls, config: PretrainedConfig) -> "MaskPlan | None":
-        """The plan of a model by its configuration; None where some layers attend in a way that no mask says."""
+        """Returns the plan of a model; None where some of its layers attend in a way that no mask can express."""
         text = config.get_text_config()
         window = getattr(text, "sliding_window", None)
         kinds = getattr(text, "layer_types", None)
@@ -49,31 +49,32 @@ class MaskPlan:
         return cls({kind: window if kind == "sliding_attention" else None for kind in sorted(set(kinds))})
 
     def for_all_layers(self) -> "MaskPlan | None":
-        """The plan as one mask for a model that takes no mask by kind of layer; None if its layers differ."""
+        """Returns the plan for a model that takes one mask for all layers; None if its layers differ."""
         windows = set(self.windows.values())
         return MaskPlan({"": windows.pop()}) if len(windows) == 1 else None
 
     def masks(
-        self, prompt_index: Tensor, branch: Tensor, position_ids: Tensor, dtype: torch.dtype
+        self, prompt_index: Tensor, branch: Tensor, position_ids: Tensor, dtype: torch.dtype, segments: Any = None
     ) -> Tensor | dict[str, Tensor]:
-        """Additive masks (R, 1, T, T) in `dtype`: one, or one for each kind of layer."""
-        columns = torch.arange(branch.shape[1], device=branch.device)
+        """Returns additive masks (R, 1, T, T) in `dtype`: one, or one for each kind of layer.
+
+        `segments` is not read: the numbers in it would compile a model anew for each batch.
+        """
+        width = branch.shape[1]
+        columns = torch.arange(width, device=branch.device)
 
         def mask(window: int | None) -> Tensor:
             rule = _rule(prompt_index, branch, position_ids, window)
             return _additive(_table(rule, len(branch), columns, columns), dtype)
 
-        hiding = self.windows
-        if any(hiding.values()):  # otherwise there is nothing to wait for the accelerator for
-            longest = int(position_ids.max())
-            # A window that no row outgrows hides nothing.
-            hiding = {kind: window if window and window <= longest else None for kind, window in hiding.items()}
+        # A window as wide as the rows hides nothing.
+        hiding = {kind: window if window and window < width else None for kind, window in self.windows.items()}
         return by_kind(hiding, mask)
 
     def block_masks(
         self, prompt_index: Tensor, branch: Tensor, position_ids: Tensor
     ) -> BlockMask | dict[str, BlockMask]:
-        """Masks for flex attention: one, or one for each kind of layer. T must be a whole number of blocks of 128."""
+        """Returns masks for flex attention: one, or one for each kind of layer. T must be a multiple of 128."""
 
         def mask(window: int | None) -> BlockMask:
             rows, width = branch.shape
@@ -83,7 +84,7 @@ class MaskPlan:
 
 
 def able_to_run(attention: str, device: torch.device) -> AbstractContextManager:
-    """The context that attention must run in: on a CPU, flex attention runs uncompiled.
+    """Returns the context in which attention must run: on a CPU, flex attention runs uncompiled.
 
     Torch's kernels for it break on new shapes there. Uncompiled, it is for evaluation only and takes the memory of
     eager attention.
@@ -93,10 +94,10 @@ def able_to_run(attention: str, device: torch.device) -> AbstractContextManager:
 
 
 def flex_width(width: int) -> int:
-    """The width to which rows for flex attention are padded.
+    """Returns the width to which rows for flex attention are padded.
 
-    Its kernels are compiled anew for shapes that they have not met, and after a few of those no more, which would leave
-    dense attention. A block that is not full costs as much as a full one, so widths are multiples of 128; above 1024
+    New shapes compile its kernels anew, and after a few compilations torch gives up, which would leave dense attention.
+    A block that is not full costs as much as a full one, so widths are multiples of 128; above 1024
     they are eighths of a power of two, which adds less than an eighth: 8 widths for all up to 1024, and 8 for each
     doubling.
     """
@@ -105,13 +106,13 @@ def flex_width(width: int) -> int:
 
 
 def by_kind(windows: dict[str, int | None], make: Callable[[int | None], Mask]) -> Mask | dict[str, Mask]:
-    """The mask of each kind of layer, made once for each window; the mask itself where all layers take one."""
+    """Returns the mask of each kind of layer, made once for each window; the mask itself where all layers take one."""
     masks = {window: make(window) for window in set(windows.values())}
     return masks[windows[""]] if "" in windows else {kind: masks[window] for kind, window in windows.items()}
 
 
 def _rule(prompt_index: Tensor, branch: Tensor, position_ids: Tensor, window: int | None) -> _Rule:
-    """Whether a column may see another: earlier ones of its prompt and of its answer, within a window of positions."""
+    """Returns the rule: a column sees earlier ones of its prompt and of its answer, within a window of positions."""
 
     def sees(row: Tensor, head: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
         prompt, answer = prompt_index[row, query], branch[row, key]
@@ -125,7 +126,7 @@ def _rule(prompt_index: Tensor, branch: Tensor, position_ids: Tensor, window: in
 
 
 def _table(rule: _Rule, rows: int, queries: Tensor, keys: Tensor) -> Tensor:
-    """What a rule says of every row, query and key, (rows, queries, keys)."""
+    """Returns the rule's value for every row, query and key, (rows, queries, keys)."""
     row = torch.arange(rows, device=keys.device)
     return rule(row[:, None, None], None, queries[None, :, None], keys[None, None, :])
 
@@ -137,7 +138,7 @@ def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _block_mask(rule: _Rule, rows: int, width: int, device: torch.device) -> BlockMask:
-    """The blocks that a rule fills in part or in full, found without a dense mask.
+    """Returns the blocks that a rule fills in part or in full, found without a dense mask.
 
     torch's `create_block_mask` makes a dense one unless it is compiled, and compiles again for new shapes.
     """
@@ -158,6 +159,6 @@ def _block_mask(rule: _Rule, rows: int, width: int, device: torch.device) -> Blo
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """How many key blocks each query block has, and which: those come first, in order."""
+    """Returns the number of key blocks of each query block, and their indices, which come first and in order."""
     chosen = blocks.int()
     return chosen.sum(-1, dtype=torch.int32), chosen.argsort(dim=-1, descending=True, stable=True).int()

@@ -26,7 +26,7 @@ from .modes import evaluating
 
 @dataclass
 class ScoringOutput(ModelOutput):
-    """What the model returns when asked to score: one number per scored position, in row-major order.
+    """The model's output when it is asked to score: one number per scored position, in row-major order.
 
     Args:
         logps: log-probability of the token each scored position must predict, nats, (S,).
@@ -57,7 +57,7 @@ class AnswerScores:
     logits_sum: Tensor
 
     def select(self, index: Tensor) -> "AnswerScores":
-        """Scores of the answers at `index`."""
+        """Returns the scores of the answers at `index`."""
         return AnswerScores(self.sum[index], self.average[index], self.length[index], self.logits_sum[index])
 
 
@@ -75,8 +75,8 @@ def score_answers(model: nn.Module, batch: Batch) -> AnswerScores:
 
 
 def score_batch(model: nn.Module, batch: Batch) -> tuple[AnswerScores, tuple[Tensor, ...] | None]:
-    """As :func:`score_answers`, with the router logits of a model whose configuration asks for a balance term."""
-    sharing = {name: batch[name] for name in ("prompt_index", "branch") if name in batch}
+    """Like :func:`score_answers`, with the router logits of a model whose configuration asks for a balance term."""
+    sharing = {name: batch[name] for name in ("prompt_index", "branch", "segments") if name in batch}
     scored = scored_places(batch)
     output = model(
         input_ids=batch["input_ids"],
@@ -99,13 +99,12 @@ def score_batch(model: nn.Module, batch: Batch) -> tuple[AnswerScores, tuple[Ten
 def add_scoring_forward(model: PreTrainedModel) -> None:
     """Teach a causal language model to score: `model(..., scored_labels=labels)` returns a :class:`ScoringOutput`.
 
-    `labels` (R, T) holds the token that each position must predict and -100 elsewhere; only those positions go through
-    the head. Their places in the flattened labels may come as `scored` (S,): an accelerator would be waited for to find
-    them. Rows that hold several answers come with `prompt_index` and `branch` (see `Batch`), of which the masks are
-    made here, where the attention and its dtype are known. Without `scored_labels` the forward is the model's own, so
-    generation and saving are unchanged. The scoring sits inside the forward, and the backbone and head are looked up on
-    each call, because wrappers (DDP, FSDP, DeepSpeed, PEFT, autocast) act on the outermost forward and may replace the
-    inner modules afterwards.
+    `labels` (R, T) holds the token that each position must predict, and -100 elsewhere; only the scored positions go
+    through the head. Rows that hold several answers come with `prompt_index` and `branch` (see `Batch`); their masks
+    are made here, where the attention and its dtype are known. `scored` and `segments` of the batch save a wait for the
+    accelerator. Without `scored_labels` the forward is the model's own, so generation and saving are unchanged. The
+    scoring sits inside the forward, and the backbone and head are looked up on each call, because wrappers (DDP, FSDP,
+    DeepSpeed, PEFT, autocast) act on the outermost forward and may replace the inner modules afterwards.
 
     Raises:
         SimPOError: the model is not a decoder-only language model with a head.
@@ -131,13 +130,14 @@ def add_scoring_forward(model: PreTrainedModel) -> None:
         scored_labels: Tensor | None = None,
         scored: Tensor | None = None,
         branch: Tensor | None = None,
+        segments: tuple[tuple[int, int, int], ...] | None = None,
         **kwargs,
     ):
         if scored_labels is None:
             return original_forward(self, *args, **kwargs)
         rows, width = scored_labels.shape
         if branch is not None:
-            kwargs = _with_masks(self, branch=branch, **kwargs)
+            kwargs = _with_masks(self, branch=branch, segments=segments, **kwargs)
         if not takes_positions:
             kwargs.pop("position_ids", None)
         balanced = asks_for_balance(self.config)
@@ -151,7 +151,7 @@ def add_scoring_forward(model: PreTrainedModel) -> None:
         router_logits = router_logits_by_row(output, rows, own) if balanced else None
         if scored is None:
             scored = (scored_labels.flatten() != NOT_SCORED).nonzero().flatten()
-        hidden = _at_places(output.last_hidden_state, scored, width, first)
+        hidden = _at_indices(output.last_hidden_state, scored, width, first)
         targets = scored_labels.flatten().index_select(0, scored)
         logps, mean_logits = token_logps(hidden, self.get_output_embeddings(), targets, transform)
         return ScoringOutput(logps=logps, mean_logits=mean_logits, router_logits=router_logits)
@@ -162,12 +162,12 @@ def add_scoring_forward(model: PreTrainedModel) -> None:
     attach_scoring(model, forward, Scoring(MaskPlan.from_config(model.config)))
 
 
-def _at_places(hidden: Tensor, places: Tensor, width: int, first: int) -> Tensor:
-    """Hidden states (S, H) at places in rows of `width` columns, which begin at column `first` of wider ones."""
+def _at_indices(hidden: Tensor, indices: Tensor, width: int, first: int) -> Tensor:
+    """Returns the hidden states (S, H) at `indices` in rows of `width` columns, which begin at column `first`."""
     if hidden.shape[1] != width:
-        row = places.div(width, rounding_mode="floor")
-        places = places + row * (hidden.shape[1] - width) + first
-    return hidden.flatten(0, 1).index_select(0, places)
+        row = indices.div(width, rounding_mode="floor")
+        indices = indices + row * (hidden.shape[1] - width) + first
+    return hidden.flatten(0, 1).index_select(0, indices)
 
 
 def _with_masks(
@@ -177,16 +177,17 @@ def _with_masks(
     position_ids: Tensor,
     prompt_index: Tensor,
     branch: Tensor,
+    segments: tuple[tuple[int, int, int], ...] | None,
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """The inputs of a backbone for rows that hold several answers; for flex attention, wider than they came."""
+    """Returns the inputs of a backbone for rows that hold several answers; for flex attention, padded further."""
     plan = cast(MaskPlan, scoring_of(model).mask_plan)
     if _attention(model) == "flex_attention":
         padding = (0, flex_width(branch.shape[1]) - branch.shape[1])
         input_ids, position_ids, branch = (F.pad(ids, padding) for ids in (input_ids, position_ids, branch))
         mask: Any = plan.block_masks(F.pad(prompt_index, padding, value=-1), branch, position_ids)
     else:
-        mask = plan.masks(prompt_index, branch, position_ids, _attention_dtype(model))
+        mask = plan.masks(prompt_index, branch, position_ids, _attention_dtype(model), segments)
     return kwargs | {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": mask}
 
 
@@ -195,16 +196,16 @@ def _attention(model: PreTrainedModel) -> str:
 
 
 def _attention_dtype(model: PreTrainedModel) -> torch.dtype:
-    """The dtype in which the model's attention computes, which its mask must have."""
+    """Returns the dtype in which the model's attention computes, which its mask must have."""
     weight = cast(Tensor, model.get_input_embeddings().weight)
     device = weight.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def _unbound(forward: Callable) -> Callable:
-    """A forward that takes the model first, so that a copy of the model runs on its own weights.
+    """Returns a forward that takes the model first, so that a copy of the model runs on its own weights.
 
-    What a library has put there as a plain callable (accelerate's hooks) keeps the model that it was made for.
+    A plain callable that a library has put there (accelerate's hooks) keeps the model that it was made for.
     """
     return getattr(forward, "__func__", None) or (lambda self, *args, **kwargs: forward(*args, **kwargs))
 
@@ -214,8 +215,8 @@ def check_scoring(model: PreTrainedModel) -> None:
     """Compare scoring with the log-softmax of the model's own logits, and balance terms, on a few tokens.
 
     Scale and soft-capping of logits are read from the configuration by name; a model that does something else between
-    head and softmax is found here rather than trained on another objective. Skipped where the weights are not all on
-    this process (ZeRO-3, meta device).
+    head and softmax is refused here rather than trained on another objective. Where this process does not hold all
+    weights (ZeRO-3, meta device), nothing is compared.
 
     Raises:
         SimPOError: the two disagree.

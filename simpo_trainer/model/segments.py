@@ -6,6 +6,7 @@ own, so that attention costs what separate sequences would, less the prompts tha
 Shapes: one row of T tokens.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..batches.batch import segments_of
 from .attention import MaskPlan, by_kind
 
 # The name under which a model's configuration finds this attention. With any other mask, or none, it is plain SDPA.
@@ -25,10 +27,10 @@ _sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
 
 class Segment(NamedTuple):
-    """Consecutive tokens of a row: how many, the number of the segment that they go on from, and the mask to both.
+    """Consecutive tokens of a row: their number, the number of the segment that they continue, and the mask over both.
 
-    The mask is additive, (1, 1, tokens, tokens of both), or a causal one aligned to the lower right; None where a token
-    sees the earlier ones of its own segment and nothing else, or is the only one and sees all.
+    The mask is additive, (1, 1, tokens, tokens of both), or a causal one aligned to the lower right. It is None where
+    each token sees the earlier ones of its own segment and nothing else, or where a single token sees everything.
     """
 
     length: int
@@ -37,13 +39,13 @@ class Segment(NamedTuple):
 
 
 class SegmentMask(Tensor):
-    """Stands where a 4-D mask would, which models hand to their layers untouched, and says what a row consists of."""
+    """Takes the place of a 4-D mask, which models hand to their layers untouched, and lists the segments of a row."""
 
     segments: list[Segment]
 
     @classmethod
     def of(cls, segments: list[Segment], device: torch.device) -> "SegmentMask":
-        """A mask that stands for `segments`."""
+        """Returns a mask that stands for `segments`."""
         mask = torch.zeros((1, 1, 1, 1), dtype=torch.bool, device=device).as_subclass(cls)
         mask.segments = segments
         return mask
@@ -54,21 +56,26 @@ class SegmentPlan(MaskPlan):
     """A :class:`~simpo_trainer.model.attention.MaskPlan` whose masks list the segments of a row instead."""
 
     def for_all_layers(self) -> "SegmentPlan | None":
-        """As :meth:`~simpo_trainer.model.attention.MaskPlan.for_all_layers`."""
+        """Like :meth:`~simpo_trainer.model.attention.MaskPlan.for_all_layers`."""
         plan = super().for_all_layers()
         return None if plan is None else SegmentPlan(plan.windows)
 
     def masks(
-        self, prompt_index: Tensor, branch: Tensor, position_ids: Tensor, dtype: torch.dtype
+        self, prompt_index: Tensor, branch: Tensor, position_ids: Tensor, dtype: torch.dtype, segments: Any = None
     ) -> Tensor | dict[str, Tensor]:
-        """What stands for the mask of a packed row: one, or one for each kind of layer.
+        """Returns stand-ins for the mask of a packed row: one, or one for each kind of layer.
+
+        Args:
+            prompt_index, branch, position_ids, segments: of :class:`~simpo_trainer.batches.batch.Batch`; without
+                `segments`, an accelerator is waited for.
+            dtype: of additive masks.
 
         Raises:
             ValueError: there are several rows.
         """
         if len(branch) != 1:
             raise ValueError(f"segments are those of one packed row, found {len(branch)} rows")
-        pieces, device = _pieces(prompt_index[0], branch[0]), branch.device
+        pieces, device = _pieces(segments or segments_of(prompt_index, branch)), branch.device
 
         def mask(window: int | None) -> Tensor:
             return SegmentMask.of([_segment(*piece, window, dtype, device) for piece in pieces], device)
@@ -76,14 +83,11 @@ class SegmentPlan(MaskPlan):
         return by_kind(self.windows, mask)
 
 
-def _pieces(prompt_index: Tensor, branch: Tensor) -> list[tuple[int, int | None, int]]:
-    """Length of each segment, number of the one that it goes on from, and that one's length."""
-    both = torch.stack([prompt_index, branch])
-    (prompts, branches), lengths = torch.unique_consecutive(both, dim=1, return_counts=True)
+def _pieces(segments: Iterable[tuple[int, int, int]]) -> list[tuple[int, int | None, int]]:
+    """Returns the length of each segment, the number of the one that it continues, and that one's length."""
     pieces: list[tuple[int, int | None, int]] = []
     shared: dict[int, int] = {}
-    rows = zip(prompts.tolist(), branches.tolist(), lengths.tolist(), strict=True)
-    for number, (prompt, answer, length) in enumerate(rows):
+    for number, (prompt, answer, length) in enumerate(segments):
         if answer == 0:
             shared[prompt] = number
         # A prompt of one token has no shared part: that token begins each of its answers.

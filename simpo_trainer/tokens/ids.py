@@ -69,29 +69,24 @@ class TokenIds:
             other = f", or pad with a token that the model has, such as the end token {end!r} (tokenizer.pad_token)"
         raise SimPOError(f"The {what} is {token!r} with the id {number}, and {self._limit}. {self._remedy}{other}.")
 
-    def check_set(self, found: TokenSet, name: str) -> None:
+    def check_set(self, found: TokenSet) -> None:
         """Refuse a set with an id that is none of the model's; a stream is checked as it is read.
-
-        Args:
-            found: the set; rows that were tokenized here are called by their number in the user's own data.
-            name: what messages call the set.
 
         Raises:
             SimPOError: names the first such row, its token, and what to do.
         """
         if found.streamed or (outside := self._first_outside(found.rows)) is None:
             return
-        place, number = outside
-        row = found.rows[place]["row"] if found.report else place
-        raise self._refusal(f"{name}: row {row}", number)
+        index, number = outside
+        raise self._refusal(f"{found.name}: row {found.source_row(index)}", number)
 
     def check_prepared(self, rows: Any, name: str) -> None:
-        """As :meth:`check_set`, of rows as a trainer of trl takes them; those of a stream pass."""
+        """Like :meth:`check_set`, for rows as a trainer of trl takes them; those of a stream pass."""
         if hasattr(rows, "__len__") and (outside := self._first_outside(rows)) is not None:
             raise self._refusal(f"{name}: row {outside[0]}", outside[1])
 
     def check_streamed(self, row: Mapping[str, Any], number: int, name: str, *, own_ids: bool) -> None:
-        """As :meth:`check_set`, of a single token row of a stream.
+        """Like :meth:`check_set`, for a single token row of a stream.
 
         Args:
             number: of the row in the stream.
@@ -115,7 +110,7 @@ class TokenIds:
     # ---- Finding ----
 
     def _first_outside(self, rows: Any) -> tuple[int, int] | None:
-        """The place of the first row with an id that is none of the model's, and the id."""
+        """Returns the index of the first row with an id that is none of the model's, and the id."""
         if not isinstance(rows, Dataset):
             return next(
                 ((i, found) for i, row in enumerate(rows) if (found := self._outside_row(row)) is not None), None
@@ -125,7 +120,7 @@ class TokenIds:
         for table in rows.select_columns(id_columns(rows.column_names)).with_format("arrow").iter(batch_size=10_000):
             if self._outside_table(table) is not None:
                 each = ((start + i, self._outside_table(table.slice(i, 1))) for i in range(len(table)))
-                return next((place, found) for place, found in each if found is not None)
+                return next((index, found) for index, found in each if found is not None)
             start += len(table)
         return None
 

@@ -1,4 +1,4 @@
-"""Sets as they are handed to the trainer, to token rows: raw or tokenized ones, whole or streamed."""
+"""Data sets as users hand them over, raw or tokenized, whole or streamed, become sets of token rows."""
 
 from dataclasses import dataclass
 from itertools import islice
@@ -25,14 +25,27 @@ logger = get_logger(__name__)
 _USUAL = vars(RowSettings())
 
 
-@dataclass
+@dataclass(frozen=True)
 class TokenSet:
-    """Token rows, the tokens that the longest has (or may have, if streamed), and the report of their tokenization."""
+    """A set or a stream of token rows.
 
+    Args:
+        name: name of the set in messages.
+        rows: the token rows.
+        longest: tokens of the longest prompt + answer; of a stream, those that it may have.
+        report: counts of the tokenization; None where rows came as token ids, and for a stream.
+        streamed: whether it is a stream.
+    """
+
+    name: str
     rows: Any
     longest: int
     report: DropReport | None = None
     streamed: bool = False
+
+    def source_row(self, index: int) -> int:
+        """Returns the number that a token row has in the user's own data."""
+        return self.rows[index]["row"] if self.report else index
 
 
 def token_set(
@@ -47,7 +60,7 @@ def token_set(
 
     Args:
         dataset: a `datasets.Dataset` or a list of rows; to train on, also a `datasets.IterableDataset`.
-        name: what messages call the set; "train" for the one that is trained on.
+        name: name of the set in messages; "train" for the one that is trained on.
         num_proc: processes that tokenize; None means this one.
 
     Raises:
@@ -62,28 +75,27 @@ def token_set(
     columns = columns_of(dataset)
     _say_unread_settings(columns, name, settings)
     if token_columns(columns):
-        return TokenSet(dataset, check_token_rows(dataset, settings.max_length, name))
+        return TokenSet(name, dataset, check_token_rows(dataset, settings.max_length, name))
     rows, report = tokenize_preferences(dataset, tokenizer, settings, num_proc=num_proc, name=name)
-    logger.info(report.summary())
     if name == "train":
         logger.info(describe_rows(rows, tokenizer))
-    return TokenSet(rows, report.longest, report)
+    return TokenSet(name, rows, report.longest, report)
 
 
 def spread_rows(dataset: Any, count: int) -> Any:
-    """At most `count` rows of a set, at even distances."""
+    """Returns at most `count` rows of a set, at even distances."""
     count = min(count, len(dataset))
-    places = [place * len(dataset) // count for place in range(count)]
-    return dataset.select(places) if isinstance(dataset, Dataset) else [dataset[place] for place in places]
+    chosen = [number * len(dataset) // count for number in range(count)]
+    return dataset.select(chosen) if isinstance(dataset, Dataset) else [dataset[index] for index in chosen]
 
 
 def columns_of(dataset: Any) -> list[str]:
-    """The columns of a set or of a stream; those of the first row where nothing tells them."""
+    """Returns the columns of a set or a stream, or the keys of its first row where it does not know its columns."""
     return list(getattr(dataset, "column_names", None) or next(iter(dataset)))
 
 
 def token_lengths(dataset: Any) -> np.ndarray:
-    """Tokens of the prompt, tokens of all answers, and number of answers of each token row, (rows, 3)."""
+    """Returns tokens of the prompt, tokens of all answers, and number of answers of each token row, (rows, 3)."""
     if not isinstance(dataset, Dataset):
         answers = [[len(ids) for ids in row_answers(row)] for row in dataset]
         return np.array([[len(row["prompt_ids"]), sum(a), len(a)] for row, a in zip(dataset, answers, strict=True)])
@@ -106,7 +118,7 @@ def _ranked_lengths(table: pa.Table) -> np.ndarray:
 
 
 def pair_counts(dataset: Any) -> list[int] | None:
-    """How many pairs each row of a ranked set has; None for a set of pairs, which has one in each."""
+    """Returns the number of pairs in each row of a ranked set; None for a set of pairs, which has one in each."""
     if not is_ranked(columns_of(dataset)):
         return None
     if not isinstance(dataset, Dataset):
@@ -116,7 +128,7 @@ def pair_counts(dataset: Any) -> list[int] | None:
 
 
 def _say_unread_settings(columns: list[str], name: str, settings: RowSettings) -> None:
-    """Warns of settings for ranked answers beside a training set that has none to make pairs of."""
+    """Warn of settings for ranked answers where the training set has none to make pairs of."""
     given = [
         f"{key} is {value}" for key in ("pairs", "margin_scale") if (value := getattr(settings, key)) != _USUAL[key]
     ]
@@ -143,4 +155,4 @@ def _streamed(dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, setti
     shown = [row for row in islice(rows, 50) if row.get("reason") is None][:2]
     if shown and "row" in shown[0]:
         logger.info(describe_rows(shown, tokenizer))
-    return TokenSet(rows, settings.max_length, streamed=True)
+    return TokenSet(name, rows, settings.max_length, streamed=True)

@@ -7,7 +7,7 @@ never by the value of an id: a padding token may well be the end token too.
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from datetime import date
 from typing import Any
@@ -23,6 +23,7 @@ from ..data.sources import readable_rows
 from ..errors import SimPOError
 from ..log import get_logger
 from .pair_tokenizer import PairTokenizer, prefix_ids
+from .reporter import RowReporter
 from .rows import RANKED_TOKEN_COLUMNS, TOKEN_COLUMNS, token_columns
 from .settings import RowSettings
 from .templates import TurnEnd, probe_template
@@ -106,51 +107,12 @@ def tokenize_preferences(
         new_fingerprint=_fingerprint(dataset, work),
         desc=f"Tokenizing {name}",
     )
-    report, kept, second = _report(tokenized, DropReport(name, ranked=work.ranked))
-    if settings.overlong == "error":
-        report.check_none_overlong(settings.max_length)
-    report.check_enough_kept()
-    if second:
-        logger.warning(
-            f"{name}: in {len(second)} of {report.rows_kept} {report.unit} the chat template does not write prompt + "
-            f"answer behind the prompt of inference (first row {second[0]}: {tokenized[second[0]]['second']}). There "
-            "the answer's own text, and the token that ends it, are trained behind the generation header instead."
-        )
-    if report.ignored:
-        logger.warning(ignored_parts(name, report))
-    if report.one_sided_ends:
-        cut = (
-            "some answers were cut and lost their end token, so they"
-            if report.ranked
-            else "one answer was cut and lost its end token, so the two"
-        )
-        logger.warning(
-            f"{name}: in {report.one_sided_ends} {report.unit} only {cut} differ in how they end for their length "
-            "alone. Raise max_length, or set overlong: drop."
-        )
+    reporter = RowReporter(name, max_length=settings.max_length, overlong=settings.overlong, ranked=work.ranked)
+    kept = _kept_rows(tokenized, reporter)
+    reporter.end()
     if len(kept) < len(tokenized):
         tokenized = tokenized.select(kept)
-    return tokenized.remove_columns(list(_NOTES)), report
-
-
-def second_rendering(where: str, row: int, notes: Mapping[str, Any]) -> str:
-    """Warning for rows whose answers are not rendered by the chat template: `where`, and the notes of the first row."""
-    return (
-        f"{where} the chat template does not write prompt + answer behind the prompt of inference (first row {row}: "
-        f"{notes['second']}). There the answer's own text, and the token that ends it, are trained behind the "
-        "generation header instead."
-    )
-
-
-def ignored_parts(name: str, report: DropReport) -> str:
-    """What to say of rows whose prompts the chat template does not write whole."""
-    parts = ", ".join(
-        f"{part} of {found.count} {report.unit} (first row {found.first_row})" for part, found in report.ignored.items()
-    )
-    return (
-        f"{name}: the chat template does not write {parts}; these {report.unit} are trained without. Set chat_template "
-        "to one for tools, and use it at inference too."
-    )
+    return tokenized.remove_columns(list(_NOTES)), reporter.report
 
 
 def tokenize_stream(
@@ -308,16 +270,13 @@ def _check_implicit_prompts(rows: Iterable[dict[str, Any]], work: PairTokenizer,
         )
 
 
-def _report(tokenized: Dataset, report: DropReport) -> tuple[DropReport, list[int], list[int]]:
-    """The report on tokenized rows, the indices of those kept, and among them of those with a second rendering."""
-    kept, second = [], []
+def _kept_rows(tokenized: Dataset, reporter: RowReporter) -> list[int]:
+    """Count tokenized rows, and return the indices of those that are kept."""
+    kept = []
     notes = tokenized.select_columns(list(_NOTES))
     for start in range(0, len(notes), 10_000):  # not all at once: the set may be large
         batch = notes[start : start + 10_000]
         for row, values in enumerate(zip(*(batch[name] for name in _NOTES), strict=True), start):
-            note = dict(zip(_NOTES, values, strict=True))
-            if report.count(row, note):
+            if reporter.count(row, dict(zip(_NOTES, values, strict=True))):
                 kept.append(row)
-                if note["second"] is not None:
-                    second.append(row)
-    return report, kept, second
+    return kept

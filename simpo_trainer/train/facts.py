@@ -7,7 +7,6 @@ from typing import Any
 from peft import PeftModel
 from transformers import TrainingArguments
 
-from ..data.drops import DropReport
 from ..environment import hardware, library_versions
 from ..model.load import weight_size
 from ..model.segments import SEGMENT_ATTENTION
@@ -15,7 +14,7 @@ from ..record.facts import RunFacts
 from ..record.fingerprints import rows_fingerprint, sha256_of, tokenizer_fingerprint
 from ..record.privacy import hub_name, public_label, public_settings
 from ..tokens.rows import is_ranked
-from ..tokens.sets import columns_of, pair_counts
+from ..tokens.sets import TokenSet, columns_of, pair_counts
 from .config import SimPOConfig
 
 
@@ -107,7 +106,7 @@ def _sets(trainer: Any) -> dict[str, Any]:
             "pairs": _count_pairs(dataset),
             "ranked": is_ranked(columns_of(dataset)),
             "tokens_sha256": rows_fingerprint(dataset),
-            "tokenization": _drops(trainer.drop_reports.get(name)),
+            "tokenization": _tokenization(trainer.token_sets.get(name)),
         }
         for name, dataset in sets.items()
         if dataset is not None
@@ -122,12 +121,14 @@ def _count_pairs(dataset: Any) -> int | None:
     return len(dataset) if counts is None else sum(counts)
 
 
-def _drops(report: DropReport | None) -> dict[str, Any] | None:
-    """The report in numbers: the details of single rows may be private."""
-    if report is None:
+def _tokenization(found: TokenSet | None) -> dict[str, Any] | None:
+    """Returns the counts of a set's tokenization without the details of single rows, which may be private."""
+    if found is None or found.report is None:
         return None
+    report = found.report
     dropped = {reason: rows.count for reason, rows in report.dropped.items()}
-    return public_settings({**asdict(report), "dropped": dropped})
+    second = report.second_renderings.count if report.second_renderings else 0
+    return public_settings({**asdict(report), "dropped": dropped, "second_renderings": second})
 
 
 def _batch(trainer: Any) -> dict[str, Any]:

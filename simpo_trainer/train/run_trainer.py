@@ -15,7 +15,6 @@ from transformers import (
     TrainerCallback,
 )
 
-from ..data.drops import DropReport
 from ..errors import SimPOError
 from ..model.weights import load_weights
 from ..publish.pushes import HubTrainer
@@ -33,10 +32,11 @@ from .stop import StopCallback, StopRequest
 
 
 class RunTrainer(HubTrainer):
-    """A trainer that loses nothing: see the methods, each of which says what `Trainer` does otherwise.
+    """A trainer that loses nothing; each method says how it differs from `Trainer`'s.
 
-    `stop_request` holds the signals that came; `interrupted` says whether the last training ended because of one, and
-    `resumed_from` which checkpoint it went on from. `recipe_facts` are set by a run from a recipe.
+    `stop_request` holds the signals that came, `interrupted` whether the last training ended because of one,
+    `resumed_from` the checkpoint that it went on from, `recipe_facts` the recipe of a run from one, and `token_sets`
+    the sets that the constructor got, by name.
     """
 
     # The name that a recipe gives to the method.
@@ -49,7 +49,7 @@ class RunTrainer(HubTrainer):
     interrupted = False
     resumed_from: Path | None = None
     recipe_facts: RecipeFacts | None = None
-    drop_reports: dict[str, DropReport]
+    token_sets: dict[str, TokenSet]
     stop_request: StopRequest
     same_rows: SameRowsCallback
     _saves_checkpoint = False
@@ -69,34 +69,34 @@ class RunTrainer(HubTrainer):
         show_lines(self)
 
     def facts(self) -> RunFacts:
-        """The facts of this run, for its record."""
+        """Returns the facts of this run, for its record."""
         return run_facts(self)
 
     def method_settings(self) -> dict[str, Any]:
-        """The settings of the method, without those of `TrainingArguments` and those of the model's loader."""
+        """Returns the method's settings, without those of `TrainingArguments` and of the model's loader."""
         raise NotImplementedError
 
     def describe_loss(self) -> str:
-        """What is minimised, a sentence in Markdown."""
+        """Returns a sentence in Markdown about the loss that is minimised."""
         raise NotImplementedError
 
     @property
     def stop_requested(self) -> bool:
-        """Whether to stop after this step; the same on every process."""
+        """Returns whether to stop after this step; the same on every process."""
         raise NotImplementedError
 
     def rows_to_measure(self, count: int) -> Any:
-        """At most `count` rows of the training set, the same on every call; None if there is nothing to measure."""
+        """Returns at most `count` rows of the training set, the same on every call; None if none can be measured."""
         raise NotImplementedError
 
     def measure(self, rows: Any) -> dict[str, float]:
-        """Metrics of the model on rows that `rows_to_measure` returned, without a graph; every process must call it."""
+        """Returns the model's metrics on rows from `rows_to_measure`, without a graph; every process must call it."""
         raise NotImplementedError
 
     def _token_set(
         self, dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, settings: SimPOConfig, *, of_run: bool
     ) -> TokenSet:
-        """The token rows of a set, tokenized by the main process of a machine first; the others read its cache.
+        """Returns the token rows of a set. The main process of a machine makes them, the others read its cache.
 
         Args:
             of_run: whether the set was given to the constructor. The record of the run tells of those alone, whatever
@@ -104,16 +104,16 @@ class RunTrainer(HubTrainer):
         """
         with settings.main_process_first(desc=f"tokenizing the {name} set"):
             found = token_set(dataset, name, tokenizer, settings, num_proc=settings.dataset_num_proc)
-        if found.report and of_run:
-            self.drop_reports[name] = found.report
+        if of_run:
+            self.token_sets[name] = found
         return found
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer.train`; Ctrl-C and SIGTERM end the step, save a checkpoint and set `interrupted`.
+        """Like `Trainer.train`, but Ctrl-C and SIGTERM end the step, save a checkpoint and set `interrupted`.
 
         Args:
             resume_from_checkpoint: a `checkpoint-N` folder, or True for the newest one in the output folder.
-            args, kwargs: as `Trainer.train` takes them.
+            args, kwargs: further arguments of `Trainer.train`.
 
         Raises:
             SimPOError: the checkpoint is incomplete, or is of another model, adapter or optimiser.
@@ -126,14 +126,14 @@ class RunTrainer(HubTrainer):
             return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
 
     def agreed_signal(self) -> int:
-        """The signal that stopped the training, on every process the same; every process must ask."""
+        """Returns the signal that stopped the training, on every process the same; every process must call it."""
         own = torch.tensor([self.stop_request.number or 0], device=self.accelerator.device)
         return int(self.accelerator.gather(own).max())
 
     # ---- Saving ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As `Trainer.save_model`; a trained model is gathered and written whole, however its checkpoints are.
+        """Like `Trainer.save_model`, but a trained model is gathered and written whole, whatever its checkpoints are.
 
         Every process must call it. Under FSDP with `SHARDED_STATE_DICT` the parent writes no model, without a word, and
         under ZeRO-3 that is not told to gather only the parts of each process.
@@ -159,7 +159,7 @@ class RunTrainer(HubTrainer):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """As `Trainer._save`; the weights are written even where something beside them cannot be."""
+        """Like `Trainer._save`, but the weights are written even where something beside them cannot be."""
         with weights_rescued(self.model, state_dict, str(output_dir or self.args.output_dir)):
             super()._save(output_dir, state_dict)
 
@@ -174,14 +174,14 @@ class RunTrainer(HubTrainer):
     # ---- Resuming ----
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As `Trainer._load_from_checkpoint`, with every weight that was saved, or an error."""
+        """Like `Trainer._load_from_checkpoint`, but every weight that was saved is loaded, or there is an error."""
         if self._is_whole_here():
             load_weights(self.model, resume_from_checkpoint)  # type: ignore[arg-type]
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        """As `Trainer._load_best_model`, with every weight that was saved, or an error."""
+        """Like `Trainer._load_best_model`, but every weight that was saved is loaded, or there is an error."""
         best = self.state.best_model_checkpoint
         if best is not None and self._is_whole_here():
             load_weights(self.model, best)  # type: ignore[arg-type]
@@ -189,15 +189,15 @@ class RunTrainer(HubTrainer):
             super()._load_best_model()
 
     def _is_whole_here(self) -> bool:
-        """Whether this process holds all weights of a model without adapters."""
+        """Returns whether this process holds all weights of a model without adapters."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         return isinstance(self.model, PreTrainedModel) and not sharded
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As `Trainer._load_optimizer_and_scheduler`, where the state in the checkpoint fits this run.
+        """Like `Trainer._load_optimizer_and_scheduler`, but only where the state in the checkpoint fits this run.
 
         Raises:
-            SimPOError: it is of other weights, or of other settings, which a resume would keep without a word.
+            SimPOError: the state belongs to other weights, or to other settings, which a resume would silently keep.
         """
         if checkpoint is None:
             return
@@ -211,7 +211,7 @@ class RunTrainer(HubTrainer):
 
 
 def _peak_rates(scheduler: Any) -> list[float] | None:
-    """A copy of a schedule's peak learning rates; None where it has none."""
+    """Returns a copy of a schedule's peak learning rates; None where it has none."""
     rates = getattr(getattr(scheduler, "scheduler", scheduler), "base_lrs", None)
     return None if rates is None else list(rates)
 

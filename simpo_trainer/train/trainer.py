@@ -23,13 +23,11 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
 from ..batches.batch import Batch, PairCollator, count_tokens, on_device
-from ..batches.loader import Collator, evaluation_pairs, pair_loader, training_pairs
+from ..batches.loader import Collator, pair_loader, training_pairs
 from ..batches.order import PairBatchSampler
 from ..batches.stream import StreamedPairs
-from ..data.drops import DropReport
 from ..errors import SimPOError
 from ..log import get_logger
 from ..loss.in_words import loss_in_words
@@ -37,15 +35,15 @@ from ..loss.metrics import MetricSums, PairRecords, accumulation_dtype, pair_met
 from ..model.experts import BalanceTerm
 from ..model.layout_choice import check_attention_trains, choose_layout, saved_tokens
 from ..model.load import check_positions, check_trainable_dtypes, load_model, load_tokenizer, prepare_model
-from ..model.modes import evaluating, in_training
+from ..model.modes import in_training
 from ..model.scoring import AnswerScores, add_scoring_forward, check_scoring, score_batch
 from ..tokens.ids import TokenIds, count_embeddings
 from ..tokens.sets import columns_of, spread_rows
 from .config import SimPOConfig
+from .evaluation import PairEvaluation
 from .facts import own_settings
 from .finite import FiniteCallback, FiniteCheck, steps_in_backward
 from .processes import keep_scores_float32
-from .run_trainer import RunTrainer
 from .saving import check_saves, settle_generation
 from .start import StartReport
 
@@ -61,7 +59,7 @@ class _StepTotals(NamedTuple):
     stop_requests: float
 
 
-class SimPOTrainer(RunTrainer):
+class SimPOTrainer(PairEvaluation):
     """Trains a causal language model with SimPO (arXiv 2405.14734) on preference pairs.
 
     Another loss is a subclass that overrides :meth:`pair_loss`.
@@ -125,7 +123,7 @@ class SimPOTrainer(RunTrainer):
         self._token_ids.check_pad_token()
         self._model_to_train = model
         self.args = args
-        self.drop_reports: dict[str, DropReport] = {}
+        self.token_sets = {}
         train_dataset = self._tokenized(train_dataset, "train", of_run=True)
         eval_dataset = self._tokenized(eval_dataset, "eval", of_run=True)
         super().__init__(
@@ -171,7 +169,7 @@ class SimPOTrainer(RunTrainer):
 
     @property
     def _logs_parts(self) -> bool:
-        """Whether the loss is a mix of the settings, whose parts are told one by one."""
+        """Returns whether the loss is a mix, whose parts are logged one by one."""
         return len(self.args.objective.parts) > 1 and not self.own_loss
 
     def compute_loss(
@@ -246,27 +244,27 @@ class SimPOTrainer(RunTrainer):
 
     @property
     def own_loss(self) -> str | None:  # type: ignore[override]
-        """The name of the trainer's class where its `pair_loss` is not the package's; else None."""
+        """Returns the name of the trainer's class where its `pair_loss` is not the package's; else None."""
         package = __package__.split(".")[0]
         module = str(type(self).pair_loss.__module__)  # None for a class that was typed into a notebook
         return None if module.split(".")[0] == package else type(self).__name__
 
     @property
     def log_prob_unit(self) -> str:  # type: ignore[override]
-        """Unit of `logps/*`."""
+        """Returns the unit of `logps/*`."""
         return self.args.objective.unit
 
     @property
     def target_margin(self) -> float | None:  # type: ignore[override]
-        """The margin that the loss aims at, in the unit of `logps/*`."""
+        """Returns the margin that the loss aims at, in the unit of `logps/*`."""
         return self.args.objective.target_margin
 
     def method_settings(self) -> dict[str, Any]:
-        """The settings of loss, rows and model, for the record of the run."""
+        """Returns the settings of loss, rows and model, for the record of the run."""
         return own_settings(self.args)
 
     def describe_loss(self) -> str:
-        """The loss with its formula and sources, a sentence in Markdown."""
+        """Returns the loss with its formula and sources, a sentence in Markdown."""
         if self.own_loss:
             return f"Loss: that of the trainer class `{self.own_loss}`."
         return loss_in_words(self.args, margin_scale=self.args.margin_scale)
@@ -274,7 +272,7 @@ class SimPOTrainer(RunTrainer):
     # ---- Batches ----
 
     def _lay_out(self, own_collator: bool) -> None:
-        """Choose the layout of the batches, and say which and why."""
+        """Choose the layout of the batches, and log it with the reason."""
         if own_collator:
             if self.args.batch_layout != "auto":
                 raise SimPOError(
@@ -289,9 +287,10 @@ class SimPOTrainer(RunTrainer):
         logger.info(f"Batch layout: {layout} ({reason}{saved_tokens(self.train_dataset, layout)}).")
 
     def _tokenized(self, dataset: Any, name: str, *, of_run: bool = False) -> Any:
-        """Token rows of a raw set, or of each in a mapping of sets; token rows pass through.
+        """Returns the token rows of a raw set, or of each in a mapping of sets; token rows pass through.
 
-        `of_run` says whether it was given to the constructor, and so belongs into the record of the run.
+        Args:
+            of_run: whether the set was given to the constructor, and so belongs into the record of the run.
         """
         if dataset is None:
             return None
@@ -302,7 +301,7 @@ class SimPOTrainer(RunTrainer):
         _check_has_end(dataset, name, self.args)
         found = self._token_set(dataset, name, self._tokenizer, self.args, of_run=of_run)
         check_positions(self._model_to_train, found.longest, at_most=found.streamed)
-        self._token_ids.check_set(found, name)
+        self._token_ids.check_set(found)
         if name == "train" and not self.own_loss and not self.args.objective.reads_margins:
             if "margin" in columns_of(found.rows):
                 logger.warning(f"{name}: the margins of the data have no effect on the loss {self.args.loss_type}.")
@@ -313,27 +312,17 @@ class SimPOTrainer(RunTrainer):
         return training_pairs(self.train_dataset, self.args, self.args, size, self.accelerator, self._token_ids)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Micro-batches of this process, in an order that depends on the seed and the epoch alone."""
+        """Returns the micro-batches of this process, in an order that depends on the seed and the epoch alone."""
         if self.train_dataset is None:
             raise SimPOError("Training needs a train_dataset.")
         self._train_pairs = self._training_pairs()
         return pair_loader(self.train_dataset, self._train_pairs, cast(Collator, self.data_collator), self.args)
 
-    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """Micro-batches of an evaluation set, given as such or by name, the longest pairs first."""
-        if isinstance(eval_dataset, str):
-            if not isinstance(self.eval_dataset, Mapping) or eval_dataset not in self.eval_dataset:
-                raise SimPOError(f"There is no evaluation set called {eval_dataset!r}.")
-            eval_dataset = self.eval_dataset[eval_dataset]
-        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if eval_dataset is None:
-            raise SimPOError("Evaluation needs an eval_dataset.")
-        pairs = evaluation_pairs(eval_dataset, self.args, self.accelerator)
-        return pair_loader(eval_dataset, pairs, cast(Collator, self.data_collator), self.args)
-
-    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
-        """Micro-batches for `predict`."""
-        return self.get_eval_dataloader(self._tokenized(test_dataset, "test"))
+    def rows_to_measure(self, count: int) -> Any:
+        """Returns rows from all over the training set, or the first usable ones of a stream; None where it has none."""
+        if not isinstance(self.train_dataset, IterableDataset):
+            return spread_rows(self.train_dataset, count)
+        return cast(StreamedPairs, self._train_pairs).first_rows(count)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -351,13 +340,13 @@ class SimPOTrainer(RunTrainer):
         return batches, self._step_totals.pairs
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """As `Trainer._prepare_inputs`, which would wait for the accelerator with each tensor that it moves there."""
+        """Like `Trainer._prepare_inputs`, which would wait for the accelerator with each tensor that it moves there."""
         return super()._prepare_inputs(cast(dict[str, Any], on_device(cast(Batch, inputs), self.args.device)))
 
     # ---- Training ----
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As :meth:`~simpo_trainer.train.run_trainer.RunTrainer.train`."""
+        """Like :meth:`~simpo_trainer.train.run_trainer.RunTrainer.train`."""
         check_attention_trains(cast(Any, self._model_to_train))
         return super().train(*args, **kwargs)
 
@@ -376,76 +365,6 @@ class SimPOTrainer(RunTrainer):
                 logs["num_pairs_seen"] = pairs
             logs["num_tokens_seen"] = self.state.num_input_tokens_seen
         super().log(logs, start_time)
-
-    # ---- Evaluation ----
-
-    def evaluate(
-        self,
-        eval_dataset: str | Dataset | Mapping[str, Dataset] | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """As `Trainer.evaluate`; a set may be raw rows, and several sets a mapping."""
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = self._tokenized(eval_dataset, metric_key_prefix)
-        return super().evaluate(cast(Any, eval_dataset), ignore_keys, metric_key_prefix)
-
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """As `Trainer.evaluation_loop`, with means over pairs from this trainer's own sums."""
-        self._eval_sums = MetricSums()
-        self._eval_records = PairRecords()
-        # `gather_for_metrics` would cut rows off the last batch; the sampler repeats none.
-        self.gather_function = self.accelerator.gather
-        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
-
-        metrics = self._eval_sums.reduce(self.accelerator)
-        metrics["loss"] = metrics["preference_loss"] + self.args.objective.sft_weight * metrics["sft_loss"]
-        if self._balance:
-            metrics["loss"] += self._balance.coefficient * metrics["aux_loss"]
-        logps, lengths, tokens = self._eval_records.gather(self.accelerator)
-        metrics |= {"num_pairs": len(logps), "num_tokens": int(tokens.sum())}
-        if self.compute_metrics is not None:
-            found = self.compute_metrics(EvalPrediction(predictions=logps, label_ids=lengths))
-            metrics |= {name.removeprefix(f"{metric_key_prefix}_"): value for name, value in found.items()}
-        metrics = denumpify_detensorize(metrics)
-        cast(dict, output.metrics).update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
-        return output._replace(predictions=logps, label_ids=lengths)
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[None, None, None]:
-        """Score a micro-batch; the sums and a few numbers per pair are kept here, and nothing is handed on."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            _, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        self._eval_records.add(cast(Batch, inputs), outputs["logps"], outputs["lengths"])
-        return None, None, None
-
-    def rows_to_measure(self, count: int) -> Any:
-        """Rows from all over the training set, or the first usable ones of a stream; None where it has none."""
-        if not isinstance(self.train_dataset, IterableDataset):
-            return spread_rows(self.train_dataset, count)
-        return cast(StreamedPairs, self._training_pairs()).first_rows(count)
-
-    def measure(self, rows: Any) -> dict[str, float]:
-        """Metrics of the model as it is on token rows; every process must call it."""
-        self._eval_sums = MetricSums()
-        model = self.model_wrapped
-        with evaluating(model), torch.no_grad():
-            for inputs in self.get_eval_dataloader(rows):
-                self.compute_loss(model, self._prepare_inputs(inputs))
-        return self._eval_sums.reduce(self.accelerator)
 
 
 def _check_has_end(dataset: Any, name: str, args: SimPOConfig) -> None:

@@ -150,7 +150,7 @@ def test_dpo_trains_on_the_tokens_of_simpo(world, tmp_path, monkeypatch, overlon
     shared = SimPOConfig(output_dir=str(tmp_path), use_cpu=True, **lengths)
     theirs = dpo_baseline(world, tmp_path / "dpo", texts, eval_rows=texts, shared=shared)
     assert ids_of(theirs.train_dataset) == ids_of(ours.train_dataset) == ids_of(theirs.eval_dataset)
-    report = theirs.drop_reports["train"]
+    report = theirs.token_sets["train"].report
     assert "empty_answer" in report.dropped
     cut = report.truncated_prompts if overlong == "truncate" else report.dropped["overlong"].count
     assert cut > 0

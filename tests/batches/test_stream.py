@@ -11,13 +11,13 @@ from datasets import Dataset, IterableDataset, load_dataset
 from models import EOS, as_text, random_pairs, tiny_model, word_tokenizer
 from runs import PLAIN_STEPS, assert_same_run, assert_same_weights, epoch_rows, make_trainer, train_log, weights_of
 from simpo_trainer import SimPOConfig, SimPOTrainer
-from simpo_trainer.batches import stream as streaming
 from simpo_trainer.batches.loader import pair_loader
 from simpo_trainer.batches.stream import StreamedPairs
 from simpo_trainer.data.load import DataConfig, load_preferences
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.recipe.load import load_recipe
 from simpo_trainer.run.one_run import run
+from simpo_trainer.tokens import reporter
 from simpo_trainer.tokens.rows import TOKEN_COLUMNS
 from simpo_trainer.tokens.settings import RowSettings
 from simpo_trainer.tokens.tokenization import tokenize_preferences, tokenize_stream
@@ -177,7 +177,7 @@ def test_dropped_rows_are_left_out_and_counted(caplog):
 
 
 def test_a_stream_of_which_most_is_dropped_is_given_up(monkeypatch):
-    monkeypatch.setattr(streaming, "_TRIAL", 4)
+    monkeypatch.setattr(reporter, "_TRIAL", 4)
     bad = {"prompt": "Hi", "chosen": " same", "rejected": " same"}
     rows = tokenize_stream(stream_of([bad, bad, bad, *toy_pairs(100)]), toy_tokenizer(), RowSettings(**LENGTHS))
     with pytest.raises(SimPOError, match="train: 3 of 4 pairs cannot be trained on.*\n.*identical_answers"):

@@ -163,7 +163,7 @@ def test_left_out_rows_and_streams_are_told(tmp_path):
     rows = [as_text(random_pairs(3)[0])] * 3 + [{"prompt": "w3", "chosen": " w4", "rejected": " "}]
     trainer = make_trainer(tmp_path, rows)
     assert "| train | 3 | 1 empty_answer | 0 prompts, 0 answers |" in card_of(trainer).text
-    trainer.train_dataset, trainer.drop_reports = Dataset.from_list(rows).to_iterable_dataset(), {}
+    trainer.train_dataset, trainer.token_sets = Dataset.from_list(rows).to_iterable_dataset(), {}
     assert "| train | streamed | - | - | - |" in card_of(trainer).text
 
 

@@ -11,6 +11,7 @@ import datasets
 import pytest
 from datasets import Dataset, load_dataset
 
+from logs import warnings
 from models import tiny_model
 from simpo_trainer import SimPOConfig, SimPOTrainer
 from simpo_trainer.errors import SimPOError
@@ -179,9 +180,7 @@ def test_tokenizer_without_eos_warns_once(caplog):
     tokenizer = toy_tokenizer_without_template(eos=None, special_tokens=())
     tokenized, _ = tokenize(toy_pairs(3), tokenizer)
     assert tokenizer.decode(tokenized[0]["chosen_ids"]) == " The sum is 0."
-    assert [record.message for record in caplog.records] == [
-        "train: the tokenizer has no EOS token, so answers are trained without an end."
-    ]
+    assert warnings(caplog) == ["train: the tokenizer has no EOS token, so answers are trained without an end."]
 
 
 @pytest.mark.parametrize("prompt", ["<s>Say", "Say", "<s><s>Say"])
@@ -282,7 +281,7 @@ def test_overlong_pairs_are_cut_and_counted(caplog):
     assert uncut == [True, True, True, True, True, False, False, True]
     prompts = [tokenizer.decode(row["prompt_ids"]) for row in tokenized]
     assert prompts == ["<s>abc", "<s>aaaaa", "<s>aaaaa", "<s>abc", "<s>abc", "<s>abc", "<s>aaaaa", "<s>abc"]
-    assert "train: in 3 pairs only one answer was cut and lost its end token" in caplog.text
+    assert "train: in 3 of 8 pairs only one answer was cut and lost its end token" in caplog.text
     assert "cut to length: 3 prompts, 5 answers" in report.summary()
 
 
@@ -512,7 +511,7 @@ def test_second_rendering_is_said(caplog):
         prompt_ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)["input_ids"]
         assert tokens["prompt_ids"] == prompt_ids
         assert tokenizer.decode(tokens["rejected_ids"]) == row["rejected"][0]["content"] + END
-    assert [record.message for record in caplog.records] == [
+    assert warnings(caplog) == [
         "train: in 3 of 3 pairs the chat template does not write prompt + answer behind the prompt of inference (first "
         "row 0: prompt alone 'im_end|>\\n<|im_start|>assistant:\\n', with an answer "
         "'im_end|>\\n<|im_start|>assistant\\nThe sum is 0.<|im_end|>\\n'). There the answer's own text, and the "
@@ -520,7 +519,7 @@ def test_second_rendering_is_said(caplog):
     ]
     caplog.clear()
     tokenize(rows, toy_tokenizer())
-    assert not caplog.records
+    assert not warnings(caplog)
 
 
 def test_second_rendering_of_some_rows_only(caplog):

@@ -92,15 +92,15 @@ def test_the_record_tells_of_the_sets_of_the_run_alone(tmp_path, several):
     trainer = make_trainer(
         tmp_path, [as_text(row) for row in OTHERS], eval_dataset={"a": own} if several else own, num_train_epochs=1
     )
-    before = dict(trainer.drop_reports)
-    assert {name: report.rows_read for name, report in before.items()} == {
+    before = dict(trainer.token_sets)
+    assert {name: found.report.rows_read for name, found in before.items()} == {
         "train": len(OTHERS),
         "eval_a" if several else "eval": 1,
     }
     trainer.evaluate({"a": OTHERS_AS_TEXT, "b": OTHERS_AS_TEXT} if several else OTHERS_AS_TEXT)
     trainer.evaluate(OTHERS_AS_TEXT, metric_key_prefix="train")
     trainer.predict(OTHERS_AS_TEXT)
-    assert trainer.drop_reports == before
+    assert trainer.token_sets == before
     trainer.train()
     manifest = json.loads((tmp_path / "run_manifest.json").read_text())
     [held_out] = [found for name, found in manifest["data"]["sets"].items() if name.startswith("eval")]

@@ -53,7 +53,6 @@ class Watched(SimPOTrainer):
 def balanced(name):
     config = ARCHITECTURES[name]()
     config.output_router_logits = name == "mixtral"
-    config.sliding_window = None
     return tiny_model(config)
 
 
@@ -65,8 +64,8 @@ def watched(folder, **settings):
     return trainer
 
 
-@pytest.mark.parametrize("layout", ["padded", "shared_prefix"])
-@pytest.mark.parametrize("name", ["llama", "mixtral"])
+@pytest.mark.parametrize("layout", ["padded", "shared_prefix", "packed"])
+@pytest.mark.parametrize("name", ["llama", "mixtral"])  # mixtral has a sliding window
 @pytest.mark.parametrize("settings", [{}, {"loss_type": ["sigmoid", "cpo"], "sft_reduction": "token"}])
 def test_no_value_is_read_in_a_micro_batch(tmp_path, layout, name, settings):
     trainer = watched(tmp_path, model=balanced(name), batch_layout=layout, **settings)
