@@ -24,7 +24,7 @@ class Batch(TypedDict):
 
     Args:
         input_ids: token ids, (R, T).
-        attention_mask: 1 for tokens, 0 for padding, (R, T); not where sequences are told apart by `position_ids` alone.
+        attention_mask: 1 for tokens, 0 for padding, (R, T); absent where `position_ids` alone separate sequences.
         prompt_index: prompt that each token belongs to, -1 for padding, (R, T); only where a row holds several answers.
         branch: answer number + 1 for the tokens of an answer, 0 for the shared tokens of its prompt, (R, T); with
             `prompt_index`.
@@ -37,7 +37,7 @@ class Batch(TypedDict):
         pair_weight: weight of each pair in loss and metrics, 1, or 0 for filler, (N,).
         pair_tokens: tokens of each row's answers, each with its prompt, at the row's first pair, 0 at its others, (N,).
         row: position of each pair's row in the user's data set, for messages, (N,).
-        place: position of each pair's row in the set of token rows, (N,).
+        index: index of each pair's row in the set of token rows, (N,).
         margin: target margin that the data adds to each pair's, nats per token, (N,); only where the data gives one.
         scored: indices in the flattened `shift_labels` where something is scored, (S,); see :func:`ready_to_score`.
         segments: prompt, branch and number of tokens of each run of equal ones in the only row of a batch that has
@@ -57,7 +57,7 @@ class Batch(TypedDict):
     pair_weight: Tensor
     pair_tokens: Tensor
     row: Tensor
-    place: Tensor
+    index: Tensor
     margin: NotRequired[Tensor]
     scored: NotRequired[Tensor]
     segments: NotRequired[tuple[tuple[int, int, int], ...]]
@@ -119,7 +119,7 @@ class PairCollator:
     ones.
 
     Args:
-        pad_token_id: any valid token id; padding is told apart by `attention_mask`, never by this id.
+        pad_token_id: any valid token id; `attention_mask` marks padding, never this id.
         layout: "padded": one answer a row, in the order of their numbers. "shared_prefix": one prompt a row, its
             answers behind it, each going on from the prompt's positions. "packed": the same, all prompts in one row.
             "padding_free": every prompt + answer as a sequence of its own, all in one row, for attention that takes no
@@ -134,7 +134,7 @@ class PairCollator:
 
         Args:
             rows: `prompt_ids`, and `chosen_ids` and `rejected_ids`, or `response_ids` with the index of one of them in
-                `chosen` and `rejected` for each pair; optionally `row`, `place`, `weight`, and `margin`, one for each
+                `chosen` and `rejected` for each pair; optionally `row`, `index`, `weight`, and `margin`, one for each
                 pair.
         """
         answers = [row_answers(row) for row in rows]
@@ -165,7 +165,7 @@ class PairCollator:
             pair_weight=by_pair([float(row.get("weight", 1.0)) for row in rows]),
             pair_tokens=torch.tensor([count for row in tokens for count in row]),
             row=by_pair([row.get("row", -1) for row in rows]),
-            place=by_pair([row.get("place", -1) for row in rows]),
+            index=by_pair([row.get("index", -1) for row in rows]),
         )
         if self.layout != "padding_free":
             batch["attention_mask"] = fields["attention_mask"]

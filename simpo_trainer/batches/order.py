@@ -18,7 +18,7 @@ _GROUPED_ROWS = 512
 
 
 class Draw(NamedTuple):
-    """One row to fetch: its place in the data set, and its weight (0 for filler that keeps processes in step)."""
+    """One row to fetch: its index in the data set, and its weight (0 for filler that keeps processes in step)."""
 
     row: int
     weight: float
@@ -147,7 +147,7 @@ class PairBatchSampler(Sampler[list[Draw]]):
 
 
 class DrawnPairs(Dataset):
-    """A data set that is indexed by :class:`Draw` and passes place and weight on to the collator."""
+    """A data set that is indexed by :class:`Draw` and passes index and weight on to the collator."""
 
     def __init__(self, dataset: Any):
         self.dataset = dataset
@@ -166,4 +166,4 @@ class DrawnPairs(Dataset):
         return [self._drawn(draw, row) for row, draw in zip(rows, draws, strict=True)]
 
     def _drawn(self, draw: Draw, row: dict[str, Any]) -> dict[str, Any]:
-        return {"row": draw.row, **row, "place": draw.row, "weight": draw.weight}
+        return {"row": draw.row, **row, "index": draw.row, "weight": draw.weight}

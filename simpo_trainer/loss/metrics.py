@@ -41,7 +41,7 @@ class PairRecords:
 
     def add(self, batch: Batch, logps: Tensor, lengths: Tensor) -> None:
         """Add a micro-batch: `logps` and `lengths` hold (chosen, rejected) of each pair, (N, 2)."""
-        pairs = torch.stack([batch["pair_weight"], batch["place"], batch["pair_tokens"]], -1)
+        pairs = torch.stack([batch["pair_weight"], batch["index"], batch["pair_tokens"]], -1)
         self._rows.append(
             torch.cat([tensor.to(accumulation_dtype(logps.device)) for tensor in (pairs, logps, lengths)], -1)
         )

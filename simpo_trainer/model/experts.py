@@ -18,13 +18,13 @@ _TURN_OFF = "Set output_router_logits: false in the model's configuration to tra
 
 
 def asks_for_balance(config: PretrainedConfig) -> bool:
-    """Whether a model's configuration asks for the balance term, as transformers and trl read it."""
+    """Returns whether a model's configuration asks for the balance term, as transformers and trl read it."""
     return bool(getattr(config.get_text_config(), "output_router_logits", False))
 
 
 @dataclass(frozen=True)
 class BalanceTerm:
-    """What the loss adds for the balance of experts.
+    """The term of the loss for the balance of experts.
 
     Args:
         coefficient: factor of the term in the loss, `router_aux_loss_coef` of the model's configuration.
@@ -56,7 +56,7 @@ class BalanceTerm:
 
     @classmethod
     def of_run(cls, config: PretrainedConfig, args: TrainingArguments) -> "BalanceTerm | None":
-        """As :meth:`from_config`, for training with these arguments.
+        """Like :meth:`from_config`, for training with these arguments.
 
         Raises:
             SimPOError: activation checkpointing is reentrant: it runs layers without gradients at first, when the
@@ -111,7 +111,7 @@ def balance_loss(router_logits: Sequence[Tensor], weights: Tensor, experts_per_t
 
 
 def token_weights(batch: Batch) -> Tensor:
-    """How many answers each position is an input of, so that all layouts count the same tokens, (R, T) in float32.
+    """Returns for each position the number of answers that read it, (R, T) in float32, so that all layouts count alike.
 
     1 for an answer's own inputs, the number of its answers for a token of a shared prompt, 0 for padding. Only answers
     of a pair with a weight above 0 count.

@@ -25,7 +25,7 @@ KERNEL_CHUNK_SIZE = 32768
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """What a model does to the product of hidden state and head weight before the softmax: `softcap(scale * z)`."""
+    """The step from the product of hidden state and head weight to the softmax: `softcap(scale * z)`."""
 
     scale: float = 1.0
     softcap: float | None = None

@@ -1,4 +1,4 @@
-"""Which layout a run's batches get: the fastest that is exact for the model, tested against the plain one first."""
+"""Chooses the layout of a run's batches: the fastest that is exact for the model, compared with the plain one first."""
 
 from typing import Any, NamedTuple, cast
 
@@ -16,8 +16,8 @@ from .attention import MaskPlan
 from .scoring import score_answers
 from .segments import SEGMENT_ATTENTION, SegmentPlan
 
-# Architectures whose layouts the test suite compares; where weights are spread over processes, the test at the start
-# cannot run, and other architectures get padded rows.
+# The test suite compares the layouts of these architectures. Where weights are spread over processes, the comparison at
+# the start cannot run, and other architectures get padded rows.
 TESTED = {
     *("cohere", "cohere2", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "mixtral"),
     *("olmo2", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2"),
@@ -30,7 +30,7 @@ _OWN_WINDOWS = ("attention_types", "attention_chunk_size", "window_size")
 
 
 class _Way(NamedTuple):
-    """A layout with the masks that it takes, and why one would choose it."""
+    """A layout with the masks that it takes, and the reason to choose it."""
 
     layout: Layout
     plan: type[MaskPlan]
@@ -42,7 +42,7 @@ _PIECEWISE = f"{_SHARED}; attention goes from piece to piece"
 
 
 def choose_layout(model: PreTrainedModel | PeftModel, wanted: str, *, compiled: bool = False) -> tuple[Layout, str]:
-    """The layout of a run's batches, and why; the model is made ready for it.
+    """Choose the layout of a run's batches, and prepare the model for it; returns the layout and the reason.
 
     Args:
         model: prepared by `scoring.add_scoring_forward`.
@@ -67,7 +67,7 @@ def choose_layout(model: PreTrainedModel | PeftModel, wanted: str, *, compiled: 
 
 
 def _ways(model: PreTrainedModel | PeftModel, wanted: str, compiled: bool) -> list[_Way]:
-    """The ways in which a model with this attention could take the wanted layout, the fastest first."""
+    """Returns the ways in which a model with this attention could take the wanted layout, the fastest first."""
     attention = model.config.get_text_config()._attn_implementation
     if attention in _UNPADDED_ATTENTION and wanted != "shared_prefix":
         reason = f"answers one after the other without padding; {attention} takes no mask with which they could share"

@@ -7,7 +7,7 @@ from torch import nn
 
 
 def in_training(model: nn.Module) -> bool:
-    """Whether a model, wrapped or not, is in training mode.
+    """Returns whether a model, wrapped or not, is in training mode.
 
     The innermost module is asked: `DeepSpeedEngine.train()` and `.eval()` switch that one and leave the engine's own
     flag.

@@ -8,7 +8,7 @@ from ..knobs import knob
 
 @dataclass
 class ModelSettings:
-    """How the model is loaded and run."""
+    """Settings for loading and running the model."""
 
     batch_layout: Literal["auto", "padded", "shared_prefix", "packed"] = knob(
         "auto",

@@ -28,7 +28,7 @@ _OTHER_HEADS = ("Classification", "QuestionAnswering", "Reward")
 
 
 def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
-    """Load a causal language model of which every weight is in its folder.
+    """Load a causal language model, and check that its folder holds every weight.
 
     Args:
         name: folder or Hub name.
@@ -144,7 +144,7 @@ def _files(folder: str | Path) -> list[Path]:
 
 
 def _holds_all(names: Collection[str], model: PreTrainedModel) -> bool:
-    """Whether every weight of a model is among these names, one that it holds twice under one of them."""
+    """Returns whether every weight of a model is among these names; a tied weight needs only one of its names."""
     held = model.state_dict()
     places = {held[name].data_ptr() for name in names if name in held}
     return all(name in names or weight.data_ptr() in places for name, weight in held.items())
@@ -175,5 +175,5 @@ def _listed(keys: Collection[str]) -> str:
 
 
 def folder_holds_adapter(name: str) -> bool:
-    """Whether a folder is that of an adapter instead of a whole model."""
+    """Returns whether a folder holds an adapter instead of a whole model."""
     return (Path(name) / "adapter_config.json").is_file()

@@ -55,7 +55,7 @@ def _longest_pair(table: pa.Table) -> int | None:
 
 
 def _longest_ranked(table: pa.Table) -> int | None:
-    """As :func:`_longest_pair`, of prompts with ranked answers."""
+    """Like :func:`_longest_pair`, for prompts with ranked answers."""
     sizes = _lengths(*(table[column] for column in RANKED_TOKEN_COLUMNS))
     tokens = sizes and _lengths(pc.list_flatten(table["response_ids"]))
     if not sizes or not tokens:
@@ -72,7 +72,7 @@ def _longest_ranked(table: pa.Table) -> int | None:
 
 
 def _lengths(*columns: pa.ChunkedArray) -> list[np.ndarray] | None:
-    """How long the lists of each column are; None where one is empty or missing, or is no list."""
+    """Returns the lengths of the lists in each column; None where one is empty or missing, or is no list."""
     if any(not isinstance(lists.type, _LISTS) or lists.null_count for lists in columns):
         return None
     lengths = [pc.list_value_length(lists).to_numpy() for lists in columns]
@@ -80,7 +80,7 @@ def _lengths(*columns: pa.ChunkedArray) -> list[np.ndarray] | None:
 
 
 def _are_pairs(table: pa.Table, answers: np.ndarray) -> bool:
-    """Whether chosen and rejected are different places among the answers, of which each pair's prompt has `answers`."""
+    """Returns whether chosen and rejected are different indices below `answers`, the count of each pair's prompt."""
     sides = [pc.list_flatten(table[side]) for side in ("chosen", "rejected")]
     if any(side.null_count or not pa.types.is_integer(side.type) for side in sides):
         return False
@@ -90,7 +90,7 @@ def _are_pairs(table: pa.Table, answers: np.ndarray) -> bool:
 
 
 def _are_margins(values: pa.ChunkedArray) -> bool:
-    """Whether all values are finite numbers, 0 or above."""
+    """Returns whether all values are finite numbers, 0 or above."""
     if values.null_count or not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
         return False
     numbers = values.to_numpy()
@@ -101,7 +101,7 @@ def _are_margins(values: pa.ChunkedArray) -> bool:
 
 
 def _check_each(rows: Iterable[tuple[int, Mapping[str, Any]]], max_length: int, name: str) -> int:
-    """As :func:`check_token_rows`, of rows with their numbers."""
+    """Like :func:`check_token_rows`, for rows with their numbers."""
     longest = 0
     for number, row in rows:
         if empty := _empty_ids(row):
@@ -120,7 +120,7 @@ def _check_each(rows: Iterable[tuple[int, Mapping[str, Any]]], max_length: int, 
 
 
 def _empty_ids(row: Mapping[str, Any]) -> str:
-    """What of a row has no tokens; "" where all of it has some."""
+    """Returns the name of a part of the row without tokens; "" if there is none."""
     ids = {column: row[column] for column in ("prompt_ids", *(() if is_ranked(row) else TOKEN_COLUMNS[1:]))}
     if is_ranked(row):
         ids |= {"response_ids": row["response_ids"]}
@@ -136,11 +136,11 @@ def _check_ranked_row(row: Mapping[str, Any], number: int, name: str) -> None:
             f"{name}: row {number} has {len(chosen or [])} entries in chosen and {len(rejected or [])} in rejected; "
             "each pair needs one in both, and a row at least one pair. Correct or remove the row."
         )
-    for places in zip(chosen, rejected, strict=True):
-        if not all(place is not None and 0 <= place < count for place in places) or places[0] == places[1]:
+    for better, worse in zip(chosen, rejected, strict=True):
+        if not all(index is not None and 0 <= index < count for index in (better, worse)) or better == worse:
             raise SimPOError(
-                f"{name}: row {number} has the pair of answers {places[0]} and {places[1]}; it has {count} answers, "
-                f"and a pair is two different places from 0 to {count - 1} in response_ids. Correct or remove the row."
+                f"{name}: row {number} has the pair of answers {better} and {worse}; it has {count} answers, and a "
+                f"pair is two different indices from 0 to {count - 1} in response_ids. Correct or remove the row."
             )
     if "margin" not in row:
         return

@@ -100,7 +100,7 @@ class TokenIds:
 
     @cached_property
     def _holds_all(self) -> bool:
-        """Whether the model has embeddings for all that the tokenizer can make."""
+        """Returns whether the model has embeddings for all tokens of the tokenizer."""
         return all(map(self._holds, self._vocabulary.values()))
 
     @property

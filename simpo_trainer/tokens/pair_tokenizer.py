@@ -34,7 +34,7 @@ class PairTokenizer:
     `turn_end` is None where no row is a conversation; `prefix_ids` are the special tokens that the tokenizer puts in
     front of plain text, usually BOS; `opening` are messages in front of each conversation without a system message.
     `inputs` are the types of the rows' columns, None where a stream does not know them. Without `ranked` answers, a
-    pair is a row of two answers of which the first is the better one, and is dropped with either of them.
+    row is a pair, the better answer first, and is dropped where one of the two cannot be used.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -89,7 +89,7 @@ class PairTokenizer:
         return texts
 
     def _usable(self, answers: Sequence[Any]) -> dict[int, Any]:
-        """The answers that can be trained on by their place.
+        """Returns the answers that can be trained on, by their index.
 
         Raises:
             RowDropped: there are none, or one of a pair cannot be.
@@ -191,7 +191,7 @@ class PairTokenizer:
         return prompt_ids
 
     def _values(self, row: Mapping[str, Any], places: Collection[int]) -> dict[int, float]:
-        """How good each of these answers is; an answer without a score is not among them."""
+        """Returns the value of each of these answers, the higher the better, without answers that have no score."""
         if not self.ranked:
             return {0: 1.0, 1: 0.0}
         values = answer_values(row)
@@ -252,7 +252,7 @@ def _without_pair(answers: Sequence[Any]) -> RowDropped:
 
 
 def _notes(texts: RowTexts) -> dict[str, str | None]:
-    """What the report should say of a row that is kept."""
+    """Returns the notes of a kept row for the report."""
     return {"second": texts.second or None, "ignored": texts.ignored or None}
 
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
-# `chosen` and `rejected` hold places in `response_ids`, one each for every pair.
+# `chosen` and `rejected` hold indices in `response_ids`, one each for every pair.
 RANKED_TOKEN_COLUMNS = ("prompt_ids", "response_ids", "chosen", "rejected")
-# Rows of one text, of which what is not trained on has the label -100.
+# Rows of one text; tokens that are not trained on have the label -100.
 LABELLED_COLUMNS = ("input_ids", "labels")
 
 
@@ -23,7 +23,7 @@ def id_columns(columns: Iterable[str]) -> list[str]:
 
 
 def is_ranked(row: Iterable[str]) -> bool:
-    """Whether a token row, or a set with these columns, has ranked answers."""
+    """Returns whether a token row, or a set with these columns, has ranked answers."""
     return "response_ids" in row
 
 
@@ -33,7 +33,7 @@ def row_answers(row: Mapping[str, Any]) -> list[list[int]]:
 
 
 def row_pairs(row: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """The pairs of a token row, each as the places of chosen and rejected in :func:`row_answers`."""
+    """Returns the pairs of a token row, each as the indices of chosen and rejected in :func:`row_answers`."""
     return list(zip(row["chosen"], row["rejected"], strict=True)) if is_ranked(row) else [(0, 1)]
 
 

@@ -10,7 +10,7 @@ from ..knobs import knob, knob_problems
 
 @dataclass
 class RowSettings:
-    """What a row of tokens is made of: its pairs, its length, its system messages."""
+    """Settings for the making of token rows: pairs, lengths, system messages."""
 
     pairs: PairChoice = knob(
         "all",

@@ -30,7 +30,7 @@ def render_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> st
 
 
 def _titles(row: Mapping[str, Any]) -> list[str]:
-    """What each answer of a row is called: chosen and rejected, or its place and those that it is chosen over."""
+    """Returns a title for each answer of a row: chosen and rejected, or its index and those that it is chosen over."""
     if not is_ranked(row):
         return ["chosen", "rejected"]
     titles = []

@@ -1,4 +1,4 @@
-"""Conversations to texts: what of a chat template's output is the prompt, and what the answer that gets scored.
+"""Conversations to texts: splits a chat template's output into the prompt and the answer that gets scored.
 
 The prompt is always what the model sees at inference: the conversation rendered with its generation header. Where that
 is the beginning of prompt + answer rendered together (the prefix rule), the answer is the rest, up to the token that
@@ -22,10 +22,10 @@ from ..errors import SimPOError
 
 @dataclass(frozen=True)
 class TurnEnd:
-    """How a chat template ends the last answer of a conversation.
+    """The end that a chat template gives to the last answer of a conversation.
 
     `token_id` is the id that ends an answer, None without one; `token` is its text where the template writes it, ""
-    where it must be appended. `tail` is what the template writes behind it, which is no part of an answer.
+    where it must be appended. `tail` is the text that the template writes behind it, which is no part of an answer.
     """
 
     token_id: int | None
@@ -37,9 +37,9 @@ class TurnEnd:
 class RowTexts:
     """A prompt and its answers as texts; an answer's text goes on where the prompt's ends.
 
-    In the place of an answer that cannot be used stands why. `header` is the end of the prompt, from its last message's
-    text on; "" where nobody asked for it. `second` says why an answer got the second rendering, `ignored` what of the
-    prompt the template does not write; "" where there is nothing to say.
+    An answer that cannot be used is replaced by the reason. `header` is the end of the prompt, behind the text of its
+    last message, or "" where nobody asked for it. `second` is the reason why an answer got the second rendering, and
+    `ignored` names the parts of the prompt that the template does not write; each is "" where there are none.
     """
 
     prompt: str
@@ -65,7 +65,7 @@ class _Template:
         return text
 
     def renders_as(self, text: str, messages: list[Message], generation_header: bool) -> bool:
-        """Whether these messages give that text; not where the template fails on them."""
+        """Returns whether the template renders these messages as that text, without failing on them."""
         try:
             return self.render(messages, generation_header) == text
         except _TEMPLATE_FAILURES:
@@ -100,7 +100,7 @@ _THINK_TAG = re.compile(r"([<\[])(/?)([\w:|]*th(?:ink|ought)[\w|]*)([>\]])", re.
 def probe_template(
     tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any], opening: list[Message] | None = None
 ) -> TurnEnd:
-    """Try the chat template on a dummy conversation: can its answers be told from the prompt, and how do they end?
+    """Find out by a dummy conversation whether the template's answers follow its prompt, and how they end.
 
     The end token is the special token that the template writes right behind an answer, both at the end of the
     conversation and before a next turn; where several stand in a row, the last that both have. This tells Phi's end of
@@ -202,7 +202,7 @@ def _failure_message(error: Exception, opening: list[Message]) -> str:
 
 
 def _prefix_message(template: _Template, opening: list[Message], detail: str) -> str:
-    """What is wrong with a template for which neither rendering is sound, and the remedies that were found to work."""
+    """Returns an error about a template without a sound rendering, with the remedies that were found to work."""
     remedies = []
     for thinking in (False, True):
         switched = _Template(template.tokenizer, {**template.kwargs, "enable_thinking": thinking})
@@ -243,7 +243,7 @@ def render_conversation(
 ) -> RowTexts:
     """The texts of a conversational row: prompt with generation header, and its answers up to their end token.
 
-    An answer is left out, with the reason in its place, where it is no assistant message, the template fails on it or
+    An answer is replaced by a reason where it is no assistant message, the template fails on it or
     loses part of it, or neither rendering is sound.
 
     Args:
@@ -323,7 +323,7 @@ def _answer_text(template: _Template, turn_end: TurnEnd, prompt: _Prompt, answer
 
 
 def _thinking_pushed_out(text: str, content: str) -> bool:
-    """Whether a template closes its header's thinking part at once, though the answer has one of its own."""
+    """Returns whether a template closes its header's thinking part at once, though the answer has one of its own."""
     closed = _THINK_TAG.match(text.lstrip())
     return closed is not None and closed[2] == "/" and closed[0] in content
 
@@ -344,7 +344,7 @@ def _second_rendering(template: _Template, turn_end: TurnEnd, prompt: _Prompt, a
 
 
 def _header(template: _Template, prompt: _Prompt) -> str:
-    """What a prompt holds behind its last message's text; a thinking tag inside a message is no header."""
+    """Returns the part of a prompt behind its last message's text; a thinking tag inside a message is no header."""
     try:
         marked = template.render([*prompt.messages[:-1], {**prompt.messages[-1], "content": _ANSWER}], True)
     except _TEMPLATE_FAILURES:  # it asks more of a content than to be text
@@ -357,7 +357,7 @@ def _header(template: _Template, prompt: _Prompt) -> str:
 
 
 def _ignored(template: _Template, prompt: _Prompt) -> str:
-    """What the template leaves out of a prompt that has it: `tools`, the tool calls of its messages."""
+    """Returns the names of the parts that the template leaves out of a prompt: tools, tool calls of its messages."""
     ignored = []
     if template.kwargs.get("tools"):
         toolless = _Template(template.tokenizer, _without(template.kwargs, "tools"))
@@ -374,7 +374,7 @@ def _without(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _ends_thinking(header: str) -> bool:
-    """Whether the last thinking tag of a generation header is a closing one."""
+    """Returns whether the last thinking tag of a generation header is a closing one."""
     tags = list(_THINK_TAG.finditer(header))
     return bool(tags) and tags[-1][2] == "/"
 

@@ -1,7 +1,7 @@
 """Preference rows to token ids: tokenize, fit to length, drop what cannot teach, and say what was done.
 
-An answer is scored from the first token behind the prompt to its end token. It is told from the prompt by position,
-never by the value of an id: a padding token may well be the end token too.
+An answer is scored from the first token behind the prompt to its end token. Its position separates it from the prompt,
+never the value of an id: a padding token may well be the end token too.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ _NOTES = Features(
         "left_out": List(Value("string")),  # why, of each answer that a ranked row is kept without
         "cut": List(Value("bool")),  # of prompt and answers
         "second": Value("string"),  # why an answer got the second rendering
-        "ignored": Value("string"),  # what of the prompt the chat template does not write
+        "ignored": Value("string"),  # parts of the prompt that the chat template does not write
     }
 )
 _IDS = List(Value("int32"))
@@ -77,7 +77,7 @@ def tokenize_preferences(
     Returns:
         A dataset in the order of `dataset` with the columns `row` (index in `dataset`), `prompt_ids`, `chosen_ids`,
         `rejected_ids` (answers with their end token) and, if given, `margin`. Of ranked answers: `response_ids` (those
-        that are in a pair, the best first), `chosen` and `rejected` (their places in it, one each for every pair) and,
+        that are in a pair, the best first), `chosen` and `rejected` (their indices in it, one each for every pair) and,
         with `margin_scale`, `margin` (one for every pair). And the report. The work is cached beside the files of
         `dataset`, under a key made of its fingerprint, the tokenizer and the settings.
 
@@ -160,7 +160,7 @@ def tokenize_stream(
 
 
 def _fingerprint(dataset: Dataset, work: PairTokenizer) -> str:
-    """Key of the cached rows: the same in every process and run on the same data, tokenizer and settings."""
+    """Returns the key of the cached rows, the same in all processes and runs with the same data and settings."""
     tokenizer = work.tokenizer
     if tokenizer.is_fast:
         # Padding and truncation of earlier calls would show in it, but finding `prefix_ids` has just reset them.
@@ -217,7 +217,7 @@ def _pair_tokenizer(
 def _find_turn_end(
     dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, opening: list[Message], column: str
 ) -> TurnEnd | None:
-    """What `probe_template` finds for answers in `column` that are conversations; None where there are none."""
+    """Returns what `probe_template` finds for answers in `column` that are conversations; None without such answers."""
     feature = dataset.features and dataset.features[column]
     if isinstance(feature.feature if column == "responses" and isinstance(feature, List) else feature, Value):
         return None  # plain text in every row, unread
@@ -231,7 +231,7 @@ def _find_turn_end(
 
 
 def _warn(columns: list[str], work: PairTokenizer, name: str) -> None:
-    """What the user should know before the work starts."""
+    """Warn, before the work starts, of things that the user should know."""
     if (work.turn_end.token_id if work.turn_end else work.tokenizer.eos_token_id) is None:
         logger.warning(f"{name}: the tokenizer has no EOS token, so answers are trained without an end.")
     if work.turn_end is not None:

@@ -125,7 +125,7 @@ def check_optimizer_fits(checkpoint: Path, saved: dict[str, Any], optimizer: Opt
     """Refuse the optimiser state of a checkpoint that belongs to other weights or was made with other settings.
 
     torch takes state of any shape, and fused AdamW writes outside of its buffers then. It also takes the learning rate
-    and its like from the checkpoint, whatever the settings say now.
+    and the like from the checkpoint, whatever the settings say now.
 
     Args:
         checkpoint: named in messages.
@@ -143,7 +143,7 @@ def check_optimizer_fits(checkpoint: Path, saved: dict[str, Any], optimizer: Opt
             f"{counts} and {expected}). Set back what is trained, or start a new run, in another output_dir."
         )
     for group, mine in zip(groups, own, strict=True):
-        if "rank" in mine:  # GaLore and its like keep state of projected weights
+        if "rank" in mine:  # GaLore and similar ones keep state of projected weights
             continue
         for number, parameter in zip(group["params"], mine["params"], strict=True):
             _check_state(checkpoint, saved["state"].get(number, {}), tuple(parameter.shape))

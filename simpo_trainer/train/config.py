@@ -113,7 +113,7 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
         if problems:
             raise SimPOError("\n".join(problems))
         if self.enable_jit_checkpoint:
-            # Its callback takes the signal for itself, and a run that it stopped is told to have finished.
+            # Its callback takes the signal for itself, and a run that it stopped would count as finished.
             self.enable_jit_checkpoint = False
             logger.warning("enable_jit_checkpoint does nothing here: SIGTERM always ends a run with a checkpoint.")
         given = {name: getattr(self, name) for name in _FOLLOWING if hasattr(self, name)}
@@ -197,7 +197,7 @@ def _accumulation(config: SimPOConfig, world_size: int) -> tuple[int, list[str]]
     micro, wanted = config.per_device_train_batch_size, config.global_batch_size
     if config.gradient_accumulation_steps is not None:
         return config.gradient_accumulation_steps, []
-    if wanted is None or micro < 1 or wanted < 1:  # the latter two are told by their own checks
+    if wanted is None or micro < 1 or wanted < 1:  # the latter two have checks of their own
         return 1, []
     problems = [_indivisible(wanted, micro, world_size)] if wanted % (micro * world_size) else []
     return max(1, wanted // (micro * world_size)), problems

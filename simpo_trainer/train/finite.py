@@ -16,7 +16,7 @@ from ..model.scoring import AnswerScores
 
 @dataclass(frozen=True)
 class _Noted:
-    """What a message needs of a micro-batch: its loss, the loss of each pair (N,), its pairs and its answers."""
+    """The parts of a micro-batch that a message needs: its loss, the loss of each pair (N,), its pairs, its answers."""
 
     loss: Tensor
     losses: Tensor
@@ -89,7 +89,7 @@ class FiniteCallback(TrainerCallback):
 
 
 def steps_in_backward(args: TrainingArguments, is_deepspeed: bool) -> bool:
-    """Whether weights change within the backward pass, so that a loss must be looked at before it."""
+    """Returns whether weights change within the backward pass, so that a loss must be checked before it."""
     return is_deepspeed or any(part in OptimizerNames(args.optim).value for part in ("lomo", "layerwise"))
 
 
@@ -115,6 +115,6 @@ def _refusal(found: _Noted, model: nn.Module, step: int) -> SimPOError:
 
 
 def _is_finite(weight: Tensor) -> bool:
-    """Whether what this process holds of a weight is finite: the others may not be asked, they have no such loss."""
+    """Returns whether this process's part of a weight is finite; the others, whose loss is finite, do not take part."""
     local = weight.to_local() if hasattr(weight, "to_local") else weight
     return bool(torch.isfinite(local).all())

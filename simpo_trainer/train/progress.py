@@ -1,4 +1,4 @@
-"""What a run prints while it trains: one readable line per log, beside the usual progress bar."""
+"""Prints one readable line per log while a run trains, beside the usual progress bar."""
 
 from collections.abc import Mapping
 

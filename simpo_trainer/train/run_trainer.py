@@ -136,7 +136,7 @@ class RunTrainer(HubTrainer):
         """Like `Trainer.save_model`, but a trained model is gathered and written whole, whatever its checkpoints are.
 
         Every process must call it. Under FSDP with `SHARDED_STATE_DICT` the parent writes no model, without a word, and
-        under ZeRO-3 that is not told to gather only the parts of each process.
+        under ZeRO-3 without the setting to gather it writes only the parts of each process.
 
         Raises:
             SimPOError: no weights were written.

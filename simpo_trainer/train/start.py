@@ -1,4 +1,4 @@
-"""What the log says at the start of training: rows as the model sees them, batch arithmetic, the starting margin."""
+"""Log lines at the start of training: size of model and batch, number of steps, and the starting margin."""
 
 from typing import Any
 
@@ -67,7 +67,7 @@ def say_size(trainer: Any, wanted: int | None, unit: str | None = None) -> None:
 
 
 def _rows_of(dataset: Any, batch: int) -> tuple[str, str]:
-    """What the rows of a training set are called, and of ranked answers how many pairs a global batch has."""
+    """Returns the name of a training set's rows, and for ranked answers the number of pairs in a global batch."""
     if not is_ranked(columns_of(dataset)):
         return "pairs", ""
     counts = pair_counts(dataset) if hasattr(dataset, "__len__") else None

@@ -40,7 +40,7 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal came that was deferred."""
+        """Returns whether a signal came that was deferred."""
         return self.number is not None
 
     def __enter__(self) -> "StopRequest":
@@ -96,7 +96,7 @@ class Stoppable(Protocol):
 
     @property
     def stop_requested(self) -> bool:
-        """Whether to stop after this step; the same on every process."""
+        """Returns whether to stop after this step; the same on every process."""
 
 
 class StopCallback(TrainerCallback):

@@ -158,7 +158,7 @@ class SimPOTrainer(PairEvaluation):
     # ---- The loss ----
 
     def pair_loss(self, chosen: AnswerScores, rejected: AnswerScores, *, margin: Tensor) -> Tensor:
-        """Loss of each pair, shape (N,): the place for a new loss variant.
+        """Returns the loss of each pair, shape (N,). Override it for a new loss variant.
 
         Args:
             chosen, rejected: `.sum`, `.average` (nats, nats per token) and `.length` (tokens) of each answer, (N,).

@@ -30,7 +30,7 @@ def test_fields_by_hand():
         "pair_weight": [1.0, 0.0],
         "pair_tokens": [3 + 2 + 3 + 3, 1 + 3 + 1 + 1],
         "row": [40, 12],
-        "place": [-1, -1],
+        "index": [-1, -1],
     }
     assert {key: value.tolist() for key, value in batch.items()} == expected
 

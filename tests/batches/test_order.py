@@ -138,8 +138,8 @@ def test_rows_carry_their_place_and_weight(as_list):
     source = DrawnPairs(rows if as_list else Dataset.from_list(rows))
     draws = [Draw(2, 1.0), Draw(0, 0.0)]
     expected = [
-        {"row": 2, **rows[2], "place": 2, "weight": 1.0},
-        {"row": 0, **rows[0], "place": 0, "weight": 0.0},
+        {"row": 2, **rows[2], "index": 2, "weight": 1.0},
+        {"row": 0, **rows[0], "index": 0, "weight": 0.0},
     ]
     assert source.__getitems__(draws) == [source[draw] for draw in draws] == expected
 

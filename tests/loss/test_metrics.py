@@ -135,9 +135,9 @@ def test_records_come_back_in_order_without_filler(accelerator):
     """Log-probabilities and lengths as (chosen, rejected) of each pair, whatever the numbers of the rows."""
     pair = {"prompt_ids": [1], "chosen_ids": [3, 2], "rejected_ids": [2]}
     records = PairRecords()
-    second = PairCollator()([{**pair, "place": 5}, {**pair, "place": 7, "weight": 0.0}])
+    second = PairCollator()([{**pair, "index": 5}, {**pair, "index": 7, "weight": 0.0}])
     records.add(second, torch.tensor([[-5.0, -5.5], [-7.0, -7.5]]), torch.tensor([[5.0, 6.0], [7.0, 8.0]]))
-    first = PairCollator()([{**pair, "place": 2, "prompt_ids": [1, 4]}])
+    first = PairCollator()([{**pair, "index": 2, "prompt_ids": [1, 4]}])
     records.add(first, torch.tensor([[-2.0, -2.5]]), torch.tensor([[2.0, 3.0]]))
     logps, lengths, tokens = records.gather(accelerator)
     assert logps.tolist() == [[-2.0, -2.5], [-5.0, -5.5]]

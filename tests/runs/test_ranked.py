@@ -225,7 +225,7 @@ def test_a_batch_by_hand():
         {"prompt_ids": [1, 5], "response_ids": [[6, 2], [7, 2], [2]], "chosen": [0, 1], "rejected": [2, 2]},
         {"prompt_ids": [1], "response_ids": [[3, 2], [2]], "chosen": [1], "rejected": [0], "weight": 0.0},
     ]
-    batch = PairCollator(layout="shared_prefix")([{**row, "place": place} for place, row in enumerate(rows)])
+    batch = PairCollator(layout="shared_prefix")([{**row, "index": index} for index, row in enumerate(rows)])
     expected = {
         "input_ids": [[1, 5, 6, 5, 7, 5], [1, 3, 1, 0, 0, 0]],
         "branch": [[0, 1, 1, 3, 3, 5], [2, 2, 4, 0, 0, 0]],
@@ -235,7 +235,7 @@ def test_a_batch_by_hand():
         "pair_weight": [1.0, 1.0, 0.0],
         "pair_tokens": [3 * 2 + 5, 0, 2 * 1 + 3],
         "row": [-1, -1, -1],
-        "place": [0, 0, 1],
+        "index": [0, 0, 1],
     }
     assert {key: batch[key].tolist() for key in expected} == expected
     assert count_tokens(batch).tolist() == [2, 11, 2 + 2]
@@ -411,7 +411,7 @@ def test_scores_beside_a_pair_are_another_column():
         ({"chosen": [], "rejected": []}, "row 1 has 0 entries in chosen and 0 in rejected"),
         (
             {"rejected": [2]},
-            "row 1 has the pair of answers 0 and 2; it has 2 answers, and a pair is two different places",
+            "row 1 has the pair of answers 0 and 2; it has 2 answers, and a pair is two different indices",
         ),
         ({"rejected": [-1]}, "row 1 has the pair of answers 0 and -1"),
         ({"rejected": [0]}, "row 1 has the pair of answers 0 and 0"),
