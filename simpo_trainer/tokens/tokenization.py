@@ -32,12 +32,14 @@ logger = get_logger(__name__)
 
 # Part of the cache's key: raise it with every change of this file, pair_tokenizer.py, messages.py or templates.py that
 # changes token ids.
-CODE_VERSION = 5
+CODE_VERSION = 6
 
 # What the cached rows say beside their ids; read for the report, then removed.
 _NOTES = Features(
     {
         "length": Value("int32"),
+        "whole_length": Value("int32"),  # before anything was cut
+        "lost": Value("int32"),  # tokens of answers that were cut off
         "reason": Value("string"),
         "detail": Value("string"),
         "pairs": Value("int32"),

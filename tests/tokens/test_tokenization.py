@@ -231,33 +231,35 @@ def test_padding_token_plays_no_part():
         ([1, 2, 3, 4], [5, 6], [7], (6, 3), ([1, 2, 3, 4], [5, 6], [7])),
         # One too many: the prompt is cut to its end; that suffices.
         ([1, 2, 3, 4], [5, 6, 6], [7], (6, 3), ([2, 3, 4], [5, 6, 6], [7])),
-        # It does not suffice: both answers are cut to max_length - max_prompt_length.
+        # It does not suffice: both answers are cut to the room behind the prompt.
         ([1, 2, 3, 4], [5, 6, 7, 8], [9], (6, 3), ([2, 3, 4], [5, 6, 7], [9])),
-        # So also where the prompt is shorter than max_prompt_length and would leave more room.
-        ([1], [5, 6, 7, 8, 9, 9], [7, 8], (6, 3), ([1], [5, 6, 7], [7, 8])),
+        # A prompt shorter than max_prompt_length leaves more room.
+        ([1], [5, 6, 7, 8, 9, 9], [7, 8], (6, 3), ([1], [5, 6, 7, 8, 9], [7, 8])),
     ],
 )
 def test_fit_to_length(prompt, chosen, rejected, limits, fitted):
-    assert fit_to_length(prompt, [chosen, rejected], *limits, 0) == (fitted[0], [*fitted[1:]])
+    assert fit_to_length(prompt, [chosen, rejected], *limits) == (fitted[0], [*fitted[1:]])
 
 
 @pytest.mark.parametrize("kept_start, cut", [(0, [4, 5, 6]), (1, [1, 5, 6]), (2, [1, 2, 6]), (3, [1, 2, 3])])
 def test_fit_to_length_keeps_both_ends(kept_start, cut):
-    assert fit_to_length([1, 2, 3, 4, 5, 6], [[7, 7, 7], [8]], 6, 3, kept_start) == (cut, [[7, 7, 7], [8]])
+    fitted = fit_to_length([1, 2, 3, 4, 5, 6], [[7, 7, 7], [8]], 6, 3, kept_start=kept_start)
+    assert fitted == (cut, [[7, 7, 7], [8]])
 
 
-def test_fit_to_length_follows_the_official_rule():
+@pytest.mark.parametrize("official", [False, True])
+def test_fit_to_length_follows_the_rule(official):
     """Against the rule written out, for every combination of small lengths; the official code cuts BOS too."""
     for prompt_length in range(1, 7):
         for longer in range(1, 7):
             for max_length in range(2, 9):
                 for max_prompt_length in range(1, max_length):
                     prompt, chosen = list(range(prompt_length)), list(range(longer))
-                    got = fit_to_length(prompt, [chosen, [9]], max_length, max_prompt_length, 0)
+                    got = fit_to_length(prompt, [chosen, [9]], max_length, max_prompt_length, official=official)
                     if len(prompt) + len(chosen) > max_length:
                         prompt = prompt[-max_prompt_length:]
                     if len(prompt) + len(chosen) > max_length:
-                        chosen = chosen[: max_length - max_prompt_length]
+                        chosen = chosen[: max_length - (max_prompt_length if official else len(prompt))]
                     assert got == (prompt, [chosen, [9]])
                     assert len(got[0]) + len(got[1][0]) <= max_length
 
