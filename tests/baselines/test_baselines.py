@@ -271,7 +271,7 @@ def test_ctrl_c_saves_a_checkpoint(recipe, monkeypatch):
 def test_one_folder_holds_one_method(recipe):
     Path("out").mkdir()
     Path("out/run_manifest.json").write_text("{}")  # of a version that knew no other method
-    with pytest.raises(SimPOError, match="holds a run of method simpo, and this one is of method dpo.*such as out-dpo"):
+    with pytest.raises(SimPOError, match="holds a run of method simpo; this run is of method dpo.*such as out-dpo"):
         run(recipe("--method=dpo"))
 
 
