@@ -173,7 +173,7 @@ def test_ranked_answers_become_pairs_two_by_two(world, tmp_path):
 def test_evaluating_texts_is_refused_instead_of_tokenized_otherwise(world, tmp_path):
     trainer = dpo_baseline(world, tmp_path, PAIRS[:4])
     with pytest.raises(
-        SimPOError, match="token rows here; the columns chosen_ids, prompt_ids, rejected_ids are missing"
+        SimPOError, match="token rows for an evaluation; the columns chosen_ids, prompt_ids, rejected_ids are missing"
     ):
         trainer.evaluate(Dataset.from_list([as_text(pair) for pair in PAIRS[:4]]))
 
@@ -558,7 +558,7 @@ def test_keys_of_dpo(recipe):
 def test_older_names_of_losses(recipe):
     loaded = recipe(method="dpo", loss_type="aot_pair")
     assert loaded.baseline.loss_type == ["aot"]
-    assert loaded.notices == ["loss_type aot_pair is called aot by trl now, and is read as that."]
+    assert loaded.notices == ["loss_type aot_pair is called aot by trl now, and is read as aot."]
     bare = recipe(method="dpo", loss_type="aot")
     assert bare.baseline.loss_type == ["aot"] and "aot_unpaired" in bare.notices[0]
     assert recipe(method="dpo", loss_type="aot_unpaired").notices == []
