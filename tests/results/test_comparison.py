@@ -471,5 +471,5 @@ def test_each_loss_is_trained_in_a_folder_of_its_own_and_compared(tmp_path, monk
     names = [run["name"] for run in json.loads((tmp_path / "losses" / "comparison.json").read_text())["runs"]]
     assert names == ["hinge", "dpo"]
     Done.returncode = 3
-    with pytest.raises(SimPOError, match="training with orpo ended with status 3; its own message stands above"):
+    with pytest.raises(SimPOError, match="training with orpo ended with status 3; its message is above"):
         quickstart_losses.train_and_compare(tmp_path, ["orpo"], console)
