@@ -86,7 +86,7 @@ def _aside(aside: Mapping[str, tuple[Entry, str]], method: str) -> list[str]:
 def _idle(idle: Mapping[str, Entry], method: str) -> list[str]:
     if not idle:
         return []
-    return [f"{', '.join(idle)}: no effect under method {method}. Leave it out."]
+    return [f"{', '.join(idle)}: no effect under method {method}. Remove such keys."]
 
 
 def _other_rate(layers: Sequence[Layer], methods: Sequence[str]) -> list[str]:
