@@ -109,7 +109,7 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
 
 
 class _SetAside(TrainerCallback):
-    """Renames checkpoints of other runs when training begins; if the run fails before, they stay as they are.
+    """Renames checkpoints that are not this run's when training begins; after an earlier failure they stay unchanged.
 
     Args:
         output_dir: folder of the run.
