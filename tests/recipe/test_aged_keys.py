@@ -196,10 +196,10 @@ def load(tmp_path):
         ("hub_model_revision: main", {"hub_revision": "main"}, "read as hub_revision: main"),
         ("group_by_length: true", {}, "left out: pairs are ordered by the trainer's own sampler"),
         ("save_safetensors: true", {}, "left out: weights are always saved as safetensors"),
-        ("overwrite_output_dir: true", {}, "left out: a run says"),
+        ("overwrite_output_dir: true", {}, "left out: a run in a used output_dir starts over"),
         ("generate_during_eval: false", {}, "left out: answers are not sampled"),
         ("precompute_ref_log_probs: true", {}, "left out: SimPO has no reference model"),
-        ("truncation_side: left", {}, "left out: truncation_mode says"),
+        ("truncation_side: left", {}, "left out: truncation_mode chooses"),
     ],
 )
 def test_aged_keys(load, line, settings, notice):

@@ -122,7 +122,7 @@ def test_wrong_keys_and_values(load, line, message):
         ("rl_beta: 0.1", "rl_beta: is called beta here. Write beta: 0.1"),
         ("cpo_alpha: 0.2", "Write sft_weight: 0.2, and sft_reduction: token"),
         ("pref_ftx: 0.3", "Write sft_weight: 0.3"),
-        ("pref_loss: simpo", "pref_loss: is not needed: the loss is loss_type"),
+        ("pref_loss: simpo", "pref_loss: is not needed: loss_type chooses the loss"),
         ("rl: simpo", "rl: is not needed.*Leave it out"),
         ("loss_type: simpo", "Write loss_type: sigmoid, or leave it out"),
         ("dpo_label_smoothing: 0.1", "Write label_smoothing: 0.1"),
