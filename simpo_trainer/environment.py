@@ -1,4 +1,4 @@
-"""What a run stands on: versions of libraries, devices, and which optional packages there are."""
+"""The environment of a run: versions of libraries, devices, and installed optional packages."""
 
 import importlib.util
 import os
@@ -13,7 +13,7 @@ _OPTIONAL_LIBRARIES = ("deepspeed", "flash-attn", "bitsandbytes", "kernels")
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of this package, Python and the libraries that a result depends on."""
+    """Returns the versions of this package, Python and the libraries that a result depends on."""
     found = {"simpo-trainer": __version__, "python": platform.python_version()}
     for library in (*_LIBRARIES, *_OPTIONAL_LIBRARIES):
         try:
@@ -24,7 +24,7 @@ def library_versions() -> dict[str, str]:
 
 
 def environment() -> dict[str, str]:
-    """Versions and devices of this machine, for a bug report: no paths, no names of users or hosts, no tokens."""
+    """Returns versions and devices of this machine for a bug report: no paths, users, hosts or tokens."""
     kind, names = _accelerators()
     if kind is None:
         devices = f"none; CPU with {os.cpu_count()} cores"
@@ -34,19 +34,19 @@ def environment() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """The platform and the devices of this machine, as a manifest tells them."""
+    """Returns the platform and the devices of this machine for a manifest."""
     _, names = _accelerators()
     return {"platform": platform.platform(), "devices": names or [f"CPU with {os.cpu_count()} cores"]}
 
 
 def has_package(name: str) -> bool:
-    """Whether a package can be imported."""
+    """Returns whether a package can be imported."""
     return importlib.util.find_spec(name) is not None
 
 
 def _accelerators() -> tuple[str | None, list[str]]:
-    """The kind of accelerator, None without one, and the name of each that this process sees."""
-    import torch  # only here: the command line answers without waiting for it
+    """Returns the kind of accelerator, None without one, and the name of each visible accelerator."""
+    import torch  # only here: other commands need not wait for it
 
     if not torch.accelerator.is_available():
         return None, []

@@ -1,4 +1,4 @@
-"""The error for anything a user can put right, and what its messages are made of."""
+"""The error for anything that a user can correct, and functions for its messages."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,16 +7,16 @@ from collections.abc import Iterable
 class SimPOError(ValueError):
     """A mistake in settings, data or environment: the message says what was found, what is needed, what to change.
 
-    The command line prints the message alone; a traceback is kept for defects of the software.
+    The command line prints only the message; a traceback means a defect of the software.
     """
 
 
-# Below the 0.6 that difflib takes by itself: "chosen_response" shall be near "chosen".
+# Below difflib's default of 0.6, so that "chosen_response" is near "chosen".
 _NEAR = 0.55
 
 
 def near(name: str, known: Iterable[str], count: int = 1, cutoff: float = _NEAR) -> list[str]:
-    """Returns the known names that are spelled like a name, the nearest first; case and hyphens do not count.
+    """Returns the known names with a similar spelling, the nearest first; case is ignored, and "-" equals "_".
 
     Args:
         name: the name that was given.

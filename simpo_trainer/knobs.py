@@ -1,4 +1,4 @@
-"""A setting is known once: its default, its help and its range stand in the field of its dataclass."""
+"""Each setting is defined once: its dataclass field holds its default, its help and its range."""
 
 from collections.abc import Callable
 from dataclasses import field, fields
@@ -8,24 +8,23 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 def knob(default: Any, text: str, valid: Callable[[Any], bool] | None = None, needed: str = "") -> Any:
-    """A field of a dataclass of settings.
+    """Returns a field of a dataclass of settings.
 
     Args:
-        default: the value where none is given; None stands for "unset".
+        default: the value if none is given; None stands for "unset".
         text: the help.
-        valid: tells whether a value other than None can be used; without it, every value can.
-        needed: for a value that cannot be used, the range and the change to make, as sentences behind "NAME is VALUE;
-            ".
+        valid: returns whether a value other than None is allowed; without it, every value is.
+        needed: the allowed range and the change to make, as text that follows "NAME is VALUE; ".
     """
     return field(default=default, metadata={"help": text, "valid": valid, "needed": needed})
 
 
 def knob_problems(owner: type, settings: Any) -> list[str]:
-    """A sentence for each value that is outside its range or is none of its field's choices.
+    """Returns a sentence for each value that is outside its range or not one of its field's choices.
 
     Args:
-        owner: the dataclass whose fields are checked, without those of its bases; a `Literal` lists the choices.
-        settings: has the fields of `owner` as attributes.
+        owner: the dataclass whose own fields are checked, not those of its bases; a `Literal` lists the choices.
+        settings: an object with the fields of `owner` as attributes.
     """
     problems, own = [], get_annotations(owner)
     for each in (each for each in fields(owner) if each.name in own):

@@ -1,4 +1,4 @@
-"""Names that a package exports and imports on first use: a command that needs none does not wait for torch."""
+"""Names that a package imports on first use, so that a command that does not need them does not wait for torch."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def exported(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package.
+    """Returns the `__getattr__` of a package.
 
     Args:
-        package: its name.
-        homes: the module inside it, by each name that it exports.
+        package: the package's name.
+        homes: for each name that it exports, the module inside it.
     """
 
     def find(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Logging: one package logger that speaks on the main process only, unless the application configures its own."""
+"""Logging: one package logger that prints on the main process, unless the application configures it."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ import sys
 
 
 class _StderrHandler(logging.StreamHandler):
-    """Writes to whatever `sys.stderr` is at the moment, so that captured and redirected output is respected."""
+    """Writes to the current `sys.stderr`, so that captured and redirected output works."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -17,9 +17,9 @@ class _StderrHandler(logging.StreamHandler):
 
 
 def get_logger(name: str) -> logging.Logger:
-    """The logger called `name` under the package's own, which prints INFO and above as plain lines on rank 0.
+    """Returns the logger `name` below the package's logger, which prints INFO and above as plain lines on rank 0.
 
-    Other ranks print errors only: N processes saying one thing N times helps nobody.
+    Other ranks print only errors, so that N processes do not print the same line N times.
     """
     package = logging.getLogger("simpo_trainer")
     if not package.handlers:
@@ -32,6 +32,6 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def _mark_level(record: logging.LogRecord) -> bool:
-    """Information is printed bare; warnings and errors say what they are."""
+    """Set the prefix of a record, "warning: " or "error: ", or none for information; every record is printed."""
     record.levelname_prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
     return True

@@ -1,1 +1,1 @@
-"""What SimPO is compared with: DPO and supervised fine-tuning by trl's trainers, from the same recipes."""
+"""Baselines for SimPO: DPO and supervised fine-tuning by trl's trainers, from the same recipes."""

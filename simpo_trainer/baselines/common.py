@@ -1,4 +1,4 @@
-"""What trl's trainers lack of a run here: our token rows, float32 weights, the record, readable lines, a clean stop."""
+"""Add to trl's trainers what a run needs: our token rows, float32 weights, the record, readable logs, a clean stop."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,30 +32,30 @@ logger = get_logger(__name__)
 
 
 class BaselineTrainer(RunTrainer):
-    """The part that the baselines share; it stands before trl's trainer among the bases.
+    """The base class of the baselines; a subclass lists it before trl's trainer.
 
-    `shared` are the recipe's settings as SimPO takes them, which made the rows and the model; `token_ids` knows the ids
-    that the model has embeddings for.
+    `shared` are the recipe's settings in SimPO's form, used to make the rows and the model; `token_ids` checks that the
+    model has embeddings for ids.
     """
 
     shared: SimPOConfig
     token_ids: TokenIds
-    # What the rows of its training set are called.
+    # The word for the rows of its training set.
     unit = "pairs"
 
     def method_settings(self) -> dict[str, Any]:
-        """The settings of the method and of its data, for the record of the run."""
+        """Returns the settings of the method and of its data, for the record of the run."""
         return method_settings(self.method, self.args, self.shared)
 
     def _tokens(self, dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, model: Any) -> TokenSet:
-        """Returns the token rows that SimPO would train on, of a set that is given to the constructor."""
+        """Returns the token rows that SimPO would train on, for a set that the constructor got."""
         found = self._token_set(dataset, name, tokenizer, self.shared, of_run=True)
         check_positions(model, found.longest)
         self.token_ids.check_set(found)
         return found
 
     def _begin(self) -> None:
-        """Finish the construction after trl's constructor."""
+        """Finish the construction, after trl's constructor."""
         model: Any = self.model
         if self.shared.disable_dropout:
             disable_dropout(model)
@@ -68,44 +68,44 @@ class BaselineTrainer(RunTrainer):
         self._attach(_BaselineStart(self))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As :meth:`~simpo_trainer.train.run_trainer.RunTrainer.train`."""
+        """Like :meth:`~simpo_trainer.train.run_trainer.RunTrainer.train`, without one warning of trl."""
         with _quiet():
             return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
-        """As `Trainer.get_train_dataloader`, with workers that leave signals to the process that trains."""
+        """Override `Trainer.get_train_dataloader`: its workers ignore signals, which the training process handles."""
         return shield_workers(super().get_train_dataloader())
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As `Trainer.evaluate`."""
+        """Like `Trainer.evaluate`, without one warning of trl."""
         with _quiet():
             return super().evaluate(*args, **kwargs)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """As `Trainer.get_test_dataloader`, of rows whose ids the model has embeddings for."""
+        """Override `Trainer.get_test_dataloader`: check that the model has embeddings for all ids of the rows."""
         self.token_ids.check_prepared(test_dataset, "test")
         return super().get_test_dataloader(test_dataset)
 
     @property
     def stop_requested(self) -> bool:
-        """Returns whether to stop after this step; every process must ask, and all get the same answer."""
+        """Returns whether to stop after this step, the same on all processes; every process must call it."""
         asked = torch.tensor(float(self.stop_request.requested), device=self.accelerator.device)
         return bool(self.accelerator.reduce(asked, reduction="sum") > 0)
 
     def _send_telemetry(self) -> None:
-        """trl would tell its makers of the run; nobody is told here."""
+        """Override trl's method, which would send data about the run to its developers: send nothing."""
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the warning for a name that trl reads and that transformers has renamed."""
+    """Suppress the warning about a name that transformers has renamed and trl still uses."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing", FutureWarning)
         yield
 
 
 def _float_adapters(model: torch.nn.Module) -> None:
-    """Adapter weights as float32: trl makes those on a quantised model bfloat16, too coarse for small steps."""
+    """Convert adapter weights to float32: on a quantised model, trl makes them bfloat16, too coarse for small steps."""
     if not hasattr(model, "peft_config"):
         return
     for parameter in model.parameters():
@@ -114,7 +114,7 @@ def _float_adapters(model: torch.nn.Module) -> None:
 
 
 class _BaselineStart(TrainerCallback):
-    """Logs the size of the run and what is minimised."""
+    """Logs the size of the run and its loss."""
 
     def __init__(self, trainer: BaselineTrainer):
         self.trainer = trainer
@@ -129,10 +129,10 @@ class _BaselineStart(TrainerCallback):
 
 
 def refused_as_error(build: Callable[[], Any], trainer: str) -> Any:
-    """What `build` makes; what trl's constructor finds wrong becomes a message.
+    """Returns the result of `build`, which calls trl's constructor; its errors become messages for the user.
 
     Raises:
-        SimPOError: with trl's words.
+        SimPOError: trl refuses the settings; the message holds its own.
     """
     try:
         with _quiet():

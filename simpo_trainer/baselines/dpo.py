@@ -1,4 +1,4 @@
-"""DPO on SimPO's token rows: the one place that knows how trl's `DPOTrainer` takes rows and a reference model."""
+"""DPO on SimPO's token rows: the only module that gives rows and a reference model to trl's `DPOTrainer`."""
 
 from copy import copy
 from typing import Any
@@ -28,17 +28,17 @@ class DPOBaseline(BaselineTrainer, DPOTrainer):
     """trl's `DPOTrainer` on the token rows that `SimPOTrainer` would train on.
 
     Args:
-        model: folder or Hub name of the model to train, which is the reference too; of an adapter's folder the
-            reference is that adapter as it was.
+        model: folder or Hub name of the model to train; the reference is this model too. For an adapter's folder, the
+            reference is the adapter before training.
         args: trl's settings.
-        shared: the settings that make rows and model.
+        shared: the settings of rows and model.
         train_dataset: preference rows, ranked rows, or token rows of either kind.
         eval_dataset: the same, or None.
         processing_class: the tokenizer.
-        peft_config: puts a new adapter on the model; the reference is then the model without it.
+        peft_config: adds a new adapter to the model; the reference is then the model without it.
 
     Raises:
-        SimPOError: settings, model or data cannot give the training that was asked for.
+        SimPOError: settings, model or data do not fit the method or each other.
     """
 
     args: DPOArguments
@@ -61,7 +61,7 @@ class DPOBaseline(BaselineTrainer, DPOTrainer):
         pairs = self._pairs(train_dataset, "train", processing_class, policy)
         held_out = None if eval_dataset is None else self._pairs(eval_dataset, "eval", processing_class, policy)
         has_adapter = peft_config is not None or isinstance(policy, PeftModel)
-        set_seed(args.seed)  # trl makes a new adapter before its own call
+        set_seed(args.seed)  # trl makes a new adapter before it sets the seed itself
         refused_as_error(
             lambda: DPOTrainer.__init__(
                 self,
@@ -78,7 +78,7 @@ class DPOBaseline(BaselineTrainer, DPOTrainer):
         self._begin()
 
     def describe_loss(self) -> str:
-        """The losses, beta, and where the reference's log-probabilities come from."""
+        """Returns a text with the losses, beta, and the source of the reference's log-probabilities."""
         if self.args.precompute_ref_log_probs:
             reference = "log-probabilities computed before training"
         elif self.ref_model is not None:
@@ -92,7 +92,7 @@ class DPOBaseline(BaselineTrainer, DPOTrainer):
         return f"DPO: loss {shown}, beta {self.args.beta:g}. Reference: {reference}."
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As trl logs, with the margin of log-probabilities under the name that it has for SimPO."""
+        """Override trl's `log`: add the margin of log-probabilities, under the same name as for SimPO."""
         model: Any = self.model
         metrics = self._metrics["train" if in_training(model) else "eval"]
         sides = zip(metrics.get("logps/chosen", ()), metrics.get("logps/rejected", ()), strict=True)
@@ -101,11 +101,11 @@ class DPOBaseline(BaselineTrainer, DPOTrainer):
         super().log(logs, start_time)
 
     def rows_to_measure(self, count: int) -> Dataset:
-        """Pairs from all over the training set."""
+        """Returns pairs at even distances over the training set."""
         return spread_rows(self.train_dataset, count)
 
     def measure(self, rows: Any) -> dict[str, float]:
-        """Mean log-probabilities of the answers of pairs, sums over their tokens; every process must call it."""
+        """Returns means over pairs of the answers' log-probabilities (sums over tokens); every process must call it."""
         chosen, rejected = (
             mean_log_prob(self, [labelled_text(row["prompt_ids"], row[side]) for row in rows])
             for side in ("chosen_ids", "rejected_ids")
@@ -121,17 +121,17 @@ class DPOBaseline(BaselineTrainer, DPOTrainer):
         return pair_rows(rows)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        """The rows as they are: trl would tokenize them again, from texts."""
+        """Override trl's method, which would tokenize texts: return the token rows unchanged, after a check."""
         if missing := set(TOKEN_COLUMNS) - set(dataset.column_names):
             raise SimPOError(
-                f"DPO is evaluated on token rows here; the columns {', '.join(sorted(missing))} are missing."
+                f"DPO needs token rows for an evaluation; the columns {', '.join(sorted(missing))} are missing."
             )
         self.token_ids.check_prepared(dataset, dataset_name)
         return dataset
 
 
 def _reference(name: str, args: DPOArguments, shared: SimPOConfig) -> Any:
-    """The starting model once more, frozen by whoever uses it."""
+    """Load the starting model again as the reference, without dropout; trl freezes it."""
     given: Any = shared.model_init_kwargs or {}
     settings = copy(shared)
     settings.model_init_kwargs = {**given, **(args.ref_model_init_kwargs or {})}

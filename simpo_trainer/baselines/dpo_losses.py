@@ -1,4 +1,4 @@
-"""The losses of trl's `DPOTrainer` by name: what older guides call otherwise, and what a recipe should be told."""
+"""The names of the losses of trl's `DPOTrainer`: translate old names, and check the settings of a recipe."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import did_you_mean
 
-# As trl names them; a test compares.
+# trl's names; a test compares them with trl.
 DPO_LOSSES = (
     *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
     *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
@@ -19,20 +19,20 @@ def settle_losses(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str],
     """Returns the values of a DPO recipe with today's names of losses, the problems with them, and the notices.
 
     Args:
-        values: the recipe's keys, of their types.
+        values: the values of the recipe's keys, already converted to their types.
     """
     given = values.get("loss_type", ["sigmoid"])
     names = [_RENAMED.get(name, name) for name in given]
     problems = [_unknown(name) for name in names if name not in DPO_LOSSES]
     notices = [
-        f"loss_type {name} is called {_RENAMED[name]} by trl now, and is read as that."
+        f"loss_type {name} is called {_RENAMED[name]} by trl now, and is read as {_RENAMED[name]}."
         for name in given
         if name in _RENAMED
     ]
     if "aot" in given:
         notices.append(
             "loss_type aot is trl's paired loss; guides from before trl renamed it mean the unpaired one, which is "
-            "aot_unpaired. Write aot_pair for this one and no such warning."
+            "aot_unpaired. Write aot_pair for the paired loss without this warning."
         )
     if problems:
         return dict(values), problems, notices

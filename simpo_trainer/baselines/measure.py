@@ -1,4 +1,4 @@
-"""Log-probabilities of answers under a model that trl trains: sums over an answer's tokens, as trl logs them."""
+"""Log-probabilities of answers with a model that trl trains: sums over an answer's tokens, as trl logs them."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -19,29 +19,29 @@ Text = Mapping[str, list[int]]
 
 
 def mean_log_prob(trainer: "BaselineTrainer", texts: Sequence[Text]) -> float:
-    """The mean over texts of their log-probability in nats, summed over the tokens that have a label.
+    """Returns the mean over texts of their log-probability in nats, summed over the tokens that have a label.
 
     Every process must call it.
 
     Args:
-        trainer: one whose model is ready to train.
-        texts: at least one.
+        trainer: a trainer with a model that is ready to train.
+        texts: at least one text.
     """
     accelerator, model = trainer.accelerator, trainer.model_wrapped
-    size = trainer._train_batch_size  # what training has memory for
+    size = trainer._train_batch_size  # training has enough memory for this size
     sums = MetricSums()
     with evaluating(model):
         for first in range(0, len(texts), size * accelerator.num_processes):
             begin = first + size * accelerator.process_index
             mine = texts[begin : begin + size]
-            # Scattered weights are gathered by all processes together: one without a text runs the model on another's.
+            # All processes gather sharded weights together: one without a text of its own runs the model on the first.
             scores = _log_probs(trainer, model, mine or texts[:1])[: len(mine)]
             sums.add({"logps": torch.stack([scores.sum(), scores.new_tensor(len(mine))])})
     return sums.reduce(accelerator)["logps"]
 
 
 def _log_probs(trainer: "BaselineTrainer", model: nn.Module, texts: Sequence[Text]) -> Tensor:
-    """Of each text, by the scoring forward that trl gives its models."""
+    """Returns the log-probability of each text, using the scoring forward that trl gives its models."""
     device = trainer.accelerator.device
     ids, labels, attended = (
         pad_sequence([torch.tensor(values) for values in column], batch_first=True, padding_value=filler).to(device)

@@ -1,4 +1,4 @@
-"""Our token rows as trl's trainers take them."""
+"""Convert our token rows into rows for trl's trainers."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -17,12 +17,12 @@ from ..tokens.tokenization import opening_messages
 _IDS = List(Value("int32"))
 _PAIRS = Features(dict.fromkeys(TOKEN_COLUMNS, _IDS))
 _LABELLED = Features(dict.fromkeys(LABELLED_COLUMNS, _IDS))
-# The label of a token that is not trained on, in every library.
+# The label of a token without loss, in all libraries.
 IGNORED = -100
 
 
 def pair_rows(tokens: Dataset) -> Dataset:
-    """Token rows as pairs, `prompt_ids`, `chosen_ids` and `rejected_ids` alone: ranked answers two by two."""
+    """Returns token rows as pairs of `prompt_ids`, `chosen_ids` and `rejected_ids` only; ranked rows give several."""
     if not is_ranked(tokens.column_names):
         return tokens.select_columns(list(TOKEN_COLUMNS))
     return tokens.map(
@@ -41,9 +41,10 @@ def _two_by_two(batch: Mapping[str, list]) -> dict[str, list]:
 
 
 def answer_rows(tokens: Dataset, *, with_prompt: bool = False) -> Dataset:
-    """The chosen answers of token rows (the best ones of ranked rows) behind their prompts, `input_ids` and `labels`.
+    """Returns rows of `input_ids` and `labels`: each prompt with its chosen answer (the best one of a ranked row).
 
     Args:
+        tokens: pairs or ranked rows.
         with_prompt: whether the prompt is trained on too.
     """
     return tokens.map(
@@ -60,14 +61,14 @@ def _labelled(row: Mapping[str, Any], with_prompt: bool) -> dict[str, list[int]]
 
 
 def labelled_text(prompt: list[int], answer: list[int], *, with_prompt: bool = False) -> dict[str, list[int]]:
-    """An answer behind its prompt, `input_ids` and `labels`, which the prompt's tokens have only `with_prompt`."""
+    """Returns `input_ids` and `labels` of a prompt with an answer; the prompt has labels only if `with_prompt`."""
     return {"input_ids": prompt + answer, "labels": (prompt if with_prompt else [IGNORED] * len(prompt)) + answer}
 
 
 def conversation_rows(
     dataset: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, settings: RowSettings
 ) -> Dataset:
-    """Rows of `messages` with their system messages settled; trl writes them through the chat template.
+    """Returns rows of `messages` with system messages as `settings` asks; trl applies the chat template to them.
 
     Raises:
         SimPOError: there is no chat template, or a row has no messages.
@@ -90,6 +91,6 @@ def conversation_rows(
 
 
 def longest_row(dataset: Dataset) -> int:
-    """Tokens of the longest row of a set with `input_ids`."""
+    """Returns the number of tokens of the longest row of a set with `input_ids`."""
     tables = dataset.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=10_000)
     return max(pc.max(pc.list_value_length(table["input_ids"])).as_py() for table in tables)

@@ -18,19 +18,19 @@ from .settings import SFTArguments
 
 
 class SFTBaseline(BaselineTrainer, SFTTrainer):
-    """trl's `SFTTrainer` on chosen answers behind their prompts, or on rows of `messages`.
+    """trl's `SFTTrainer` on prompts with their chosen answers, or on rows of `messages`.
 
     Args:
         model: folder or Hub name of the model to train, or of an adapter's folder.
         args: trl's settings.
-        shared: the settings that make rows and model.
+        shared: the settings of rows and model.
         train_dataset: preference rows, ranked rows, token rows of either kind, or rows of `messages`.
         eval_dataset: the same, or None.
         processing_class: the tokenizer.
-        peft_config: puts a new adapter on the model.
+        peft_config: adds a new adapter to the model.
 
     Raises:
-        SimPOError: settings, model or data cannot give the training that was asked for.
+        SimPOError: settings, model or data do not fit the method or each other.
     """
 
     args: SFTArguments
@@ -53,10 +53,10 @@ class SFTBaseline(BaselineTrainer, SFTTrainer):
         self.token_ids.check_pad_token(args.pad_token)
         self._on_conversations = "messages" in columns_of(train_dataset)
         if self._on_conversations or args.packing:
-            args.max_length = shared.max_length  # token rows have their length
+            args.max_length = shared.max_length  # token rows are already cut to length
         rows = self._rows(train_dataset, "train", processing_class, loaded, args)
         held_out = None if eval_dataset is None else self._rows(eval_dataset, "eval", processing_class, loaded, args)
-        set_seed(args.seed)  # trl makes a new adapter before its own call
+        set_seed(args.seed)  # trl makes a new adapter before it sets the seed itself
         refused_as_error(
             lambda: SFTTrainer.__init__(
                 self,
@@ -73,7 +73,7 @@ class SFTBaseline(BaselineTrainer, SFTTrainer):
         self._begin()
 
     def describe_loss(self) -> str:
-        """The loss, and which tokens it is a mean over."""
+        """Returns a text with the loss and the tokens that it averages over."""
         if not self._on_conversations:
             scored = "chosen answers" if self.args.completion_only_loss is not False else "prompts and chosen answers"
         else:
@@ -81,13 +81,13 @@ class SFTBaseline(BaselineTrainer, SFTTrainer):
         return f"SFT: loss {self.args.loss_type}, a mean over the tokens of {scored}."
 
     def rows_to_measure(self, count: int) -> Dataset | None:
-        """Chosen answers from all over the training set; None where rows are not one answer each."""
+        """Returns rows at even distances over the training set; None if rows do not have one answer each."""
         if self._on_conversations or self.args.packing or self.args.completion_only_loss is False:
             return None
         return spread_rows(self.train_dataset, count)
 
     def measure(self, rows: Any) -> dict[str, float]:
-        """Mean log-probability of chosen answers, sums over their tokens; every process must call it."""
+        """Returns the mean log-probability of chosen answers (sums over tokens); every process must call it."""
         return {"logps/chosen": mean_log_prob(self, list(rows))}
 
     def _rows(
@@ -106,7 +106,7 @@ class SFTBaseline(BaselineTrainer, SFTTrainer):
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
-        """As trl prepares rows (it tokenizes those of `messages`); the model has embeddings for all of their ids."""
+        """Override trl's method, which tokenizes rows of `messages`: check that all ids have embeddings."""
         rows = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         if isinstance(rows, Dataset):
             moved = packing or args.shuffle_dataset or len(rows) < len(dataset)

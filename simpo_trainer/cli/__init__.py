@@ -1,4 +1,4 @@
-"""The command line `simpo`, one command a file."""
+"""The command line `simpo`: one command in each file."""
 
 from .app import main
 

@@ -17,7 +17,7 @@ from .train import TrainCommand, train
 
 
 class _Group(TyperGroup):
-    """Prints what a user can put right as a message; a defect of the software keeps its traceback."""
+    """Prints errors that a user can correct as messages; a defect of the software keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -44,7 +44,7 @@ app.command("losses")(losses)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 an error to put right, 2 wrong usage, 128 + N stopped by signal N."""
+    """Run the command line and exit: 0 done, 1 an error to correct, 2 wrong usage, 128 + N stopped by signal N."""
     app(args=arguments, prog_name="simpo")
 
 
@@ -62,14 +62,14 @@ def simpo(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show versions and devices, and exit."),
     ] = False,
 ) -> None:
-    """Options that go before a command."""
+    """Declare the options that go before a command."""
 
 
 def _leave_to_parent(error: SimPOError) -> bool:
     """Hand the error to `simpo train --launcher`, which shows it once for all processes.
 
     Returns:
-        False if this process was not started by it; the error is to be shown here.
+        False if `simpo train --launcher` did not start this process, which then shows the error itself.
     """
     if "TORCHELASTIC_ERROR_FILE" not in os.environ:
         return False  # without loading torch

@@ -16,7 +16,7 @@ def compare(
         ),
     ] = None,
 ) -> None:
-    """Show side by side what runs came to: accuracy, margin, drift, lengths, time and memory.
+    """Show the results of runs side by side: accuracy, margin, drift, lengths, time and memory.
 
     Example: simpo compare runs/sigmoid runs/hinge --output runs
     """

@@ -19,16 +19,16 @@ def losses(
             metavar="FILE", help="Draw loss and gradient over the margin between two answers, as PNG, PDF or SVG."
         ),
     ] = None,
-    beta: Annotated[float | None, typer.Option(help="For the picture, instead of each loss's own.")] = None,
+    beta: Annotated[float | None, typer.Option(help="For the picture, instead of each loss's default.")] = None,
     gamma_beta_ratio: Annotated[
-        float | None, typer.Option("--gamma-beta-ratio", "--gamma_beta_ratio", help="Likewise.")
+        float | None, typer.Option("--gamma-beta-ratio", "--gamma_beta_ratio", help="For the picture, too.")
     ] = None,
     label_smoothing: Annotated[
-        float | None, typer.Option("--label-smoothing", "--label_smoothing", help="Likewise.")
+        float | None, typer.Option("--label-smoothing", "--label_smoothing", help="For the picture, too.")
     ] = None,
-    alpha: Annotated[float | None, typer.Option(help="Likewise.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="For the picture, too.")] = None,
 ) -> None:
-    """Show the losses that `loss_type` knows: formula, settings with their own defaults, paper."""
+    """Show the losses for `loss_type`: formula, settings with their defaults, paper."""
     from ..loss.settings import check_loss_names
 
     chosen = check_loss_names(names or [])
@@ -36,11 +36,11 @@ def losses(
     if plot is not None:
         given = {"beta": beta, "gamma_beta_ratio": gamma_beta_ratio, "label_smoothing": label_smoothing, "alpha": alpha}
         plot_losses(chosen, plot, {name: value for name, value in given.items() if value is not None})
-        typer.echo(f"\n{plot} shows them.")
+        typer.echo(f"\nWrote their curves to {plot}.")
 
 
 def loss_table(names: list[str]) -> str:
-    """The losses of these names as text."""
+    """Returns the losses of these names as text."""
     from ..loss.losses import DEFAULTS, LOSSES
 
     lines = []

@@ -1,4 +1,4 @@
-"""`simpo recipe`: the recipes that come with the package, and what a recipe resolves to."""
+"""`simpo recipe`: list the recipes that come with the package, and show all settings of a recipe."""
 
 import json
 from typing import Annotated, Any
@@ -9,7 +9,7 @@ import yaml
 from ..recipe.file import merge_layers, read_layers
 from ..recipe.paths import recipe_files
 
-app = typer.Typer(no_args_is_help=True, help="List the recipes that come with the package, and show what one says.")
+app = typer.Typer(no_args_is_help=True, help="List the recipes of the package, and show the settings of a recipe.")
 
 _COLUMNS = {
     "method": "method",
@@ -24,7 +24,7 @@ _COLUMNS = {
 
 @app.command("list")
 def list_recipes() -> None:
-    """Show the recipes that can be named, with the numbers that tell them apart."""
+    """Show the recipes that come with the package, with the settings in which they differ."""
     rows = [["recipe", *_COLUMNS.values()]]
     for name, path in recipe_files().items():
         entries = merge_layers(read_layers(path))
@@ -33,7 +33,7 @@ def list_recipes() -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    typer.echo("\nratio: gamma_beta_ratio, sft: sft_weight, batch: pairs of one step. An empty place is the default.")
+    typer.echo("\nratio: gamma_beta_ratio, sft: sft_weight, batch: pairs of one step. An empty cell means the default.")
     typer.echo("simpo recipe show RECIPE shows all of one, simpo train RECIPE runs it.")
 
 
@@ -43,11 +43,11 @@ def show(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="--KEY VALUE", help="Replace values, as in `simpo train`.")
     ] = None,
-    origins: Annotated[bool, typer.Option("--origins", help="Write behind each value where it comes from.")] = False,
+    origins: Annotated[bool, typer.Option("--origins", help="Write the origin of each value behind it.")] = False,
 ) -> None:
-    """Print the settings that a run of RECIPE would have, defaults included, as YAML that is a recipe itself.
+    """Print all settings of a run of RECIPE, defaults included, as YAML that is a recipe itself.
 
-    Left out is what the machine decides, and accumulation where it follows from global_batch_size.
+    Settings that the machine decides are left out, and accumulation where it follows from global_batch_size.
     """
     from ..log import get_logger
     from ..recipe.load import load_recipe
@@ -64,7 +64,7 @@ def show(
 
 
 def _sections(names: list[str], method: str) -> list[tuple[str, list[str]]]:
-    """The keys under headings: the method and what it adds to training, model, data, and training."""
+    """Returns the keys under headings: method, model, data, the method's own settings, and training."""
     from trl import ModelConfig
 
     from ..baselines.settings import MethodConfig
@@ -92,8 +92,8 @@ def _sections(names: list[str], method: str) -> list[tuple[str, list[str]]]:
 
 
 def _line(name: str, value: Any) -> str:
-    """`name: value` on one line."""
-    if isinstance(value, str) and "\n" in value:  # a template; JSON's text is YAML's, with escapes in place of lines
+    """Returns `name: value` as one line of YAML."""
+    if isinstance(value, str) and "\n" in value:  # a template; a JSON text is valid YAML, with escapes for line breaks
         return f"{name}: {json.dumps(value, ensure_ascii=False)}"
     text = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=float("inf"))
     return f"{name}: {text.strip()[1:-1]}"

@@ -1,4 +1,4 @@
-"""`simpo train`: one run, in this process or in launched ones."""
+"""`simpo train`: one run, in this process or in processes that a launcher starts."""
 
 import shlex
 import sys
@@ -15,7 +15,7 @@ _TRAINING_ARGUMENTS = "https://huggingface.co/docs/transformers/main_classes/tra
 
 
 class TrainCommand(TyperCommand):
-    """Adds to `simpo train --help` the keys of a recipe, from the classes that own them."""
+    """Adds the keys of a recipe to `simpo train --help`, from the classes that own them."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         super().format_help(ctx, formatter)
@@ -30,7 +30,7 @@ _Launcher = Annotated[
     str | None,
     _launching(
         metavar="NAME|FILE",
-        help="Train in processes that `accelerate launch` starts, whose command is shown: single, ddp, fsdp2, zero2, "
+        help="Train in processes that `accelerate launch` starts, and show its command: single, ddp, fsdp2, zero2, "
         "zero3 (explained in recipes/accelerate/), or a configuration file of accelerate.",
     ),
 ]
@@ -54,7 +54,7 @@ _NumMachines = Annotated[
 ]
 _MachineRank = Annotated[
     int | None,
-    _launching("--machine-rank", "--machine_rank", least=0, help="Which of the machines this is, from 0."),
+    _launching("--machine-rank", "--machine_rank", least=0, help="Number of this machine, from 0."),
 ]
 _MainProcessIP = Annotated[
     str | None, _launching("--main-process-ip", "--main_process_ip", help="Address of machine 0.")
@@ -64,7 +64,7 @@ _MainProcessPort = Annotated[
     _launching(
         "--main-process-port",
         "--main_process_port",
-        help="A free port of machine 0, the same for all; unset means 29500.",
+        help="A free port of machine 0, the same on all machines; unset means 29500.",
     ),
 ]
 
@@ -85,7 +85,7 @@ def train(
     main_process_ip: _MainProcessIP = None,
     main_process_port: _MainProcessPort = None,
 ) -> None:
-    """Train as RECIPE says; values after it replace the recipe's.
+    """Train with the settings of RECIPE; values after it replace the recipe's.
 
     Example: simpo train recipes/quickstart.yaml --learning_rate 1e-6
 
@@ -105,7 +105,8 @@ def train(
         raise typer.Exit(_launch([str(recipe), *(overrides or [])], launcher, given))
     if given:
         raise typer.BadParameter(
-            "Say with --launcher how the model is spread: ddp (each process has all of it), fsdp2, zero2 or zero3.",
+            "Add --launcher to choose how the model is distributed: ddp (each process has all of it), fsdp2, zero2 or "
+            "zero3.",
             param_hint=", ".join(given),
         )
     _train(recipe, overrides or [])
@@ -119,21 +120,21 @@ def _train(recipe: Path, overrides: list[str]) -> None:
     leave_group_of_parent()
     try:
         run(load_recipe(recipe, overrides))
-    except Interrupted as stop:  # run() has said how to go on
+    except Interrupted as stop:  # run() has logged the command to resume
         from accelerate import PartialState
 
-        # A launcher ends all processes when one has ended so, and the main one may still be saving.
+        # A launcher ends all processes when one ends with this status, and the main process may still be saving.
         PartialState().wait_for_everyone()
         raise typer.Exit(128 + stop.number) from None
 
 
 def _launch(recipe_words: list[str], launcher: str, given: dict[str, Any]) -> int:
-    """Start the same command without --launcher in processes of their own, and return their exit status."""
+    """Start the same command without --launcher in new processes, and return their exit status."""
     from ..recipe.load import check_recipe
     from ..run.launcher import Processes, launch_words, shown
     from ..run.supervision import supervise
 
-    check_recipe(recipe_words[0], recipe_words[1:])  # a mistake is told before any process is started
+    check_recipe(recipe_words[0], recipe_words[1:])  # mistakes are found before any process is started
     words = launch_words(
         launcher,
         recipe_words,

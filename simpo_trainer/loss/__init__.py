@@ -1,4 +1,4 @@
-"""The preference losses, the settings that they read, and their metrics."""
+"""The preference losses, their settings and their metrics."""
 
 from typing import TYPE_CHECKING
 

@@ -5,11 +5,11 @@ from .settings import LossSettings
 
 
 def loss_in_words(settings: LossSettings, *, margin_scale: float) -> str:
-    """The loss as a formula with its sources, and the notation, in Markdown.
+    """Returns the loss as a formula with its sources, and the notation, in Markdown.
 
     Args:
-        settings: of the loss.
-        margin_scale: what a point of score between ranked answers adds to the target margin.
+        settings: the settings of the loss.
+        margin_scale: the increase of the target margin for each point of score between ranked answers.
     """
     objective = Objective.of(settings)
     terms = [

@@ -1,12 +1,12 @@
 """Per-pair preference losses: pure functions of log-probabilities, no device, no reduction, no settings object.
 
-Notation: s(y) is the log-probability of answer y in nats, a(y) = s(y) / |y| that per token, and delta = chosen -
-rejected of whichever a loss compares. Every function takes the two log-probabilities, (N,) each, and by name the
-settings that it uses, and returns one loss per pair, (N,), in the dtype of the inputs. `gamma_beta_ratio` may be one
-number or one per pair.
+Notation: s(y) is the log-probability of answer y in nats, a(y) = s(y) / |y| is its average per token, and delta is
+chosen - rejected of the one that a loss compares. Every function takes the two log-probabilities, (N,) each, and its
+settings by name, and returns one loss per pair, (N,), in the dtype of the inputs. `gamma_beta_ratio` may be one number
+or one per pair.
 
-A new loss is a function below, a line in `LOSSES` and a test in test_losses.py. One that only you need is a subclass of
-`SimPOTrainer` with a `pair_loss` of its own.
+A new loss is a function below, a line in `LOSSES` and a test in test_losses.py. For a loss of your own, write a
+subclass of `SimPOTrainer` with its own `pair_loss`.
 """
 
 import inspect
@@ -29,8 +29,8 @@ def simpo_loss(
 ) -> Tensor:
     """SimPO loss of each pair: `-logsigmoid(beta*z) * (1-eps) - logsigmoid(-beta*z) * eps`.
 
-    SimPO (arXiv 2405.14734) Eq. 6, with `z = chosen - rejected - gamma/beta`; eps = `label_smoothing` is the share of
-    pairs whose labels are taken to be swapped, as in cDPO. Without smoothing the gradient with respect to z is
+    SimPO (arXiv 2405.14734) Eq. 6, with `z = chosen - rejected - gamma/beta`; eps = `label_smoothing` is the assumed
+    share of pairs with swapped labels, as in cDPO. Without smoothing the gradient with respect to z is
     `-beta * sigmoid(-beta*z)`.
 
     Args:
@@ -61,9 +61,9 @@ def hinge_loss(chosen: Tensor, rejected: Tensor, *, beta: float, gamma_beta_rati
 def ipo_loss(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
     """IPO without reference and by length: `(delta - 1/(2*beta))^2`.
 
-    IPO (arXiv 2310.12036) Eq. 17, where beta is called tau and delta is a difference of log-ratios to a reference
-    model, which this leaves out, as trl's `CPOTrainer` does; by averages because sums would make the target depend on
-    length. The target margin is `1/(2*beta)` itself.
+    IPO (arXiv 2310.12036) Eq. 17, where beta is called tau. There delta is a difference of log-ratios to a reference
+    model; here, as in trl's `CPOTrainer`, there is none. It compares averages, because with sums the target would
+    depend on length. The target margin is `1/(2*beta)`.
     """
     return (chosen - rejected - 1 / (2 * beta)).square()
 
@@ -73,8 +73,8 @@ def squared_loss(
 ) -> Tensor:
     """Squared distance of the reward margin from its target: `(beta*delta - target)^2`.
 
-    The target is `beta * gamma_beta_ratio` unless `squared_target` gives it. From exercises that teach SimPO as a
-    squared margin; it is not the paper's loss, and it grows again where the margin exceeds the target.
+    The target is `beta * gamma_beta_ratio` unless `squared_target` is set. Some exercises teach SimPO with this loss.
+    It is not the paper's loss, and it grows again where the margin exceeds the target.
     """
     target = beta * gamma_beta_ratio if squared_target is None else squared_target
     return (beta * (chosen - rejected) - target).square()
@@ -85,8 +85,8 @@ def robust_loss(
 ) -> Tensor:
     """SimPO unbiased under swapped labels: `(-(1-eps)*logsigmoid(beta*z) + eps*logsigmoid(-beta*z)) / (1-2*eps)`.
 
-    Robust DPO (arXiv 2403.00409) Eq. 12, on SimPO's reward; eps < 0.5 is the share of pairs whose labels are swapped.
-    Its mean over such labels is the SimPO loss of the right ones. Unbounded below: it falls as `-eps*beta*z/(1-2*eps)`.
+    Robust DPO (arXiv 2403.00409) Eq. 12, on SimPO's reward; eps < 0.5 is the share of pairs with swapped labels. Its
+    mean over such labels is the SimPO loss of the right labels. Unbounded below: it falls as `-eps*beta*z/(1-2*eps)`.
     """
     scaled = beta * (chosen - rejected - gamma_beta_ratio)
     right, swapped = F.logsigmoid(scaled), F.logsigmoid(-scaled)
@@ -99,7 +99,7 @@ def discopop_loss(
     """The log-ratio modulated loss of DiscoPOP on SimPO's reward, l = beta*z.
 
     DiscoPOP (arXiv 2406.08414) Eq. 5: `-logsigmoid(l) * (1 - sigmoid(l/tau)) + exp(-l) * sigmoid(l/tau)`, here written
-    so that no factor overflows. It is not convex and has a dip near l = 0, as the paper shows. tau below 1.
+    so that no factor overflows. It is not convex and has a dip near l = 0, as the paper shows. tau must be below 1.
     """
     scaled = beta * (chosen - rejected - gamma_beta_ratio)
     logistic = -F.logsigmoid(scaled) * torch.sigmoid(-scaled / discopop_tau)
@@ -109,7 +109,7 @@ def discopop_loss(
 def slic_loss(chosen_logps: Tensor, rejected_logps: Tensor, *, slic_delta: float) -> Tensor:
     """SLiC-HF's calibration: `relu(slic_delta - delta)` on log-probabilities of whole answers.
 
-    SLiC-HF (arXiv 2305.10425) Eq. 1; its regulariser is the trainer's likelihood term on chosen answers.
+    SLiC-HF (arXiv 2305.10425) Eq. 1; the trainer adds its regulariser, the likelihood term on chosen answers.
     """
     return torch.relu(slic_delta - (chosen_logps - rejected_logps))
 
@@ -117,8 +117,8 @@ def slic_loss(chosen_logps: Tensor, rejected_logps: Tensor, *, slic_delta: float
 def cpo_loss(chosen_logps: Tensor, rejected_logps: Tensor, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
     """CPO's preference term: `-logsigmoid(beta*delta)` on log-probabilities of whole answers.
 
-    CPO (arXiv 2401.08417) Eq. 3; its second term is the trainer's likelihood term on chosen answers. With smoothing as
-    in trl's `CPOTrainer`.
+    CPO (arXiv 2401.08417) Eq. 3; the trainer adds its second term, the likelihood term on chosen answers. Smoothing is
+    that of trl's `CPOTrainer`.
     """
     return simpo_loss(chosen_logps, rejected_logps, beta=beta, gamma_beta_ratio=0.0, label_smoothing=label_smoothing)
 
@@ -128,14 +128,13 @@ def orpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
 
     The log odds of an answer are `a - log(1 - exp(a))`.
 
-    ORPO (arXiv 2403.07691) Eq. 6 and 7, where beta is called lambda; the likelihood term beside it is the trainer's
-    own.
+    ORPO (arXiv 2403.07691) Eq. 6 and 7, where beta is called lambda; the trainer adds the likelihood term.
     """
     return -beta * F.logsigmoid(_log_odds(chosen) - _log_odds(rejected))
 
 
 def _log_odds(average: Tensor) -> Tensor:
-    # Kept below 0 by the least that the dtype can tell from 1: certainty has infinite odds.
+    # Kept below 0 by the smallest step of the dtype at 1: the odds of probability 1 are infinite.
     average = average.clamp(max=-torch.finfo(average.dtype).eps)
     return average - torch.log(-torch.expm1(average))
 
@@ -149,10 +148,10 @@ def alphapo_loss(
     alpha: float,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """SimPO on the reward `(1 - exp(-alpha*a)) / alpha`, which is a itself where alpha is 0.
+    """SimPO on the reward `(1 - exp(-alpha*a)) / alpha`, which is a itself if alpha is 0.
 
-    AlphaPO (arXiv 2501.03884) Eq. 6. Where alpha > 0, unlikely answers weigh more: the reward falls without bound, as
-    `exp(alpha*|a|)`, and below 0 unlikely answers weigh less. The margin is in the unit of that reward.
+    AlphaPO (arXiv 2501.03884) Eq. 6. If alpha > 0, unlikely answers weigh more: the reward falls without bound, as
+    `exp(alpha*|a|)`. If alpha < 0, unlikely answers weigh less. The margin is in the unit of that reward.
     """
     return simpo_loss(
         _shaped(chosen, alpha),
@@ -170,7 +169,7 @@ def _shaped(average: Tensor, alpha: float) -> Tensor:
 def simper_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
     """SimPER: `exp(a(rejected)) - exp(a(chosen))`, a difference of inverse perplexities, in [-1, 1].
 
-    SimPER (arXiv 2502.00883) Eq. 6. There is nothing to set.
+    SimPER (arXiv 2502.00883) Eq. 6. It has no settings.
     """
     return rejected.exp() - chosen.exp()
 
@@ -178,22 +177,22 @@ def simper_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
 def rrhf_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
     """RRHF's ranking: `relu(a(rejected) - a(chosen))`.
 
-    RRHF (arXiv 2304.05302) Eq. 2 for two answers; its second term is the trainer's likelihood term on the better one.
+    RRHF (arXiv 2304.05302) Eq. 2 for two answers; the trainer adds its second term, the likelihood of the better one.
     """
     return torch.relu(rejected - chosen)
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A built-in loss and what there is to know of it.
+    """A built-in loss with its formula, its source and its defaults.
 
     Args:
         function: the loss.
-        formula: for people; z = delta - gamma_beta_ratio.
-        source: arXiv number, or where else it is from.
+        formula: the formula as text; z = delta - gamma_beta_ratio.
+        source: arXiv number, or another source in words.
         compares: "average" or "sum" of log-probabilities; "either" follows `average_log_prob`.
-        defaults: of its settings, where they are not those of SimPO.
-        sft_weight: weight of the likelihood term that belongs to it.
+        defaults: the defaults of its settings that differ from SimPO's.
+        sft_weight: default weight of the likelihood term.
     """
 
     function: Callable[..., Tensor]
@@ -205,12 +204,12 @@ class Loss:
 
     @property
     def uses(self) -> tuple[str, ...]:
-        """The settings that it takes, by the names of its function's arguments."""
+        """Returns the names of the settings that its function takes."""
         parameters = inspect.signature(self.function).parameters.values()
         return tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
 
 
-# What settings are where neither the user nor the loss says otherwise: SimPO's.
+# SimPO's defaults, for settings that neither the user nor the loss sets.
 DEFAULTS: dict[str, float | None] = {
     "beta": 2.0,
     "gamma_beta_ratio": 0.5,
@@ -221,11 +220,11 @@ DEFAULTS: dict[str, float | None] = {
     "squared_target": None,
 }
 
-# The names that `loss_type` knows.
+# The values of `loss_type`.
 LOSSES: dict[str, Loss] = {
     "sigmoid": Loss(simpo_loss, "-logsigmoid(beta*z)", "2405.14734", "either"),
     "hinge": Loss(hinge_loss, "relu(1 - beta*z)", "2405.14734", "either"),
-    # Of the values in use, the one whose target, 0.5 nats per token, is that of SimPO and in reach of averages.
+    # beta 1 gives the target 0.5 nats per token: SimPO's target, and one that averages can reach.
     "ipo": Loss(ipo_loss, "(delta - 1/(2*beta))^2", "2310.12036", "either", {"beta": 1.0}),
     "squared": Loss(squared_loss, "(beta*delta - target)^2", "teaching material, no paper", "either"),
     "robust": Loss(

@@ -1,4 +1,4 @@
-"""Metrics as sums and counts: exact means over pairs or tokens, whatever the ranks, micro-batches and log windows."""
+"""Metrics as sums and counts: exact means over pairs or tokens for any ranks, micro-batches and log windows."""
 
 from collections.abc import Mapping
 
@@ -18,13 +18,13 @@ class MetricSums:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, sums: dict[str, Tensor]) -> None:
-        """Add a (sum, count) tensor of shape (2,) per name; stays on the device, no synchronisation."""
+        """Add a (sum, count) tensor of shape (2,) per name; it stays on the device, without synchronisation."""
         for name, value in sums.items():
             value = value.detach().to(accumulation_dtype(value.device))
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def reduce(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over all processes since the last call, in one collective; every process must call it."""
+        """Returns the means over all processes since the last call, in one collective; every process must call it."""
         if not self._sums:
             return {}
         names = list(self._sums)
@@ -47,13 +47,11 @@ class PairRecords:
         )
 
     def gather(self, accelerator: Accelerator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Log-probabilities (pairs, 2), lengths (pairs, 2) and tokens (pairs,) of all processes, without filler.
+        """Returns log-probabilities (pairs, 2), lengths (pairs, 2) and tokens (pairs,) of all processes.
 
-        The pairs of one row stay in their order.
-
-        Every process must call it.
+        Filler is left out, and the pairs of one row stay in their order. Every process must call it.
         """
-        # Processes hold different numbers of pairs; rows of padding have weight 0, as filler has.
+        # Processes hold different numbers of pairs; padding rows have weight 0, like filler.
         rows = accelerator.pad_across_processes(torch.cat(self._rows), dim=0, pad_index=0)
         rows = accelerator.gather(rows).cpu().numpy()
         rows = rows[rows[:, 0] > 0]
@@ -62,7 +60,7 @@ class PairRecords:
 
 
 def accumulation_dtype(device: torch.device) -> torch.dtype:
-    """float64, or float32 where the device has no float64."""
+    """Returns float64, or float32 for a device without float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -78,18 +76,18 @@ def pair_metrics(
     beta: float,
     sft_reduction: str,
 ) -> dict[str, Tensor]:
-    """(sum, count) of every metric of a micro-batch.
+    """Returns (sum, count) of every metric of a micro-batch.
 
-    Means are over pairs; of `logits/*`, and of `sft_loss` with `sft_reduction="token"`, over answer tokens.
+    Means are over pairs, but those of `logits/*`, and of `sft_loss` with `sft_reduction="token"`, over answer tokens.
 
     Args:
-        chosen, rejected: scores of the two sides of each pair, fields of shape (N,).
+        chosen, rejected: scores of the two answers of each pair, fields of shape (N,).
         logps: the log-probabilities that the loss compares, chosen and rejected, (N,) each: per token (SimPO) or sums.
         losses: preference loss of each pair, (N,).
-        parts: what a mix of losses consists of, by name, before weights, (N,) each.
+        parts: the losses of a mix by name, before their weights, (N,) each.
         margin: target margin of each pair in the unit of `logps`, (N,); None for a loss without one.
         weight: weight of each pair, (N,); 0 marks filler.
-        beta: scale of rewards.
+        beta: scale of the rewards.
         sft_reduction: "sequence", "token" or "sum".
     """
     chosen_logps, rejected_logps = logps
@@ -119,6 +117,6 @@ def pair_metrics(
 
 
 def _ratio(values: Tensor, counts: Tensor, weight: Tensor) -> Tensor:
-    """Weighted sums of values and counts, (2,). Filler stays out even if not finite: 0 * nan is nan."""
+    """Returns weighted sums of values and counts, (2,). Filler is left out by a mask, because 0 * nan is nan."""
     both = torch.stack([values, counts]).detach() * weight
     return torch.where(weight > 0, both, 0.0).sum(-1)

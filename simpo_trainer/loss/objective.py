@@ -1,4 +1,4 @@
-"""What a run minimises: one built-in loss or a weighted mix, with the settings of each."""
+"""The loss that a run minimises: one built-in loss or a weighted mix, with the settings of each."""
 
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """A loss with its weight in the sum, and the values of the settings that it uses."""
+    """A loss with its weight in the sum and the values of its settings."""
 
     name: str
     loss: Loss
@@ -24,12 +24,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Objective:
-    """The preference loss of a pair, a weighted sum of parts, and the weight of the likelihood term beside it.
+    """The preference loss of a pair, a weighted sum of parts, and the weight of the likelihood term added to it.
 
     Args:
         parts: the losses.
         sft_weight: weight of the likelihood term, added once.
-        by_average: what losses that can compare either compare: log-probabilities per token, or sums.
+        by_average: whether losses that can use either compare log-probabilities per token, not sums.
     """
 
     parts: tuple[Part, ...]
@@ -38,7 +38,7 @@ class Objective:
 
     @classmethod
     def of(cls, settings: LossSettings) -> "Objective":
-        """The objective that settings without problems ask for; what they leave open is as each loss has it."""
+        """Returns the objective for settings without problems; unset settings take the defaults of each loss."""
         weights = settings.loss_weights or [1.0] * len(settings.loss_names)
         parts = []
         for name, weight in zip(settings.loss_names, weights, strict=True):
@@ -52,57 +52,57 @@ class Objective:
 
     @property
     def compares_averages(self) -> bool:
-        """Whether metrics show log-probabilities per token; where parts differ, as `average_log_prob` says."""
+        """Returns whether metrics show log-probabilities per token; if parts differ, `average_log_prob` decides."""
         kinds = {part.loss.compares for part in self.parts} - {"either"}
         return kinds == {"average"} or (kinds != {"sum"} and self.by_average)
 
     @property
     def unit(self) -> str:
-        """Unit of the log-probabilities that are compared."""
+        """Returns the unit of the log-probabilities that are compared."""
         return "nats per token" if self.compares_averages else "nats"
 
     @property
     def reward_scale(self) -> float:
-        """The beta of the first part; 1 where it has none."""
+        """Returns the beta of the first part; 1 if it has none."""
         return float(self.parts[0].settings.get("beta") or 1.0)
 
     @property
     def target_margin(self) -> float | None:
-        """The margin of log-probabilities that the first part aims at, before what the data adds; None without one."""
+        """Returns the target margin of log-probabilities of the first part, without margins of the data, or None."""
         settings = self.parts[0].settings
         return None if "alpha" in settings else settings.get("gamma_beta_ratio")
 
     @property
     def gamma_beta_ratio(self) -> float:
-        """The target margin that `pair_loss` is given: of the first part that has one, or 0."""
+        """Returns the target margin for `pair_loss`: that of the first part that has one, or 0."""
         ratios = (part.settings.get("gamma_beta_ratio") for part in self.parts)
         return next((ratio for ratio in ratios if ratio is not None), 0.0)
 
     @property
     def reads_margins(self) -> bool:
-        """Whether margins of the data change anything."""
+        """Returns whether margins of the data change the loss."""
         return any("gamma_beta_ratio" in part.settings for part in self.parts)
 
     def shared(self, name: str) -> float | None:
-        """The value of a setting where all parts that use it agree; None otherwise."""
+        """Returns the value of a setting if all parts that use it agree; None otherwise."""
         values = {part.settings[name] for part in self.parts if name in part.settings}
         return values.pop() if len(values) == 1 else None
 
     def compared(self, scores: "AnswerScores") -> Tensor:
-        """The log-probabilities of answers that metrics show, (N,)."""
+        """Returns the log-probabilities of answers that metrics show, (N,)."""
         return scores.average if self.compares_averages else scores.sum
 
     def losses(self, chosen: "AnswerScores", rejected: "AnswerScores", margin: Tensor) -> dict[str, Tensor]:
-        """The loss of each pair by each part, without its weight, (N,) each.
+        """Returns the loss of each pair by each part, without the part's weight, (N,) each.
 
         Args:
             chosen, rejected: scores of the two answers of each pair.
-            margin: target margin of each pair, (N,): `gamma_beta_ratio` plus what the data adds.
+            margin: target margin of each pair, (N,): `gamma_beta_ratio` plus the margin of the data.
         """
         return {part.name: self._loss(part, chosen, rejected, margin) for part in self.parts}
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
-        """The weighted sum of the parts, (N,)."""
+        """Returns the weighted sum of the parts, (N,)."""
         first, *rest = (part.weight * losses[part.name] for part in self.parts)
         return sum(rest, start=first)
 
@@ -110,14 +110,14 @@ class Objective:
         by_average = part.loss.compares == "average" or (part.loss.compares == "either" and self.by_average)
         settings: dict[str, Any] = dict(part.settings)
         if "gamma_beta_ratio" in settings:
-            # In a mix each keeps its own target; the data adds the same to all.
+            # In a mix each part keeps its own target; the margin of the data is added to all.
             settings["gamma_beta_ratio"] = margin + (settings["gamma_beta_ratio"] - self.gamma_beta_ratio)
         compared = [scores.average if by_average else scores.sum for scores in (chosen, rejected)]
         return part.loss.function(*compared, **settings)
 
 
 def settled_loss(settings: LossSettings) -> dict[str, Any]:
-    """All settings of the loss; those that are unset as the losses use them, where that is one value."""
+    """Returns all settings of the loss; an unset one has the value that the losses use, if that is one value."""
     objective = Objective.of(settings)
     used = {name: objective.shared(name) for name in DEFAULTS} | {"sft_weight": objective.sft_weight}
     given = {each.name: getattr(settings, each.name) for each in fields(LossSettings)}

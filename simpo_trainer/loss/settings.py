@@ -1,4 +1,4 @@
-"""`LossSettings`: the settings of the preference loss, their ranges, and what is wrong or unlikely in them."""
+"""`LossSettings`: the settings of the preference loss, their ranges, and the problems and warnings about values."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from ..errors import SimPOError, did_you_mean
 from ..knobs import knob, knob_problems
 from .losses import DEFAULTS, LOSSES
 
-# Losses that compare with a reference model, as trl's DPOTrainer has them.
+# Losses of trl's DPOTrainer that need a reference model.
 _REFERENCE_BASED = (
     *("bco_pair", "sppo_hard", "apo_zero", "apo_down", "aot", "aot_pair", "aot_unpaired", "exo_pair", "nca_pair"),
     "sigmoid_norm",
@@ -17,7 +17,7 @@ _REFERENCE_BASED = (
 
 @dataclass
 class LossSettings:
-    """What is minimised. An unset value is the loss's own, see :class:`~simpo_trainer.loss.losses.Loss`."""
+    """The settings of the loss. An unset one takes the loss's default, see :class:`~simpo_trainer.loss.losses.Loss`."""
 
     loss_type: str | list[str] = knob(
         "sigmoid",
@@ -72,8 +72,8 @@ class LossSettings:
     )
     average_log_prob: bool = knob(
         True,
-        "Compare answers by log-probability per token, as SimPO does; false compares sums over tokens. Losses that are "
-        "defined by one of the two keep to it.",
+        "Compare answers by log-probability per token, as SimPO does; false compares sums over tokens. Losses that "
+        "always use one of the two ignore this.",
     )
     sft_weight: float | None = knob(
         None,
@@ -84,30 +84,30 @@ class LossSettings:
     )
     sft_reduction: Literal["sequence", "token", "sum"] = knob(
         "sequence",
-        "Mean of the SFT term: 'sequence' over pairs of the per-token average of each chosen answer, 'token' over all "
-        "chosen tokens of the global batch (the official code's, there per micro-batch), 'sum' over pairs of the whole "
-        "answer's.",
+        "Mean of the SFT term: 'sequence' takes each chosen answer's mean over its tokens, then the mean over pairs; "
+        "'token' the mean over all chosen tokens of the global batch (official code: of each micro-batch); 'sum' each "
+        "chosen answer's sum over its tokens, then the mean over pairs.",
     )
 
     @property
     def loss_names(self) -> list[str]:
-        """The names in `loss_type`, one or several."""
+        """Returns the names in `loss_type`, one or several."""
         return [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
 
     @property
     def losses_in_words(self) -> str:
-        """The losses as the object of a sentence that something has no effect on them."""
+        """Returns the losses as words that follow "has no effect on"."""
         names = self.loss_names
         return f"the loss {names[0]}" if len(names) == 1 else f"any of the losses {', '.join(names)}"
 
     @property
     def given_to_losses(self) -> dict[str, float]:
-        """The settings that losses have defaults for and that are set here."""
+        """Returns the settings in `DEFAULTS` that are set here."""
         return {name: getattr(self, name) for name in DEFAULTS if getattr(self, name) is not None}
 
 
 def loss_problems(settings: LossSettings) -> list[str]:
-    """A sentence for each setting that cannot be used."""
+    """Returns a sentence for each setting that cannot be used."""
     names = settings.loss_names
     problems = [_unknown(name) for name in names if name not in LOSSES]
     if not names:
@@ -124,7 +124,7 @@ def loss_problems(settings: LossSettings) -> list[str]:
 
 
 def loss_warnings(settings: LossSettings) -> list[str]:
-    """A sentence for each setting that can be used but is hardly meant."""
+    """Returns a sentence for each setting that can be used but is probably a mistake."""
     names, which = settings.loss_names, settings.losses_in_words
     used = {setting for name in names for setting in LOSSES[name].uses}
     warnings = [
@@ -161,7 +161,7 @@ def _size_warnings(settings: LossSettings) -> list[str]:
 
 
 def check_loss_names(names: list[str]) -> list[str]:
-    """The names, or all of them where none is given.
+    """Returns the names, or the names of all losses if none is given.
 
     Raises:
         SimPOError: a name is not known.

@@ -1,1 +1,1 @@
-"""Sharing a run: its model card and the push to the Hub."""
+"""The model card of a run and its push to the Hub."""

@@ -1,4 +1,4 @@
-"""The model card: what the model is, how it was trained and how to use it, for the Hub and for the folder itself."""
+"""The model card, for the Hub and the output folder: what the model is, how it was trained and how to use it."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from ..record.reader import read_record
 from ..results.training_curves import training_curves
 
 CURVES = "training_curves.png"
-# Settings that change nothing about what is trained, or stand elsewhere.
+# Settings that do not change the trained model, or are shown elsewhere in the card.
 _NOT_SHOWN = ("dataset_num_proc", "global_batch_size")
 # Unit of the log-probabilities that trl logs: sums over answers.
 _OF_TRL = "nats"
@@ -25,15 +25,15 @@ Json = Mapping[str, Any]
 
 
 def card_of_folder(folder: Path) -> None:
-    """Write README.md and the training curves of a finished run from the files in its folder alone.
+    """Write README.md and the training curves of a finished run, using only the files in its folder.
 
     Raises:
-        SimPOError: the folder holds no manifest of a run, or one of an older version.
+        SimPOError: the folder holds no manifest of a run, or one from an older version.
     """
     run, log_history = read_record(folder)
     if not {"loss", "training"} <= run.keys():
         raise SimPOError(
-            f"The manifest in {folder} is of an older version, which says too little for a card. Train the run again."
+            f"The manifest in {folder} is from an older version and holds too little for a card. Train the run again."
         )
     write_card(folder, run, log_history)
 
@@ -49,7 +49,7 @@ def write_card(
     tags: Iterable[str] = (),
     metadata: Json | None = None,
 ) -> None:
-    """Write README.md and the training curves into `folder`, in the place of any card that is there.
+    """Write README.md and the training curves into `folder`, and replace an existing card.
 
     Args:
         folder: where to write them.
@@ -57,8 +57,8 @@ def write_card(
         log_history: the log of its trainer.
         repo: the model's repository on the Hub, if it has one.
         model_name: the title.
-        datasets: names of data sets on the Hub, beside those that the recipe names.
-        tags: beside the usual ones.
+        datasets: names of data sets on the Hub, in addition to those that the recipe names.
+        tags: tags in addition to those of the method.
         metadata: further entries of the card's head, such as `language` and `license`.
     """
     method = METHODS[run["method"]]
@@ -72,7 +72,7 @@ def write_card(
         "tags": list(dict.fromkeys([*method.tags, *tags])),
         **(metadata or {}),
     }
-    # Not written over: a push in the background may hold a link to the last one.
+    # Removed, not overwritten: a push in the background may hold a link to the last picture.
     (folder / CURVES).unlink(missing_ok=True)
     has_curves = training_curves(
         log_history, folder / CURVES, target_margin=run["target_margin"], unit=run["log_prob_unit"] or _OF_TRL
@@ -100,7 +100,7 @@ def _introduction(run: Json, method: Method) -> str:
     what = "An adapter for" if model["adapter"] else "A fine-tuned version of"
     lines = [f"{what} {base}, trained {method.training}."]
     if done < planned:
-        lines.append(f"**Not the end of its training:** step {done} of {planned}.")
+        lines.append(f"**The training is not complete:** step {done} of {planned}.")
     return "\n\n".join(lines)
 
 
@@ -136,7 +136,7 @@ def _code(*lines: str) -> str:
 
 
 def _results(run: Json, method: Method) -> str:
-    """The last value of each metric, a column for the training and for each evaluation set."""
+    """Returns a table of the last value of each metric, with a column for the training and each evaluation set."""
     measured = run["results"]["metrics"]
     metrics, mark = metrics_of(measured)
     prefixes = prefixes_of(measured, mark)
@@ -199,7 +199,7 @@ def _data(run: Json, datasets: Sequence[str]) -> str:
 
 
 def _size(found: Json) -> str:
-    """Pairs of a set, and the prompts that have them where answers are ranked."""
+    """Returns the number of pairs of a set; for ranked answers the number of prompts too."""
     return f"{found['pairs']} of {found['rows']} prompts" if found["ranked"] else str(found["pairs"])
 
 

@@ -1,7 +1,7 @@
-"""The Hub: credentials are checked before anything else, and what is pushed tells nothing of this machine.
+"""The Hub: check the credentials before a run, and keep private data of this machine out of a push.
 
-transformers uploads the output folder as it is, with the token and all paths in `training_args.bin`. Here the files go
-through a folder of links, in which texts that name a private path are replaced by cleaned copies.
+transformers uploads the output folder as it is, with the token and all paths in `training_args.bin`. Here the files are
+first put into another folder, as links or, if they are texts, as copies without private paths and tokens.
 """
 
 import os
@@ -17,9 +17,9 @@ from transformers import TrainingArguments
 
 from ..errors import SimPOError, first_line
 
-# Left out of the model's files: checkpoints, what is only of use here, and a pickle full of paths of this machine,
-# which runs code where it is read; run_manifest.json says the same in the open. TensorBoard's files bear the name of
-# the host.
+# Files that are not pushed: checkpoints, files that are useful only here, and a pickle that holds paths of this machine
+# and can run code when it is loaded (run_manifest.json holds the settings as text). The names of TensorBoard's files
+# contain the name of the host.
 LEFT_OUT = ["_*", "checkpoint-*", "training_args.bin", "runs/*", "*tfevents*"]
 MODEL_FILES = [
     "config.json",
@@ -28,13 +28,13 @@ MODEL_FILES = [
     "*.safetensors",
     "*.safetensors.index.json",
 ]
-# Texts of which nothing may be replaced: a path in a vocabulary is a word.
+# Texts in which nothing may be replaced: a path in a vocabulary is a word.
 _VOCABULARIES = {"tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json"}
 _TEXTS = {".json", ".jsonl", ".md", ".txt", ".yaml", ".yml"}
 
 
 def check_credentials(args: TrainingArguments) -> None:
-    """Check that the Hub can be reached and knows the token, if `push_to_hub` asks for it.
+    """Check that the Hub can be reached and accepts the token, if `push_to_hub` is true.
 
     Raises:
         SimPOError: there is no token, the Hub does not accept it or cannot be reached, or the repository's name is
@@ -47,14 +47,14 @@ def check_credentials(args: TrainingArguments) -> None:
         validate_repo_id(name)
     except HFValidationError as error:
         key = "hub_model_id" if args.hub_model_id else "output_dir, which names the repository,"
-        raise SimPOError(f"{key} is {name!r}, no name for the Hub: {error} Set hub_model_id: user/name.") from None
+        raise SimPOError(f"{key} is {name!r}, not a name for the Hub: {error} Set hub_model_id: user/name.") from None
     token = args.hub_token or get_token()
     if token is None:
         raise SimPOError(
             "push_to_hub is true, but there is no token of the Hub here. Run `hf auth login` or set the environment "
             "variable HF_TOKEN to a token with write access, or set push_to_hub: false."
         )
-    if args.process_index == 0:  # one question is enough, and the Hub answers few of them
+    if args.process_index == 0:  # one request is enough, and the Hub limits their number
         _check_token(token)
 
 
@@ -64,7 +64,7 @@ def _check_token(token: str) -> None:
         user = HfApi().whoami(token=token)
     except OfflineModeIsEnabled:
         raise SimPOError(f"push_to_hub is true, but HF_HUB_OFFLINE=1 forbids the Hub. Unset it, or {remedy}.") from None
-    except Exception as error:  # the libraries below have errors of their own for each way in which a network can fail
+    except Exception as error:  # the libraries have many different errors for failures of the network
         if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
             raise SimPOError(
                 f"push_to_hub is true, but the Hub ({constants.ENDPOINT}) does not accept the token: "
@@ -90,7 +90,15 @@ def stage_files(
     only: list[str] | None = None,
     left_out: list[str] = LEFT_OUT,
 ) -> None:
-    """Put the files of a folder into another, in the place of any there: links, and of texts cleaned copies."""
+    """Put the files of a folder into another and replace files there: texts as cleaned copies, others as links.
+
+    Args:
+        source: the folder to read.
+        target: the folder to write.
+        hidden: private texts, and the text to write instead of each.
+        only: patterns of the files to take; None for all.
+        left_out: patterns of files to leave out.
+    """
     files = [file for file in source.rglob("*") if file.is_file()]
     names = [file.relative_to(source).as_posix() for file in files]
     for name in filter_repo_objects(names, allow_patterns=only, ignore_patterns=[*left_out, *DEFAULT_IGNORE_PATTERNS]):
@@ -109,11 +117,11 @@ def stage_files(
 def _link(file: Path, copy: Path) -> None:
     try:
         os.link(file, copy)
-    except OSError:  # a file system without such links
+    except OSError:  # a file system without hard links
         shutil.copyfile(file, copy)
 
 
 def push_later(repo: str, folder: Path) -> str:
-    """The shell command that uploads what a failed push did not."""
+    """Returns the shell command that uploads the files of a failed push."""
     words = ["hf", "upload", repo, str(folder), *(word for pattern in LEFT_OUT for word in ("--exclude", pattern))]
     return shlex.join(words)

@@ -1,4 +1,4 @@
-"""A trainer whose pushes to the Hub bring a card and tell nothing of this machine."""
+"""A trainer whose pushes to the Hub contain a model card and no private data of this machine."""
 
 import shutil
 import tempfile
@@ -25,19 +25,19 @@ logger = get_logger(__name__)
 
 
 class HubTrainer(Trainer):
-    """A trainer whose pushes bring a card of their own and leave out what is private."""
+    """A trainer whose pushes contain this package's model card and no private data."""
 
     run_record: ManifestCallback
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """As `Trainer.init_hf_repo`, whose arguments depend on the version: make the repository if it is not there.
+        """Override `Trainer.init_hf_repo`, whose arguments depend on the version: explain errors of the Hub.
 
         Raises:
-            SimPOError: the Hub refuses.
+            SimPOError: the repository cannot be made.
         """
         try:
             super().init_hf_repo(*args, **kwargs)
-        except Exception as error:  # each way in which a network can fail has an error of its own
+        except Exception as error:  # there are many different errors for failures of the network
             name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
             raise SimPOError(
                 f"The repository {name} cannot be made on the Hub: {first_line(error)}. Set hub_model_id to a name "
@@ -55,8 +55,8 @@ class HubTrainer(Trainer):
 
         Args:
             model_name: the title.
-            dataset_name: data sets to name beside the recipe's.
-            tags: tags beside "simpo", "trl" and "preference-optimization".
+            dataset_name: data sets to name in addition to the recipe's.
+            tags: tags in addition to those of the method ("simpo", "trl" and "preference-optimization" for SimPO).
             kwargs: other arguments of `Trainer.create_model_card`; `language`, `license`, `finetuned_from` and
                 `dataset_tags` are used.
         """
@@ -65,7 +65,7 @@ class HubTrainer(Trainer):
         metadata = {name: kwargs[name] for name in ("language", "license") if kwargs.get(name)}
         if kwargs.get("finetuned_from"):
             metadata["base_model"] = kwargs["finetuned_from"]
-        # A repository that nothing is pushed to may not be there.
+        # Without a push, the repository may not exist.
         repo = self.hub_model_id or (self.args.hub_model_id if self.args.push_to_hub else None)
         write_card(
             Path(str(self.args.output_dir)),
@@ -87,7 +87,7 @@ class HubTrainer(Trainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> CommitInfo | Future[CommitInfo] | None:
-        """As `Trainer.push_to_hub`, without `training_args.bin` and with private paths taken out of texts."""
+        """Override `Trainer.push_to_hub`: leave out `training_args.bin`, and remove private paths from texts."""
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token or self.args.hub_token
         if self.hub_model_id is None:
@@ -105,7 +105,7 @@ class HubTrainer(Trainer):
         return upload() if blocking else self._hub.run_as_future(upload)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push model and checkpoint in the background, as `hub_strategy` says."""
+        """Push the model and the checkpoint in the background, as far as `hub_strategy` asks for it."""
         strategy = self.args.hub_strategy
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
             return
@@ -130,14 +130,14 @@ class HubTrainer(Trainer):
 
     @cached_property
     def _hub(self) -> HfApi:
-        return HfApi()  # one for all pushes, so that those in the background follow each other
+        return HfApi()  # one for all pushes, so that pushes in the background run one after another
 
     def _stage(self, checkpoint: Path | None = None, token: str | None = None) -> Path:
-        """A folder of what is to be pushed: the output folder's files, the model's own from `checkpoint` if given."""
+        """Make a folder of the files to push: those of the output folder; the model's from `checkpoint` if given."""
         output_dir = Path(str(self.args.output_dir))
         if checkpoint and self.processing_class is not None:
             self.processing_class.save_pretrained(output_dir)
-        # On the same disk, where links are possible; by its name, what a killed run leaves of it is never pushed.
+        # On the same disk, where links are possible. Its name starts with "_": if a run is killed, it is never pushed.
         staged = Path(tempfile.mkdtemp(prefix="_push_", dir=output_dir))
         hidden = self._hidden_texts(token)
         stage_files(output_dir, staged, hidden, left_out=LEFT_OUT)
@@ -175,8 +175,8 @@ class HubTrainer(Trainer):
         if isinstance(model, PeftModel) and base and hub_name(base) is None:
             logger.warning(
                 f"The adapter's base {base} is a folder of this machine; the adapter_config.json that is pushed calls "
-                f"it {public_label(base)}, and who downloads the adapter must give the base themselves. Start from a "
-                "model on the Hub, or push the base too and write its name there."
+                f"it {public_label(base)}, so users of the adapter must get the base themselves. Start from a model on "
+                "the Hub, or push the base too and write its name in adapter_config.json."
             )
 
 

@@ -1,7 +1,7 @@
-"""Compares the quickstart's model before and after training, on instructions that it never saw.
+"""Compare the quickstart's model before and after training, on instructions that it never saw.
 
-Nothing here uses the package's trainer, so the figures check it from outside: log-probabilities come from the model's
-plain logits, answers from `generate`.
+This module does not use the package's trainer, so its figures check the trainer independently: log-probabilities come
+from the model's logits, answers from `generate`.
 """
 
 import json
@@ -28,10 +28,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Scores:
-    """What one model does on the held-out pairs and prompts.
+    """The figures of one model on the held-out pairs and prompts.
 
-    Log-probabilities are averages over an answer's tokens, end token included, in nats per token. `right_share` counts
-    greedy answers that are right, `answer_tokens` is their mean length, end token included.
+    Log-probabilities are averages over an answer's tokens, end token included, in nats per token. `right_share` is the
+    share of right greedy answers, `answer_tokens` the mean length of all greedy answers, end token included.
     """
 
     pair_accuracy: float
@@ -52,7 +52,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Sample:
-    """One held-out instruction with what both models answer."""
+    """One held-out instruction with the answers of both models."""
 
     instruction: str
     right: str
@@ -61,10 +61,10 @@ class Sample:
 
 
 def compare(folder: Path, console: Console) -> None:
-    """Scores `folder/model` and `folder/trained`, prints two tables and writes `folder/comparison.json`.
+    """Score `folder/model` and `folder/trained`, print two tables and write `folder/comparison.json`.
 
     Raises:
-        SimPOError: something is missing in `folder`, or training did not raise the pair accuracy.
+        SimPOError: a file is missing in `folder`, or training did not raise the pair accuracy.
     """
     _check_complete(folder)
     pairs, prompts = _read_lines(folder / "data" / "test.jsonl"), _read_lines(folder / "prompts.jsonl")
@@ -87,14 +87,14 @@ def average_log_probs(
     prompts: Sequence[list[Row]],
     answers: Sequence[list[Row]],
 ) -> torch.Tensor:
-    """The mean log-probability per token of each answer given its prompt, in nats: float32 of shape (rows,)."""
+    """Returns the mean log-probability per token of each answer given its prompt, in nats: float32, shape (rows,)."""
     averages = []
     for prompt, answer in zip(prompts, answers, strict=True):
         start = len(_token_ids(tokenizer, prompt, waiting=True)[0])
         ids = _token_ids(tokenizer, prompt + answer, waiting=False)
         with torch.inference_mode():
             log_probs = model(input_ids=ids).logits.float().log_softmax(-1)
-        # The logits at one position are about the token at the next.
+        # The logits at one position predict the token at the next.
         averages.append(log_probs[0, :-1].gather(-1, ids[0, 1:, None])[start - 1 :].mean())
     return torch.stack(averages)
 
@@ -102,7 +102,7 @@ def average_log_probs(
 def greedy_answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, instructions: Sequence[str]
 ) -> list[Answer]:
-    """What the model answers to each instruction when it always takes the likeliest token."""
+    """Returns the model's answer to each instruction, with the most likely token at each step."""
     answers = []
     generate: Any = model.generate  # typed as a tensor by nn.Module
     for start in range(0, len(instructions), BATCH_SIZE):
@@ -142,7 +142,7 @@ def _evaluate(model_folder: Path, pairs: Sequence[Row], prompts: Sequence[Row]) 
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Row], waiting: bool) -> str:
-    """The conversation as text, with the assistant's mark at the end where it is `waiting` for an answer."""
+    """Returns the conversation as text; if it is `waiting` for an answer, with the assistant's mark at the end."""
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=waiting)
     assert isinstance(text, str)
     return text
@@ -154,7 +154,7 @@ def _token_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Row], waiting:
 
 
 def _samples(prompts: Sequence[Row], before: Sequence[Answer], after: Sequence[Answer]) -> list[Sample]:
-    """The first prompts to which the two models answer differently, for better or worse, each of another kind."""
+    """Returns the first prompts with different answers of the two models, better or worse, one of each kind."""
     samples: dict[str, Sample] = {}
     for row, old, new in zip(prompts, before, after, strict=True):
         if old.text != new.text and len(samples) < SAMPLES:
@@ -189,7 +189,7 @@ def _samples_table(samples: Sequence[Sample]) -> Table:
 
 
 def _check_complete(folder: Path) -> None:
-    """Says which step of the quickstart has not been run yet in `folder`."""
+    """Raise an error that names the step of the quickstart that was not run in `folder`, if any."""
     prepared = ("model/config.json", "data/test.jsonl", "prompts.jsonl")
     if missing := [name for name in prepared if not (folder / name).is_file()]:
         raise SimPOError(

@@ -1,6 +1,6 @@
-"""Trains the quickstart's model once with each of several losses, and compares the runs.
+"""Train the quickstart's model once with each of several losses, and compare the runs.
 
-Nothing here loads torch: the peak memory of a process that is started includes that of the one that starts it.
+This module does not load torch: the measured peak memory of a process includes that of the process that started it.
 """
 
 import subprocess
@@ -14,19 +14,19 @@ from ..errors import SimPOError
 from ..results.command import compare
 
 LOSSES = ("sigmoid", "hinge", "ipo", "simper", "orpo", "dpo")
-RECIPE = "quickstart"  # by name, from wherever this is called
-# Often enough for a curve; with the untrained model in it, so that all begin at one point.
+RECIPE = "quickstart"  # a name, not a path, so that any current folder works
+# Often enough for a curve; the untrained model is evaluated too, so that all curves begin at the same point.
 EVALUATIONS = ("--eval_on_start=true", "--eval_strategy=steps", "--eval_steps=21")
 
 
 def train_and_compare(folder: Path, names: Sequence[str], console: Console, recipe: str = RECIPE) -> None:
-    """Trains `folder/losses/NAME` for each name, prints their table, and writes it and a picture into `folder/losses`.
+    """Train `folder/losses/NAME` for each name, print their table, and write it and a picture into `folder/losses`.
 
     Args:
-        folder: the quickstart's world, with `model/` and `data/`.
+        folder: the folder of the quickstart, with `model/` and `data/`.
         names: values of `loss_type`, or "dpo" for the method.
-        console: what to print on.
-        recipe: what all runs share.
+        console: the console to print on.
+        recipe: the recipe of all runs.
 
     Raises:
         SimPOError: `folder` is not prepared, or a training failed.
@@ -41,14 +41,14 @@ def train_and_compare(folder: Path, names: Sequence[str], console: Console, reci
         console.print(f"Training with {name} into {run}")
         if status := subprocess.run(training_command(recipe, folder, name, run)).returncode:
             raise SimPOError(
-                f"The training with {name} ended with status {status}; its own message stands above. Correct that, or "
+                f"The training with {name} ended with status {status}; its message is above. Correct the error, or "
                 f"leave {name} out."
             )
     compare(runs, folder / "losses", console)
 
 
 def training_command(recipe: str, folder: Path, name: str, run: Path) -> list[str]:
-    """The command that trains with one loss; what belongs to another loss than the recipe's is left to its default."""
+    """Returns the command that trains with one loss, with the loss's defaults instead of the recipe's settings."""
     loss = ["--method=dpo"] if name == "dpo" else [f"--loss_type={name}", "--beta=null", "--gamma_beta_ratio=null"]
     places = {"model_name_or_path": folder / "model", "dataset_name": folder / "data", "output_dir": run}
     given = [f"--{key}={place}" for key, place in places.items()]

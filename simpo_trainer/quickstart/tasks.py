@@ -1,9 +1,9 @@
-"""Kinds of short instructions with one right answer each: the text of the quickstart's world.
+"""Kinds of short instructions with one right answer each: the texts of the quickstart.
 
-An item is an instruction about a short list of words, with its right answer and a bad answer. Everything here is pure
-Python and deterministic given the `random.Random` passed in. Items are held out by content: a list of words belongs
-either to the training side or to the held-out side, in every kind and phrasing alike, so a held-out instruction is
-never one of the training side with other words around it.
+An item is an instruction about a short list of words, with its right answer and a bad answer. This module is pure
+Python, and the given `random.Random` decides all draws. Items are held out by content: a list of words belongs either
+to the training side or to the held-out side, for all kinds and phrasings, so a held-out instruction is never a training
+instruction in another phrasing.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ FOODS = ("apple", "bread", "cheese", "fig", "honey", "lemon", "nut", "olive", "r
 WORDS = ANIMALS + COLOURS + TOOLS + FOODS
 NUMBERS = ("one", "two", "three", "four", "five")
 
-# One list of words in so many is held out.
+# One list of words in this many is held out.
 HELD_OUT_ONE_IN = 6
 
-# A bad answer goes on and on, or reaches what is right only behind that, or is short and wrong. Most begin alike,
-# so that rambling competes with the one right beginning; the shares are those of the forms among bad answers.
+# A bad answer only rambles, or rambles before the right answer, or is short and wrong. Most begin with the same word,
+# so that rambling competes with the right beginning. The numbers are the shares of each form among bad answers.
 RAMBLES = (
     "let me think about this",
     "that is a good question",
@@ -45,7 +45,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Answers:
-    """The right answer to a question, and one that is as short and wrong."""
+    """The right answer to a question, and a short wrong answer."""
 
     right: str
     wrong: str
@@ -53,9 +53,9 @@ class Answers:
 
 @dataclass(frozen=True)
 class Kind:
-    """How many words an instruction may have, its phrasings, and what the answers are.
+    """The possible numbers of words in an instruction, its phrasings, and a function for its answers.
 
-    `answer` gives None for words to which the question has no single right answer.
+    `answer` returns None for words for which the question does not have exactly one right answer.
     """
 
     sizes: tuple[int, ...]
@@ -64,7 +64,7 @@ class Kind:
 
 
 def _one_of(words: Sequence[str], right: str, rng: Random) -> Answers:
-    """The right word, with any other of the words as the wrong one."""
+    """Returns the right word, with any other of the words as the wrong answer."""
     return Answers(right, rng.choice([word for word in words if word != right]))
 
 
@@ -118,8 +118,8 @@ def _longest(words: Sequence[str], rng: Random) -> Answers | None:
     return _one_of(words, longest, rng) if [len(word) for word in words].count(len(longest)) == 1 else None
 
 
-# Each of these is learned by the warm-up, measured on held-out items. Kinds that it did not learn, or not from every
-# seed, were left out: the second word, the word before or after a given one, three words in reverse, leaving out or
+# The model learns each of these in the warm-up, measured on held-out items. Kinds that it did not learn from every seed
+# were left out: the second word, the word before or after a given word, three words in reverse, leaving out or
 # replacing a word, and whether a word is in a list.
 KINDS = {
     "copy": Kind((1, 2), ("Copy this: {words}", "Say the same: {words}"), _copy),
@@ -139,17 +139,17 @@ KINDS = {
 
 
 def is_held_out(words: Sequence[str]) -> bool:
-    """Whether these words, in this order, are kept for the held-out side (the same on every machine)."""
+    """Returns whether these words, in this order, belong to the held-out side (the same on every machine)."""
     return crc32(" ".join(words).encode()) % HELD_OUT_ONE_IN == 0
 
 
 def is_right(right: str, answer: str) -> bool:
-    """Whether `answer` is the right answer and nothing more; only the spacing is forgiven."""
+    """Returns whether `answer` is exactly the right answer; only the spacing may differ."""
     return answer.split() == right.split()
 
 
 def draw(rng: Random, held_out: bool) -> Item:
-    """One item of the training side or of the held-out side, of any kind at even odds."""
+    """Returns one item of the training side or of the held-out side; all kinds are equally likely."""
     name, kind = rng.choice(list(KINDS.items()))
     while True:
         words = rng.sample(WORDS, rng.choice(kind.sizes))
@@ -160,7 +160,7 @@ def draw(rng: Random, held_out: bool) -> Item:
 
 
 def draw_distinct(rng: Random, held_out: bool, count: int) -> list[Item]:
-    """`count` items of one side, no instruction twice."""
+    """Returns `count` items of one side, with no instruction twice."""
     items: dict[str, Item] = {}
     while len(items) < count:
         item = draw(rng, held_out)

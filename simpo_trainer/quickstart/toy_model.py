@@ -11,8 +11,8 @@ SPECIAL_TOKENS = (PAD, BOS, END, USER, ASSISTANT, UNKNOWN)
 TOKEN_PATTERN = r"\w+|[^\w\s]"
 MAX_POSITIONS = 128
 
-# Only an answer closes with the end token, so it occurs once per answer. The prompt with the assistant's mark behind
-# it is, token for token, the beginning of prompt and answer rendered whole.
+# Only an answer ends with the end token, so it occurs once per answer. The tokens of the prompt with the assistant's
+# mark are exactly the first tokens of prompt and answer rendered together.
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
@@ -25,7 +25,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer whose tokens are the words and punctuation marks of `texts`, in alphabetical order."""
+    """Returns a tokenizer whose tokens are the words and punctuation marks of `texts`, in alphabetical order."""
     words = sorted({token for text in texts for token in re.findall(TOKEN_PATTERN, text)})
     vocabulary = {token: number for number, token in enumerate([*SPECIAL_TOKENS, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
@@ -55,7 +55,7 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """An untrained float32 model for this tokenizer; its weights come from torch's global generator."""
+    """Returns an untrained float32 model for this tokenizer; torch's global generator draws its weights."""
     special = {
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
@@ -69,8 +69,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         num_attention_heads=4,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=True,
-        # Wider first weights and faster rotations than a large model's: with the usual 0.02 and 10,000 the same warm-up
-        # teaches so small a model far less about where in these short texts a word stands.
+        # Larger initial weights and faster rotations than in a large model: with the usual 0.02 and 10,000, so small a
+        # model learns much less in the same warm-up about the positions of words in these short texts.
         initializer_range=0.05,
         rope_parameters={"rope_type": "default", "rope_theta": 10.0},
         **special,

@@ -1,4 +1,4 @@
-"""The warm-up: a short plain training run that teaches the toy model good and bad answers alike."""
+"""The warm-up: a short plain training run that teaches the toy model both good and bad answers."""
 
 import math
 import time
@@ -21,11 +21,11 @@ IGNORED = -100
 def warm_up(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rng: Random, steps: int, report: Callable[[str], None]
 ) -> None:
-    """Trains `model` in place for `steps` batches of fresh items of the training side.
+    """Train `model` in place for `steps` batches of new items of the training side.
 
-    Each item comes with its right or with its bad answer at even odds, so the model has no reason to prefer either.
-    The loss is the mean of -log p (nats per token) over the answers' tokens, end token included. Every token of a batch
-    weighs the same: a mean per answer first would favour short answers, which are the good ones.
+    Each item has its right or its bad answer with equal probability, so the model has no reason to prefer either. The
+    loss is the mean of -log p (nats per token) over the answers' tokens, end token included. Every token of a batch has
+    the same weight: a mean per answer first would favour short answers, which are the good ones.
     """
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01, fused=True
@@ -35,7 +35,7 @@ def warm_up(
     start = time.monotonic()
     for step in range(1, steps + 1):
         input_ids, labels = make_batch(tokenizer, rng)
-        # The padding is on the right, where causal attention keeps it from the tokens that count.
+        # The padding is on the right, where causal attention hides it from all other tokens.
         logits = model(input_ids=input_ids).logits[:, :-1]
         loss = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
         loss.backward()
@@ -50,7 +50,7 @@ def warm_up(
 
 
 def make_batch(tokenizer: PreTrainedTokenizerFast, rng: Random) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels of fresh items, both (BATCH_SIZE, longest), padded on the right.
+    """Returns token ids and labels of new items, both (BATCH_SIZE, longest), padded on the right.
 
     Labels are the answers' token ids, and IGNORED at prompts and padding.
     """
@@ -69,5 +69,5 @@ def make_batch(tokenizer: PreTrainedTokenizerFast, rng: Random) -> tuple[torch.T
 
 
 def _share_of_peak(step: int, steps: int) -> float:
-    """The learning rate of a step as a share of its peak: a short rise, then half a cosine down to zero."""
+    """Returns the learning rate of a step as a share of its peak: a short rise times half a cosine down to zero."""
     return min(1.0, (step + 1) / RISING_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))

@@ -1,4 +1,4 @@
-"""Makes the quickstart's world in a folder: the warmed-up model, preference pairs, and prompts to check."""
+"""Make the files of the quickstart in a folder: the warmed-up model, preference pairs, and prompts to check."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ WARM_UP_STEPS = 700
 def prepare(
     folder: Path, seed: int = 0, warm_up_steps: int = WARM_UP_STEPS, report: Callable[[str], None] = print
 ) -> None:
-    """Writes `model/`, `data/train.jsonl`, `data/test.jsonl` and `prompts.jsonl` into `folder`.
+    """Write `model/`, `data/train.jsonl`, `data/test.jsonl` and `prompts.jsonl` into `folder`.
 
     The test pairs and the prompts are the same held-out instructions, none of which occurs in training. The same seed
     gives the same data everywhere, and the same weights on the same machine.

@@ -1,4 +1,4 @@
-"""Recipes: YAML files to checked settings for training, model and data."""
+"""Recipes: read YAML files into checked settings for training, model and data."""
 
 from typing import TYPE_CHECKING
 

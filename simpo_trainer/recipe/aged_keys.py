@@ -1,7 +1,7 @@
-"""Keys of the official SimPO files and the alignment handbook that are written otherwise today, and how each is read.
+"""Old keys of the official SimPO files and the alignment handbook, and how each is translated to today's keys.
 
-They meant one thing when they were written and mean it here, so that those files load unchanged; each translation is
-told. Keys whose meaning or unit differs between trainers are not here but in `other_trainers.py`, as errors.
+The meaning of these keys has not changed, so those files load as they are; each translation gives a notice. Keys whose
+meaning or unit differs between trainers are errors, see `other_trainers.py`.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,9 @@ from .other_trainers import as_text
 
 @dataclass(frozen=True)
 class _Reading:
-    """What a key and its value stand for today (nothing, if `values` is empty), and what the reader should know.
+    """Today's keys and values for an old key (none if `values` is empty), and a note for the reader.
 
-    `undoes` are values of earlier layers that it switches off, None for any value.
+    `undoes` are values of earlier layers that the key switches off, None for any value.
     """
 
     values: dict[str, Any]
@@ -26,7 +26,7 @@ class _Reading:
 
 
 class _Unreadable(Exception):
-    """The value cannot be carried over; the text says why and what to do."""
+    """The value cannot be translated; the text says why and what to do."""
 
 
 def _renamed(name: str, note: str = "") -> Callable[[Any], _Reading]:
@@ -38,7 +38,7 @@ def _without_effect(reason: str) -> Callable[[Any], _Reading]:
 
 
 def _off(reason: str, remedy: str) -> Callable[[Any], _Reading]:
-    """A key that may only be switched off, because there is nothing it could switch on."""
+    """Returns the reading of a key that may only be switched off, because there is nothing to switch on."""
 
     def read(value: Any) -> _Reading:
         if value:
@@ -89,7 +89,7 @@ def _code_revision(value: Any) -> _Reading:
 
 _REFERENCE_FREE = _without_effect("SimPO has no reference model")
 
-# Key to a function of its value.
+# The function that reads the value, for each key.
 _AGED: dict[str, Callable[[Any], _Reading]] = {
     "torch_dtype": _torch_dtype,
     "evaluation_strategy": _evaluation_strategy,
@@ -106,11 +106,11 @@ _AGED: dict[str, Callable[[Any], _Reading]] = {
     "hub_model_revision": _renamed("hub_revision"),
     "group_by_length": _without_effect("pairs are ordered by the trainer's own sampler"),
     "save_safetensors": _save_safetensors,
-    "overwrite_output_dir": _without_effect("a run says when it starts over in a used output_dir, and does so"),
+    "overwrite_output_dir": _without_effect("a run in a used output_dir starts over, with a warning"),
     "logging_dir": _without_effect("set the environment variable TENSORBOARD_LOGGING_DIR for TensorBoard"),
-    "truncation_side": _without_effect("truncation_mode says which end of an overlong prompt is kept"),
+    "truncation_side": _without_effect("truncation_mode chooses which end of a too long prompt is kept"),
     "text_column": _without_effect("it is for plain texts, not for pairs"),
-    "label_pad_token_id": _without_effect("what is scored is told by position, not by an id"),
+    "label_pad_token_id": _without_effect("scored tokens are marked by position, not by an id"),
     "padding_value": _without_effect("padding is masked by length, whatever its id"),
     "max_target_length": _without_effect("it is for encoder-decoder models"),
     "is_encoder_decoder": _off("only decoder models are trained", "Choose a causal language model"),
@@ -123,7 +123,7 @@ _AGED: dict[str, Callable[[Any], _Reading]] = {
 
 _NEEDED_COLUMNS = _without_effect("the trainer gets the columns that it needs, and no others")
 
-# Keys of the handbook's files for the other methods.
+# Keys of the handbook's files for other methods.
 _AGED_OF: dict[str, dict[str, Callable[[Any], _Reading]]] = {
     "dpo": {"remove_unused_columns": _NEEDED_COLUMNS},
     "sft": {"remove_unused_columns": _NEEDED_COLUMNS, "max_seq_length": _renamed("max_length")},
@@ -132,7 +132,7 @@ _AGED_OF: dict[str, dict[str, Callable[[Any], _Reading]]] = {
 # A key of the handbook's scripts, and of the official ones that grew out of them, which no other trainer has.
 _OF_HANDBOOK = "preprocessing_num_workers"
 
-# Those that may be switched on and off on a command line by --key and --no-key.
+# Old keys that --key and --no-key switch on and off on a command line.
 SWITCHES = {
     *("use_flash_attention_2", "trust_remote_code", "no_cuda", "group_by_length", "save_safetensors"),
     *("overwrite_output_dir", "generate_during_eval", "is_encoder_decoder", "precompute_ref_log_probs"),
@@ -140,10 +140,11 @@ SWITCHES = {
 
 
 def translate(layer: Layer, method: str = "simpo") -> tuple[Layer, list[str]]:
-    """A layer with today's keys in place of aged ones, and one notice for each that was translated.
+    """Returns the layer with today's keys instead of old ones, and one notice for each translated key.
 
     Args:
-        method: the recipe's; a key that it has under that very name is not aged.
+        layer: the layer to translate.
+        method: the recipe's method; a key that this method has under the same name is not old.
     """
     aged = {key: read for key, read in (_AGED | _AGED_OF.get(method, {})).items() if key not in own_keys(method)}
     entries: dict[str, Entry] = {key: entry for key, entry in layer.entries.items() if key not in aged}

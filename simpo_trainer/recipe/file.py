@@ -1,4 +1,4 @@
-"""Recipe files: YAML to layers of entries, a file and those that it extends, each entry with the line it stands on."""
+"""Recipe files: read a YAML file and the files that it extends into layers, whose entries know their line."""
 
 import re
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ from .paths import find_recipe, recipes_folder
 
 @dataclass(frozen=True)
 class Entry:
-    """A value and where it was given: `origin` names the place on its own, `place` begins a message about it."""
+    """A value and where it was given: `origin` for a list of origins, `place` as the beginning of a message."""
 
     value: Any
     origin: str
     place: str
     text: str | None = None  # as typed on the command line
-    joins: bool = False  # a mapping that adds to an earlier layer's instead of replacing it
+    joins: bool = False  # a mapping that is merged into that of an earlier layer instead of replacing it
 
 
 @dataclass
 class Layer:
-    """The entries of one file, or of the command line, and what is wrong with them.
+    """The entries of one file, or of the command line, and the problems with them.
 
-    `undone` are values that this layer takes back where an earlier one gives them; None takes back any value.
+    `undone` are values of earlier layers that this layer removes; None removes any value.
     """
 
     entries: dict[str, Entry]
@@ -36,10 +36,10 @@ class Layer:
 
 
 def read_layers(path: Path) -> list[Layer]:
-    """The layers of a recipe: the file at `path` last, before it the files that it extends.
+    """Returns the layers of a recipe: the files that it extends first, the file at `path` last.
 
     Raises:
-        SimPOError: a file is not found, cannot be read, is no recipe, or extends itself.
+        SimPOError: a file is not found, cannot be read, is not a recipe, or extends itself.
     """
     layers: list[Layer] = []
     chain: list[Path] = []
@@ -57,7 +57,7 @@ def read_layers(path: Path) -> list[Layer]:
 
 
 _SOURCES = ("dataset_name", "dataset_mixer", "datasets")
-# What is said of a source, and not of another that a later layer names.
+# Keys that describe one source, and do not fit another source that a later layer names.
 _OF_A_SOURCE = (
     *("dataset_config", "dataset_train_split", "dataset_test_split", "eval_dataset_name"),
     *("dataset_splits", "dataset_configs"),
@@ -65,10 +65,10 @@ _OF_A_SOURCE = (
 
 
 def merge_layers(layers: Sequence[Layer]) -> dict[str, Entry]:
-    """The entries of all layers, later ones before earlier ones.
+    """Returns the entries of all layers; an entry of a later layer replaces that of an earlier one.
 
-    Where a layer names a data source, the earlier one is forgotten with its splits and configurations; where it gives a
-    global batch, so is an earlier accumulation.
+    A layer that names a data source also removes the earlier source with its splits and configurations; a layer that
+    gives a global batch removes an earlier accumulation.
     """
     merged: dict[str, Entry] = {}
     for layer in layers:
@@ -92,7 +92,7 @@ def _joined(earlier: Entry | None, entry: Entry) -> Entry:
 
 
 def scalar(text: str) -> Any:
-    """The value that YAML reads in `text`; what it reads as text, or not at all, stays as it is, `#` included."""
+    """Returns the value that YAML reads in `text`; if it is text or not valid YAML, `text` itself, with any `#`."""
     try:
         value = yaml.load(text, _Loader)  # a SafeLoader
     except yaml.YAMLError:
@@ -101,7 +101,7 @@ def scalar(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that notes repeated keys, of which PyYAML silently keeps the last, and reads 5e-7 as a number."""
+    """A safe YAML loader that lists repeated keys (PyYAML silently keeps the last one) and reads 5e-7 as a number."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -119,14 +119,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 asks for a dot in a number with an exponent; without this, 1e-8 inside a nested mapping would stay text.
+# YAML 1.1 needs a dot in a number with an exponent; without this, 1e-8 inside a nested mapping would stay text.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
 
 
 def _read(path: Path, is_first: bool) -> Layer:
-    """The mapping in a file; messages about an extended file name it, those about the first have its path in front."""
+    """Returns the mapping in a file as a layer; messages name extended files, the first file's path is added later."""
     if path.suffix in (".jsonl", ".json", ".parquet", ".csv"):
         raise SimPOError(f"{path} is data, not a recipe. Write a recipe (.yaml) with dataset_name: {path}")
     try:
@@ -150,13 +150,13 @@ def _read(path: Path, is_first: bool) -> Layer:
     file = "" if is_first else f"{path.name}, "
     entries = {}
     for key, value in content.items():
-        line = lines.get(str(key), "?")  # a key such as `on`, which YAML does not read as text
+        line = lines.get(str(key), "?")  # "?" for a key such as `on`, which YAML does not read as text
         entries[str(key)] = Entry(value, f"{_label(path)}:{line}", f"{file}line {line}: ")
     return Layer(entries, [file + problem for problem in loader.repeated])
 
 
 def _label(path: Path) -> str:
-    """A name of the file without its place on this machine: its recipe name, or its last part."""
+    """Returns a name for the file without its folder on this machine: its recipe name, or its file name."""
     folder = recipes_folder().resolve()
     resolved = path.resolve()
     return resolved.relative_to(folder).as_posix() if resolved.is_relative_to(folder) else path.name

@@ -1,4 +1,4 @@
-"""The keys of a recipe: who owns each, which type it takes, and what a wrong value is told."""
+"""The keys of a recipe: the class that owns each, its type, and the message for a wrong value."""
 
 import json
 import math
@@ -37,18 +37,18 @@ class Key:
 
     @property
     def default(self) -> Any:
-        """Returns the value that holds without the key, of the key's type; None where it is decided elsewhere."""
+        """Returns the value that is used without the key, in the key's type; None where it is decided elsewhere."""
         if self.own_default is not None:
             return self.own_default
         if self.field.name == "dtype":
-            return None  # trl's own default would load weights in it; here the trainer decides by what trains
+            return None  # weights would load in trl's default; here the trainer decides by which weights train
         value = self.field.default_factory() if self.field.default_factory is not MISSING else self.field.default
         return None if value is None else convert(value, self.hint)
 
 
-# Where a recipe takes more, or less, than the field's annotation says.
+# Types of keys for which a recipe takes more, or less, than the field's annotation says.
 _OWN_HINTS: dict[str, Any] = {
-    "fsdp": str | bool | None,  # annotated as text for the sake of argparse
+    "fsdp": str | bool | None,  # annotated as text because of argparse
     "lr_scheduler_type": SchedulerType,
     "method": Literal[tuple(METHODS)],
     "model_init_kwargs": dict[str, Any] | None,
@@ -66,7 +66,7 @@ def _keys(*owners: type) -> dict[str, Key]:
 
 
 def _narrow(hint: Any, field: Field) -> Any:
-    """The type with its choices: `Strategy | str` becomes `Strategy`, and choices in the metadata a `Literal`."""
+    """Returns the type with its choices: `Strategy` for `Strategy | str`, a `Literal` for choices in the metadata."""
     enums = [part for part in get_args(hint) if isinstance(part, type) and issubclass(part, Enum)]
     if enums:
         return enums[0]
@@ -78,7 +78,7 @@ def _narrow(hint: Any, field: Field) -> Any:
 
 KEYS = _keys(ModelConfig, DataConfig, SimPOConfig, MethodConfig)
 
-# SimPO's own settings, stage by stage, without what `TrainingArguments` says of a field.
+# SimPO's own settings, stage by stage, without the fields of `TrainingArguments` that it does not redefine.
 SIMPO_KEYS = [
     name for stage in (LossSettings, RowSettings, ModelSettings, SimPOConfig) for name in get_annotations(stage)
 ]
@@ -86,7 +86,7 @@ SIMPO_KEYS = [
 
 @cache
 def keys_of(method: str) -> dict[str, Key]:
-    """The keys that a recipe of this method reads; :data:`KEYS` are SimPO's."""
+    """Returns the keys that a recipe of this method reads; :data:`KEYS` for SimPO."""
     if METHODS[method].is_simpo:
         return KEYS
     read = {name: key for name, key in KEYS.items() if key.owner is not SimPOConfig or name in shared_keys(method)}
@@ -96,7 +96,7 @@ def keys_of(method: str) -> dict[str, Key]:
 
 
 def check_entries(entries: Mapping[str, Entry], known: Mapping[str, Key] = KEYS) -> tuple[dict[str, Any], list[str]]:
-    """Converted values of the known keys, and what is wrong with the rest."""
+    """Returns the converted values of correct entries, and one problem for each other entry."""
     recipe = {key: entry.value for key, entry in entries.items()}
     values: dict[str, Any] = {}
     problems = []
@@ -116,7 +116,7 @@ def check_entries(entries: Mapping[str, Entry], known: Mapping[str, Key] = KEYS)
     return values, problems
 
 
-# Options of `simpo train`, which are no settings of a recipe.
+# Options of `simpo train` that are not keys of a recipe.
 _OPTIONS = ("launcher", "num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
 
 
@@ -134,10 +134,10 @@ def takes_bool(key: str) -> bool:
 
 
 def convert(value: Any, hint: Any, text: str | None = None) -> Any:
-    """Returns the value (or `text`, as it was typed) in the type that `hint` asks for.
+    """Returns the value (or `text`, as it was typed) converted to the type `hint`.
 
     Raises:
-        ValueError: it does not fit.
+        ValueError: the value does not fit the type.
     """
     candidates = [value]
     if text is not None:

@@ -1,7 +1,7 @@
-"""Recipes: YAML files that may extend each other, and overrides from the command line, to checked settings.
+"""Read recipes (YAML files that may extend each other) and overrides from the command line into checked settings.
 
 A recipe's keys are the fields of `SimPOConfig`, `DataConfig` and trl's `ModelConfig`. Keys and types are checked before
-any of them is built, because building `SimPOConfig` initialises devices, and all problems are reported at once.
+any of these classes is built, because building `SimPOConfig` initialises devices. One error lists all problems.
 """
 
 import os
@@ -21,6 +21,7 @@ from ..errors import SimPOError
 from ..loss.objective import settled_loss
 from ..record.facts import RecipeFacts
 from ..record.methods import METHODS
+from ..tokens.settings import settled_rows
 from ..train.config import SimPOConfig
 from .aged_keys import SWITCHES, translate
 from .file import Entry, Layer, merge_layers, read_layers, scalar
@@ -39,24 +40,26 @@ class Recipe:
     model: ModelConfig
     data: DataConfig
     path: Path
-    settings: dict[str, Any]  # what the files and the overrides give, converted
+    settings: dict[str, Any]  # the values of the files and the overrides, converted
     origins: dict[str, str]  # key of `settings` to where it was given: "file:line" or "command line"
     overrides: dict[str, str]  # key to text, as on a command line
-    notices: list[str]  # what the reader should know of keys that were translated
+    notices: list[str]  # sentences about keys that were translated or ignored
     method: str = "simpo"
     baseline: BaselineArguments | None = None  # the arguments of trl's trainer, under another method
 
     def resolved(self) -> dict[str, Any]:
-        """All settings of a run, in the order of the classes that own them: given ones and defaults that are set.
+        """Returns all settings of a run, in the order of the classes that own them: given ones and defaults.
 
-        What is left out is decided by the machine or follows from others, so that a file of these settings is the same
-        recipe anywhere. No secret is shown.
+        Settings that the machine decides or that follow from others are left out, so that a file of these settings is
+        the same recipe anywhere. So are secrets and settings without a value.
         """
         found = {}
-        # What a recipe leaves open of the loss is settled by its `loss_type`.
-        of_loss = settled_loss(self.training) if METHODS[self.method].is_simpo else {}
+        # Values of settings that a recipe leaves open.
+        settled = settled_rows(self.training)
+        if METHODS[self.method].is_simpo:
+            settled |= settled_loss(self.training)
         for name, key in keys_of(self.method).items():
-            default = of_loss.get(name, key.default)
+            default = settled.get(name, key.default)
             value = self.settings.get(name, default if self._counts(name) else None)
             if name.endswith("model_init_kwargs") and value:
                 value = {kwarg: given for kwarg, given in value.items() if kwarg != "token"}
@@ -65,12 +68,12 @@ class Recipe:
         return found
 
     def facts(self) -> RecipeFacts:
-        """What the record of a run says of its recipe."""
+        """Returns the facts about the recipe for the record of a run."""
         origins = {key: os.path.basename(origin) for key, origin in self.origins.items()}
         return RecipeFacts(self.path.name, self.settings, origins, describe_sources(self.data))
 
     def _counts(self, name: str) -> bool:
-        """Whether the default of a key says anything about this run."""
+        """Returns whether the default of a key is used in this run."""
         if name == "gradient_accumulation_steps":
             return "global_batch_size" not in self.settings
         if name.startswith(("lora_", "use_rslora", "use_dora")):
@@ -107,7 +110,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
 
 @dataclass
 class ReadRecipe:
-    """What :func:`check_recipe` found: the fields of a :class:`Recipe` from which its settings are built."""
+    """The result of :func:`check_recipe`: the fields of a :class:`Recipe` before its settings are built."""
 
     path: Path
     values: dict[str, Any]
@@ -118,7 +121,7 @@ class ReadRecipe:
 
 
 def check_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> ReadRecipe:
-    """As :func:`load_recipe`, but without building the settings, which initialises devices: keys and types only."""
+    """Like :func:`load_recipe`, but check keys and types only: building the settings would initialise devices."""
     path = find_recipe(path)
     texts, bad_words = _parse_overrides(overrides)
     typed = {key: Entry(scalar(text), "command line", "command line: ", text) for key, text in texts.items()}
@@ -154,8 +157,8 @@ def _streaming_problems(values: Mapping[str, Any], method: str) -> list[str]:
         return []
     if not METHODS[method].is_simpo:
         return [
-            f"streaming is true, but method {method} needs the whole training set before it starts: rows that cannot "
-            "teach are left out of it first, so that it trains on SimPO's rows. Remove streaming."
+            f"streaming is true, but method {method} needs the whole training set before it starts, to leave out the "
+            "same rows as SimPO. Remove streaming."
         ]
     if values.get("max_steps", -1) > 0:
         return []
@@ -167,7 +170,7 @@ def _is_empty(entry: Entry | None) -> bool:
 
 
 def _parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
-    """Keys to texts, the last one winning, and the words that are no override."""
+    """Returns the text of each key, the last one if it is repeated, and a problem for each word that is no override."""
     if isinstance(overrides, Mapping):
         return {key: as_text(value) for key, value in overrides.items()}, []
     texts: dict[str, str] = {}
@@ -199,7 +202,7 @@ def _build(read: ReadRecipe) -> tuple[SimPOConfig, ModelConfig, DataConfig, Base
         for owner in (SimPOConfig, ModelConfig, DataConfig, MethodConfig, *ARGUMENTS.values())
     }
     try:
-        # trl's default dtype is float32; unset must stay unset, because the trainer decides by what trains.
+        # trl's default dtype is float32; unset must stay unset: the trainer decides by which weights train.
         model = ModelConfig(**{"dtype": None} | parts[ModelConfig])
         model.model_name_or_path = os.path.expanduser(values["model_name_or_path"])
         data = DataConfig(**parts[DataConfig])
@@ -209,7 +212,7 @@ def _build(read: ReadRecipe) -> tuple[SimPOConfig, ModelConfig, DataConfig, Base
         baseline = None if METHODS[read.method].is_simpo else build_arguments(read.method, training, values)
     except SimPOError as error:
         raise SimPOError(f"{path}: {error}") from None
-    except (ValueError, TypeError, OSError, ImportError) as error:  # what transformers and trl find wrong
+    except (ValueError, TypeError, OSError, ImportError) as error:  # raised by transformers and trl
         raise SimPOError(f"{path}: {error}") from error
     return training, model, data, baseline
 
@@ -225,14 +228,14 @@ def _check_adapter(model: ModelConfig, given: Mapping[str, Any]) -> None:
 
 
 def _model_init_kwargs(model: ModelConfig, training: SimPOConfig) -> dict[str, Any]:
-    """Keyword arguments of `from_pretrained`: what the recipe's model keys say, joined with its own."""
+    """Returns the keyword arguments of `from_pretrained`: those of the recipe's model keys and `model_init_kwargs`."""
     compute = "bfloat16" if training.settled().bf16 else "float16" if training.fp16 else "float32"
     ours: dict[str, Any] = {
         "revision": None if model.model_revision == "main" else model.model_revision,
         "dtype": model.dtype,
         "attn_implementation": model.attn_implementation,
     }
-    if has_package("bitsandbytes"):  # without it, which `packages.py` tells at the start of training, not even built
+    if has_package("bitsandbytes"):  # if it is missing, `packages.py` raises an error at the start of training
         ours["quantization_config"] = get_quantization_config(replace(model, dtype=model.dtype or compute))
     ours = {key: value for key, value in ours.items() if value is not None}
     given = training.model_init_kwargs or {}

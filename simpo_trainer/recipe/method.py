@@ -1,4 +1,4 @@
-"""`method`: which trainer a recipe is for, and what becomes of keys that were written for another one."""
+"""`method`: the trainer that a recipe is for, and the handling of keys that were written for another trainer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,30 +9,30 @@ from .file import Entry, Layer
 from .keys import KEYS, keys_of
 from .other_trainers import as_text
 
-# No learning rate of preference training lies above.
+# Learning rates of preference training are not above this.
 _PREFERENCE_RATE = 5e-6
 
 
 def method_of(layers: Sequence[Layer]) -> str:
-    """The method that the last layer with a `method` names; SimPO where none does, or where it names no method."""
+    """Returns the method that the last layer with a `method` names; SimPO if there is none or it is unknown."""
     return _methods(layers)[-1]
 
 
 def _methods(layers: Sequence[Layer]) -> list[str]:
-    """The method that each layer is written for: the one that it names, or else the layer before it."""
+    """Returns the method that each layer is written for: the one that it names, or else that of the layer before."""
     found, method = [], "simpo"
     for layer in layers:
         named = layer.entries["method"].value if "method" in layer.entries else method
-        method = named if named in METHODS else "simpo"  # a wrong one is told with the other values
+        method = named if named in METHODS else "simpo"  # a wrong name becomes an error with the other values
         found.append(method)
     return found
 
 
 def fit_to_method(layers: Sequence[Layer]) -> tuple[list[Layer], list[str]]:
-    """The layers without keys that the recipe's method does not read, and a notice for each kind of them.
+    """Returns the layers without keys that the recipe's method does not read, and a notice for each kind of them.
 
-    A beta written for one method means another thing to the next. So a layer that is written for another method than
-    the recipe's last word keeps what both read alike (data, model, budget), and the rest is left aside.
+    A beta has a different meaning under each method. So a layer that is written for another method than the recipe's
+    final one keeps only the keys with the same meaning for both (data, model, budget).
     """
     methods = _methods(layers)
     method = methods[-1]
@@ -63,7 +63,7 @@ def _is_idle(key: str, method: str) -> bool:
 
 
 def _is_worth_telling(key: str, entry: Entry, written_for: str, method: str) -> bool:
-    """Whether a value says more than the recipe would without it, under either method."""
+    """Returns whether a value differs from the key's default under both methods."""
     known = [keys_of(each)[key] for each in (written_for, method) if key in keys_of(each)]
     usual = [key_of_method.default for key_of_method in known]
     return entry.value not in usual and [entry.value] not in usual
@@ -77,20 +77,20 @@ def _aside(aside: Mapping[str, tuple[Entry, str]], method: str) -> list[str]:
     instead = {key: keys_of(method)[key].default for key in aside if key in keys_of(method)}
     taken = ", ".join(f"{key}: {as_text(value)}" for key, value in instead.items() if value is not None)
     return [
-        f"{values}: written for method {written_for} and left aside under method {method}"
+        f"{values}: written for method {written_for} and ignored under method {method}"
         + (f", which takes {taken}" if taken else "")
-        + f". What is given beside method: {method}, in the same file or on the command line, counts."
+        + f". To set a value for it, write it in the file with method: {method} or on the command line."
     ]
 
 
 def _idle(idle: Mapping[str, Entry], method: str) -> list[str]:
     if not idle:
         return []
-    return [f"{', '.join(idle)}: without effect under method {method}. Leave out what is not for it."]
+    return [f"{', '.join(idle)}: no effect under method {method}. Remove such keys."]
 
 
 def _other_rate(layers: Sequence[Layer], methods: Sequence[str]) -> list[str]:
-    """A learning rate is kept whatever the method; that of preference training teaches next to nothing in SFT."""
+    """Returns a notice if SFT keeps a learning rate of preference training, with which it learns almost nothing."""
     if methods[-1] != "sft":
         return []
     rates: list[tuple[Any, str]] = [

@@ -1,7 +1,7 @@
-"""Keys that recipes of other trainers use, and what each means here.
+"""Keys that recipes of other trainers use, and an error for each that gives the key and value to write here.
 
-Names and units differ (a gamma copied as a ratio trains another objective), so each is an error with the converted
-value, never a guess. Keys that merely aged are translated: `aged_keys.py`.
+Names and units differ (a gamma copied as a ratio trains another objective), so these keys are never translated
+silently. Old keys with an unchanged meaning are translated: `aged_keys.py`.
 """
 
 import json
@@ -15,7 +15,7 @@ Explain = Callable[[Any, Mapping[str, Any]], str | None]
 
 
 def as_text(value: Any) -> str:
-    """`value` as one would write it in a recipe."""
+    """Returns `value` as text for a recipe."""
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
@@ -59,14 +59,14 @@ def _mixture(value: Any, recipe: Mapping[str, Any]) -> str:
 def _rl(value: Any, recipe: Mapping[str, Any]) -> str:
     if value == "dpo":
         return "is called method here. Write method: dpo"
-    return "is not needed: method is simpo unless said otherwise, and loss_type chooses the loss. Leave it out"
+    return "is not needed: method is simpo by default, and loss_type chooses the loss. Leave it out"
 
 
 def _loss_named_simpo(value: Any, recipe: Mapping[str, Any]) -> str | None:
     return "simpo is what this trainer does. Write loss_type: sigmoid, or leave it out" if value == "simpo" else None
 
 
-# Key to a function of its value and the whole recipe: a sentence that follows the key, or None where nothing is wrong.
+# For each key a function of its value and the whole recipe: the text of the error behind the key, None for no error.
 OTHER_TRAINERS: dict[str, Explain] = {
     "simpo_gamma": _gamma,
     "gamma": _gamma,
@@ -74,7 +74,7 @@ OTHER_TRAINERS: dict[str, Explain] = {
     "rl_beta": _renamed("beta"),
     "cpo_alpha": _renamed("sft_weight", ", and sft_reduction: token for the same mean over tokens"),
     "pref_ftx": _renamed("sft_weight"),
-    "pref_loss": _needless("the loss is loss_type, sigmoid unless said otherwise"),
+    "pref_loss": _needless("loss_type chooses the loss, sigmoid by default"),
     "rl": _rl,
     "loss_type": _loss_named_simpo,
     "dpo_label_smoothing": _renamed("label_smoothing"),

@@ -1,4 +1,4 @@
-"""Find recipes: files by path, and those that come with the package by name."""
+"""Find recipes: files by path, recipes of the package by name."""
 
 import re
 from pathlib import Path
@@ -7,16 +7,16 @@ from ..errors import SimPOError, near
 
 
 def recipes_folder() -> Path:
-    """The folder of the package's own recipes: beside the package in a checkout, inside it in an installed wheel."""
+    """Returns the folder of the package's recipes: beside the package in a checkout, inside it in a wheel."""
     package = Path(__file__).parents[1]
     installed = package / "_recipes"
     return installed if installed.is_dir() else package.parent / "recipes"
 
 
 def recipe_files() -> dict[str, Path]:
-    """The recipes that come with this package, by name ("paper/llama3-8b-instruct").
+    """Returns the recipes that come with this package, by name ("paper/llama3-8b-instruct").
 
-    Left out are launcher files and files whose name begins with an underscore, which other recipes extend.
+    Launcher files are left out, and files for other recipes to extend, whose names begin with an underscore.
     """
     folder = recipes_folder()
     files = sorted((file.relative_to(folder) for file in folder.rglob("*.yaml")), key=_by_size)
@@ -28,13 +28,13 @@ def recipe_files() -> dict[str, Path]:
 
 
 def _by_size(file: Path) -> list[tuple[bool, int, str]]:
-    """Order of names in which 7b comes before 13b."""
+    """Returns a sort key that puts 7b before 13b."""
     parts = re.split(r"(\d+)", file.with_suffix("").as_posix())
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
 def find_recipe(name: str | Path) -> Path:
-    """The file of a recipe that is given by path, or by its name or the end of its name where that is unique.
+    """Returns the file of a recipe given by its path, its name, or the end of its name if only one name has it.
 
     Raises:
         SimPOError: there is no such recipe, or several.
@@ -44,7 +44,7 @@ def find_recipe(name: str | Path) -> Path:
         return path
     known = recipe_files()
     wanted = path.with_suffix("") if path.suffix in (".yaml", ".yml") else path
-    # "recipes/quickstart.yaml" is how the documentation names it, also where only the installed package is there.
+    # The documentation writes "recipes/quickstart.yaml"; this must work with an installed package too.
     wanted_name = wanted.as_posix().removeprefix("recipes/")
     if wanted_name in known:
         return known[wanted_name]

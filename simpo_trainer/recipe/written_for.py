@@ -1,4 +1,4 @@
-"""What becomes of a recipe's beta and its like where a later layer, such as the command line, changes the loss."""
+"""Ignore a recipe's beta and similar settings where a later layer, such as the command line, changes the loss."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,14 +8,14 @@ from ..loss.losses import LOSSES
 from .file import Entry, Layer
 from .other_trainers import as_text
 
-# Settings whose meaning depends on the loss. Others mean one thing, or belong to one loss alone.
+# Settings whose meaning depends on the loss. Others have one meaning, or belong to one loss only.
 _BY_LOSS = ("beta", "gamma_beta_ratio", "sft_weight", "loss_weights")
 
 
 def fit_to_loss(layers: Sequence[Layer]) -> tuple[list[Layer], list[str]]:
-    """The layers without settings that were written for another loss than the recipe's last word, and a notice of them.
+    """Returns the layers without settings that were written for another loss than the final one, and a notice of them.
 
-    A beta of 2 is SimPO's, and twenty times that of CPO: whoever changes the loss alone should get the new one's own.
+    SimPO's beta is 2, twenty times that of CPO: a user who changes only the loss should get the new loss's defaults.
     """
     written = _losses(layers)
     kept: list[Layer] = []
@@ -30,7 +30,7 @@ def fit_to_loss(layers: Sequence[Layer]) -> tuple[list[Layer], list[str]]:
 
 
 def _losses(layers: Sequence[Layer]) -> list[tuple[str, ...]]:
-    """The losses that each layer is written for: those that it names, or else those of the layer before."""
+    """Returns the losses that each layer is written for: those that it names, or else those of the layer before."""
     found: list[tuple[str, ...]] = []
     names: tuple[str, ...] = ("sigmoid",)
     for layer in layers:
@@ -43,14 +43,14 @@ def _losses(layers: Sequence[Layer]) -> list[tuple[str, ...]]:
 
 def _means_another(key: str, written: tuple[str, ...], now: tuple[str, ...]) -> bool:
     if key not in _BY_LOSS or written == now or not all(name in LOSSES for name in (*written, *now)):
-        return False  # an unknown loss is told with the other values
+        return False  # an unknown loss becomes an error with the other values
     if key == "sft_weight":
         return {LOSSES[name].sft_weight for name in written} != {LOSSES[name].sft_weight for name in now}
     return key == "loss_weights" or not all(_has_simpos_reward(name) for name in (*written, *now))
 
 
 def _has_simpos_reward(name: str) -> bool:
-    """Whether beta and gamma_beta_ratio are those of SimPO."""
+    """Returns whether a loss uses beta and gamma_beta_ratio with SimPO's defaults."""
     return "gamma_beta_ratio" in LOSSES[name].uses and not LOSSES[name].defaults.keys() & {"beta", "gamma_beta_ratio"}
 
 
@@ -60,6 +60,6 @@ def _notice(aside: dict[str, Entry], names: tuple[str, ...]) -> list[str]:
     values = ", ".join(f"{key}: {as_text(entry.value)}" for key, entry in aside.items())
     which = names[0] if len(names) == 1 else f"[{', '.join(names)}]"
     return [
-        f"{values}: written for another loss and left aside for loss_type: {which}, which takes its own. What is given "
-        "beside loss_type, in the same file or on the command line, counts."
+        f"{values}: written for another loss and ignored for loss_type: {which}, which takes its own. To set a value "
+        "for it, write it in the file with loss_type or on the command line."
     ]

@@ -1,1 +1,1 @@
-"""What a run leaves of itself in its folder, and reading it back."""
+"""The record of a run in its folder, and reading it back."""

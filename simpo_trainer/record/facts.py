@@ -1,4 +1,4 @@
-"""`RunFacts`: what a run is, as plain data. The manifest is written from it, and the model card from the manifest."""
+"""`RunFacts`: a run as plain data. The manifest is written from it, and the model card from the manifest."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ class RecipeFacts:
 
     Args:
         name: the file's name.
-        settings: the values that the files and the command line give.
-        origins: where each of them was given.
+        settings: the values of the files and the command line.
+        origins: the file and line, or the command line, that each value comes from.
         sources: the data sets that are named, see :func:`~simpo_trainer.data.load.describe_sources`.
     """
 
@@ -26,21 +26,21 @@ class RecipeFacts:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """All that is known of a run when it starts.
+    """All facts that are known when a run starts.
 
     Args:
-        versions, hardware, seeds: of libraries, devices and random numbers.
-        recipe: None for a run from Python.
+        versions, hardware, seeds: versions of libraries, the platform with its devices, and seeds of random numbers.
+        recipe: the recipe; None for a run from Python.
         method: "simpo", "dpo" or "sft".
-        settings: those of the method, of its rows and of its model.
-        own_loss: the name of a trainer class with a loss of its own; None for a loss of the package.
-        loss: what is minimised, a sentence in Markdown.
+        settings: the settings of the method, its rows and its model.
+        own_loss: the name of a trainer class with its own loss; None for a loss of the package.
+        loss: a sentence in Markdown about the loss.
         log_prob_unit: unit of `logps/*`; None where a trainer of trl logs them.
-        target_margin: what the loss aims at, in that unit; None without one.
+        target_margin: the target margin of the loss, in that unit; None without one.
         training: learning rate, schedule, optimiser and length of the training.
-        model, tokenizer: what they are, without the paths that they came from.
-        sets: of each set its size, fingerprint, and the report of its tokenization.
-        batch: how a global batch is made up, and the number of optimiser steps.
+        model, tokenizer: a description of each, without the paths that they came from.
+        sets: for each set its size, its fingerprint, and the counts of its tokenization.
+        batch: the parts of a global batch, and the number of optimiser steps.
     """
 
     versions: dict[str, str]
@@ -60,7 +60,7 @@ class RunFacts:
     batch: dict[str, Any]
 
     def public(self) -> dict[str, Any]:
-        """The part of a manifest that holds these facts: names instead of paths, no secrets."""
+        """Returns these facts as they stand in a manifest: names instead of paths, no secrets."""
         recipe = self.recipe
         return {
             "versions": self.versions,

@@ -1,4 +1,4 @@
-"""Fingerprints: equal data, tokenizers and texts give equal ones on any machine."""
+"""Fingerprints: equal data, tokenizers and texts have equal fingerprints on any machine."""
 
 import hashlib
 import json
@@ -11,10 +11,10 @@ from ..tokens.rows import LABELLED_COLUMNS, token_columns
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The same for tokenizers that split texts alike, wherever they were loaded from."""
+    """Returns a hash that is equal for tokenizers that split texts in the same way, wherever they were loaded from."""
     if tokenizer.is_fast:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
-        # Left behind by earlier calls; they say nothing of the tokenizer.
+        # Earlier calls set these; they do not describe the tokenizer.
         state |= {"padding": None, "truncation": None}
     else:
         state = [tokenizer.get_vocab(), {str(i): str(token) for i, token in tokenizer.added_tokens_decoder.items()}]
@@ -22,7 +22,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def rows_fingerprint(dataset: Any) -> str | None:
-    """Hash of the token ids of a set in their order: equal data, tokenizer and settings give it on any machine."""
+    """Returns a hash of the token ids of a set in their order, equal on any machine; None for a stream."""
     if not isinstance(dataset, Dataset):
         return None
     digest = hashlib.sha256()
@@ -42,5 +42,5 @@ def _int32(values: Any) -> bytes:
 
 
 def sha256_of(value: Any) -> str:
-    """Hash of what JSON can hold; anything else counts as its text."""
+    """Returns the hash of a value as JSON; values that JSON cannot hold are hashed as text."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Tell which folders are runs and name each, and find the checkpoints in the folder of a run."""
+"""Recognise the folders of runs and name each, and find the checkpoints in the folder of a run."""
 
 import re
 from collections.abc import Sequence
@@ -7,31 +7,31 @@ from pathlib import Path
 from ..errors import SimPOError, near
 
 MANIFEST = "run_manifest.json"
-# The state of a trainer with its log. A checkpoint has it when all else is written, a run when it has ended.
+# The state of a trainer with its log. It is written last: in a checkpoint after all other files, in a run at its end.
 STATE = "trainer_state.json"
 _SHOWN = 8
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run that were saved to their end, oldest first."""
+    """Returns the completely saved checkpoints of a run, oldest first."""
     return sorted((found for found in folder.glob("checkpoint-*") if is_checkpoint(found)), key=step_of)
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is a checkpoint that was saved to its end; one that was set aside is one too."""
+    """Returns whether a folder is a completely saved checkpoint, also one that was renamed to set it aside."""
     return re.fullmatch(r".*checkpoint-\d+", folder.absolute().name) is not None and (folder / STATE).is_file()
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimiser steps behind a `checkpoint-N` folder."""
+    """Returns the optimiser step N of a `checkpoint-N` folder."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def check_runs(folders: Sequence[Path]) -> None:
-    """Check that each folder is the output folder of a run, and none is given twice.
+    """Check that each folder is the output folder of a run, and that none is given twice.
 
     Raises:
-        SimPOError: one is not; the message says what is there instead.
+        SimPOError: a folder is not one, or is given twice; the message says what is in the folder instead.
     """
     seen: set[Path] = set()
     for folder in folders:
@@ -43,7 +43,7 @@ def check_runs(folders: Sequence[Path]) -> None:
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
-    """The name of each folder; where some share it, with the parent's before it, and else with a number behind it."""
+    """Returns a unique name for each folder: its own, with the parent's before it or a number behind it if needed."""
     last = [folder.resolve().name or "run" for folder in folders]
     names: list[str] = []
     for folder, name in zip(folders, last, strict=True):
@@ -75,7 +75,7 @@ def _content(folder: Path) -> str:
 
 
 def _remedy(folder: Path) -> str:
-    """Runs that may be meant: around the folder, in it, or beside it by a like name."""
+    """Returns a sentence with runs that the user may mean: the parent, folders inside, or those with similar names."""
     if (folder.parent / MANIFEST).is_file():
         return f" {folder.parent} is one: give that."
     below = sorted(file.parent for pattern in ("*", "*/*") for file in folder.glob(f"{pattern}/{MANIFEST}"))

@@ -1,4 +1,4 @@
-"""`run_manifest.json`: what a run was, so that its numbers can be explained and had again.
+"""`run_manifest.json`: the description of a run, so that its numbers can be explained and reproduced.
 
 The file is published with the model, so it holds names instead of paths, and neither users, hosts nor secrets.
 """
@@ -17,7 +17,7 @@ from .peak_memory import forget_peak, peak_memory
 
 
 class Recorded(Protocol):
-    """What a trainer tells the record of its run."""
+    """The attributes and methods of a trainer that the record of its run uses."""
 
     args: TrainingArguments
     state: TrainerState
@@ -26,14 +26,14 @@ class Recorded(Protocol):
     resumed_from: Path | None
 
     def facts(self) -> RunFacts:
-        """The facts of the run."""
+        """Returns the facts of the run."""
 
     def is_world_process_zero(self) -> bool:
-        """Whether this process writes the record."""
+        """Returns whether this process writes the record."""
 
 
 class ManifestCallback(TrainerCallback):
-    """Writes the manifest when training starts, so that a killed run has one, and completes it as results come."""
+    """Writes the manifest when training starts, so that a killed run has one, and adds results as they come."""
 
     def __init__(self, trainer: Recorded):
         self.trainer = trainer
@@ -60,11 +60,12 @@ class ManifestCallback(TrainerCallback):
         self._write()
 
     def record_start(self, rows: dict[str, Any], metrics: dict[str, float] | None) -> None:
-        """Add what the untrained model was measured to do on some rows.
+        """Add the metrics of the untrained model on some rows.
 
         Args:
-            rows: which rows these are.
-            metrics: None where the run goes on from a checkpoint: its first part has measured, if on the same rows.
+            rows: a description of the rows.
+            metrics: the metrics; None if the run resumes from a checkpoint. Then those of its first part are kept, if
+                they were measured on the same rows.
         """
         if not self.manifest:
             return
@@ -74,19 +75,19 @@ class ManifestCallback(TrainerCallback):
         self._write(measured_rows=rows, start=metrics)
 
     def record_end(self, metrics: dict[str, float]) -> None:
-        """Add what the trained model was measured to do on the rows of the start, and of which step it is."""
+        """Add the metrics of the trained model on the same rows, and its step."""
         if self.manifest:
             self._write(end=metrics)
 
     def _first_part(self) -> dict[str, Any]:
-        """The manifest of the run that is gone on with; empty unless its checkpoint lies beside it."""
+        """Returns the manifest of the run that is resumed; empty if the checkpoint is not in this output folder."""
         folder, checkpoint = Path(str(self.trainer.args.output_dir)), self.trainer.resumed_from
-        # One that was set aside under another name is of an earlier run in the folder.
+        # A checkpoint that was set aside (its name starts with "_") belongs to an earlier run in the folder.
         if checkpoint is None or checkpoint.resolve().parent != folder.resolve() or checkpoint.name[0] == "_":
             return {}
         try:
             found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # none, or a torn one
+        except (OSError, ValueError):  # no manifest, or an incomplete one
             return {}
         return found if isinstance(found, dict) else {}
 
@@ -103,7 +104,7 @@ class ManifestCallback(TrainerCallback):
             self._write()
 
     def so_far(self) -> dict[str, Any]:
-        """The manifest with the results up to now; the facts alone where nothing was trained."""
+        """Returns the manifest with the results up to now; only facts and results if training has not started."""
         state = self.trainer.state
         results = {"steps": state.global_step, "metrics": final_metrics(state.log_history)}
         return {**(self.manifest or self.trainer.facts().public()), "results": results}
@@ -113,11 +114,11 @@ class ManifestCallback(TrainerCallback):
         file = Path(str(self.trainer.args.output_dir)) / MANIFEST
         scratch = file.with_suffix(".tmp")
         scratch.write_text(json.dumps(self.manifest, indent=2) + "\n", encoding="utf-8")
-        scratch.replace(file)  # whoever reads it meanwhile finds the old or the new one whole
+        scratch.replace(file)  # in one step: a reader finds the old file or the new one, both complete
 
 
 def final_metrics(log_history: list[dict[str, float]]) -> dict[str, float]:
-    """The last value of everything that was logged."""
+    """Returns the last logged value of each metric."""
     found: dict[str, float] = {}
     for entry in log_history:
         found |= {name: value for name, value in entry.items() if name not in ("epoch", "step")}

@@ -1,4 +1,4 @@
-"""The methods that a recipe can name: one row for each, with its classes, its rules and its words."""
+"""The methods that a recipe can name: one row for each, with its classes, its rules and its texts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,20 +28,20 @@ _DPO = """\
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train. Classes and functions stand as "package.module:name" and are imported where they are used.
+    """A way to train. Classes and functions are given as "package.module:name" and imported when they are used.
 
     Args:
-        name: in a recipe.
-        title: as people write it.
-        tags: for the head of the model card.
-        training: follows "trained" in the first sentence of the card.
-        won: what makes the chosen answer of a pair win, for its accuracy; "" for training on single texts.
-        citation: how its paper is cited, "" without one.
-        rows: the name of what it trains on.
+        name: its name in a recipe.
+        title: its name in texts.
+        tags: tags for the head of the model card.
+        training: a text that follows "trained" in the first sentence of the card.
+        won: the condition for a chosen answer to win its pair in the accuracy; "" for training on single texts.
+        citation: the citation of its paper; "" without one.
+        rows: the word for its training rows.
         trainer: the class of its trainer; "" for SimPO, whose trainer a run may replace by a subclass.
         arguments: the class of its trainer's arguments; "" for SimPO.
-        settle: checks and completes the recipe's values for the method; "" where nothing is to be settled.
-        usual: values of `SimPOConfig` where a recipe is silent and SimPO's own would be none for the method.
+        settle: a function that checks and completes the recipe's values for the method; "" if there is nothing to do.
+        usual: defaults of `SimPOConfig` for this method, where those of SimPO do not fit it.
         with_reference: whether rewards are measured against a reference model.
         on_conversations: whether it also trains on rows of `messages`.
     """
@@ -62,14 +62,14 @@ class Method:
 
     @property
     def is_simpo(self) -> bool:
-        """Whether this package's own trainer trains, by its own losses."""
+        """Returns whether this package's own trainer trains, with its own losses."""
         return not self.trainer
 
     def load(self, what: str) -> Any:
-        """The class or function that a field names, or None for "".
+        """Returns the class or function that a field names, or None for "".
 
         Args:
-            what: "trainer", "arguments" or "settle".
+            what: the field: "trainer", "arguments" or "settle".
         """
         place = getattr(self, what)
         return resolve_name(place) if place else None

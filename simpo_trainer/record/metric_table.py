@@ -1,4 +1,4 @@
-"""The metrics that are shown: one line each, for the log line, the card, the curves and the comparison."""
+"""The table of metrics to show: one line each, for the log line, the card, the curves and the comparison."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ TOKEN_ACCURACY = "mean_token_accuracy"
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is shown. `{unit}` in a text stands for the unit of log-probabilities.
+    """The texts for a metric. `{unit}` in a text stands for the unit of log-probabilities.
 
     Args:
-        name: in the log, without the prefix of an evaluation set.
-        label: on the line that a log prints, and its number format; None for a metric that is not on it.
-        row: title and number format in the card's table of results; None for a metric that is not in it.
-        panel: title and unit of its panel among the training curves; None for a metric without one.
-        line: its name in a panel that it shares with others.
-        methods: those whose cards have the row; empty for all.
+        name: its name in the log, without the prefix of an evaluation set.
+        label: its name and number format on the printed log line; None if it is not printed.
+        row: its title and number format in the card's table of results; None if it is not in the table.
+        panel: title and unit of its panel in the training curves; None without a panel.
+        line: the label of its line in the panel.
+        methods: the methods whose cards have the row; empty for all.
     """
 
     name: str
@@ -36,7 +36,7 @@ _OF_TRAINING = (
     Metric("grad_norm", ("grad", ".2f"), panel=("Gradient norm", "norm before clipping")),
     Metric("learning_rate", ("lr", ".1e"), panel=("Learning rate", "learning rate")),
 )
-# Of training on pairs. Their order is that of lines, rows and panels.
+# Metrics of training on pairs, in the order in which they are shown.
 PAIR_METRICS: tuple[Metric, ...] = (
     Metric("loss", ("loss", ".4f"), ("loss", ".4f"), ("Loss", "loss per pair")),
     Metric(
@@ -52,7 +52,7 @@ PAIR_METRICS: tuple[Metric, ...] = (
     Metric(REJECTED, ("rejected", ".3f"), ("log-probability of rejected answers, {unit}", ".4f"), _LOGPS, "rejected"),
     *_OF_TRAINING,
 )
-# Of training on single texts.
+# Metrics of training on single texts.
 TEXT_METRICS: tuple[Metric, ...] = (
     Metric("loss", ("loss", ".4f"), ("loss", ".4f"), ("Loss", "nats per token")),
     Metric(
@@ -73,7 +73,7 @@ TEXT_METRICS: tuple[Metric, ...] = (
 
 
 def metrics_of(logged: Iterable[str]) -> tuple[tuple[Metric, ...], str]:
-    """The table for a run that logs these names, and the metric by which an evaluation set is told in a log."""
+    """Returns the metrics of a run that logs these names, and the metric whose prefixes name its evaluation sets."""
     names = list(logged)
     if not any(name.endswith(ACCURACY) for name in names) and any(name.endswith(TOKEN_ACCURACY) for name in names):
         return TEXT_METRICS, TOKEN_ACCURACY
@@ -81,5 +81,5 @@ def metrics_of(logged: Iterable[str]) -> tuple[tuple[Metric, ...], str]:
 
 
 def prefixes_of(logs: Mapping[str, Any], mark: str) -> list[str]:
-    """The prefixes under which a log has the metric `mark`: "", "eval_", or "eval_<set>_"."""
+    """Returns the prefixes of the metric `mark` in a log: "" for the training, "eval_" or "eval_<set>_"."""
     return [name.removesuffix(mark) for name in logs if name.endswith(mark)]

@@ -1,4 +1,4 @@
-"""The most memory that a training has held."""
+"""The peak memory of a training."""
 
 import sys
 from typing import Any
@@ -6,25 +6,24 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-# What `of` says of the figure: tensors on an accelerator, or everything that the process has ever held.
+# The values of `of`: memory of tensors on an accelerator, or all resident memory of the process.
 ACCELERATOR, PROCESS = "accelerator", "process"
 
 
 def forget_peak(device: torch.device) -> None:
-    """Begin to measure an accelerator's peak; that of a process cannot be begun anew."""
+    """Reset the peak of an accelerator; that of a process cannot be reset."""
     if _peak_of_accelerator(device):
         torch.accelerator.reset_peak_memory_stats(device)
 
 
 def peak_memory(accelerator: Accelerator) -> dict[str, Any] | None:
-    """`bytes` of the process that has held the most, and `of` what; every process must call it.
+    """Returns the highest peak of all processes as `bytes`, and `of` what; every process must call it.
 
     On an accelerator these are the bytes of tensors since :func:`forget_peak`, without the allocator's reserve. On the
-    CPU it is the resident memory of the whole process from its start on: libraries, data and whatever ran before
-    included.
+    CPU it is the resident memory of the whole process since its start, with libraries, data and earlier work.
 
     Returns:
-        None where the system does not tell.
+        None where the system does not report it.
     """
     found = _peak_of_accelerator(accelerator.device)
     peaks = torch.tensor([found or _peak_of_process()], dtype=torch.int64, device=accelerator.device)
@@ -33,7 +32,7 @@ def peak_memory(accelerator: Accelerator) -> dict[str, Any] | None:
 
 
 def _peak_of_accelerator(device: torch.device) -> int:
-    """0 for the CPU, and for an accelerator whose allocator does not count."""
+    """Returns the peak in bytes; 0 for the CPU, and for an accelerator whose allocator does not count."""
     if device.type == "cpu":
         return 0
     try:

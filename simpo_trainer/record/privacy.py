@@ -1,4 +1,4 @@
-"""What may be published: names instead of paths of this machine, no secrets."""
+"""Make settings and texts fit to publish: names instead of paths of this machine, no secrets."""
 
 import getpass
 import os
@@ -12,12 +12,12 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
-# Settings that only say where this machine keeps things, and secrets.
+# Settings that describe only this machine.
 _PRIVATE_KEYS = {"output_dir", "logging_dir", "cache_dir", "local_rank"}
 
 
 def hub_name(name: str | None) -> str | None:
-    """`name` if it can be one of the Hub ("org/model"), None if it is a path or exists here as one."""
+    """Returns `name` if it can be a name on the Hub ("org/model"); None for a path, or if such a path exists here."""
     if not name or Path(name).expanduser().exists() or name.startswith((".", "~")):
         return None
     try:
@@ -28,7 +28,7 @@ def hub_name(name: str | None) -> str | None:
 
 
 def local_label(path: str | Path) -> str:
-    """A path by its last part, which tells the reader most and strangers least; a home folder by no name at all."""
+    """Returns a label for a path with its last part only; for a home folder without any name."""
     path = Path(path).expanduser()
     name = path.name or path.absolute().name
     if not name or path.absolute() == Path.home() or name == _user():
@@ -37,12 +37,12 @@ def local_label(path: str | Path) -> str:
 
 
 def public_label(name: str | None) -> str:
-    """A model or data set for the reader: its Hub name, or that it is local."""
+    """Returns a label for a model or data set: its Hub name, or the label of its local path."""
     return hub_name(name) or (local_label(name) if name else "not named")
 
 
 def public_settings(value: Any) -> Any:
-    """A copy of settings without secrets and without paths of this machine, in types that JSON knows."""
+    """Returns a copy of settings without secrets and without paths of this machine, in types that JSON knows."""
     if isinstance(value, Mapping):
         return {
             _public_text(str(key)): public_settings(item)
@@ -59,22 +59,22 @@ def public_settings(value: Any) -> Any:
 
 
 def without_tokens(text: str) -> str:
-    """The text with tokens of the Hub blotted out."""
+    """Returns the text with "<token>" instead of tokens of the Hub."""
     return _TOKEN.sub("<token>", text)
 
 
 def private_texts(*paths: str | Path | None, secrets: tuple[str | None, ...] = ()) -> dict[str, str]:
-    """What must not appear in a published file, and what to put in its place; the longest text first.
+    """Returns the texts that must not appear in a published file, with a replacement for each; the longest first.
 
     Args:
-        paths: files and folders of this machine that the files may name.
-        secrets: texts to blot out.
+        paths: files and folders of this machine that the published files may name.
+        secrets: secret texts to replace by "<token>".
     """
     found = {str(Path.home()): "~"}
     for path in paths:
         if path and hub_name(str(path)) is None:
             absolute = Path(path).expanduser().absolute()
-            # A path of one part, as "/data", is too short to be searched for in a text.
+            # A path of one part, such as "/data", is too short to search for in a text.
             found |= {str(p): local_label(p) for p in (absolute, absolute.resolve()) if len(p.parts) > 2}
     found |= {secret: "<token>" for secret in secrets if secret}
     found.pop("/", None)
@@ -92,5 +92,5 @@ def _public_text(text: str) -> str:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # a container may have no user of this number
+    except (OSError, KeyError, ImportError):  # a container may have no name for the user id
         return ""

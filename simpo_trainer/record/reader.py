@@ -1,4 +1,4 @@
-"""One run as its output folder tells it: manifest, log and results. Only JSON is read, nothing is unpickled."""
+"""Read a run from its output folder: manifest, log and results. Only JSON is read, nothing is unpickled."""
 
 import json
 import math
@@ -19,10 +19,10 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Point:
-    """What was measured at one optimiser step; None for what was not.
+    """The figures of one optimiser step; None for a figure that was not measured.
 
-    `accuracy` is the share of pairs won, `margin` the log-probability of chosen answers less that of rejected ones and
-    `chosen` that of chosen answers, in the unit of the run; `chosen_tokens` and `rejected_tokens` are mean lengths.
+    `accuracy` is the share of pairs won; `margin` is the log-probability of chosen answers minus that of rejected ones
+    and `chosen` that of chosen answers, in the unit of the run; `chosen_tokens` and `rejected_tokens` are mean lengths.
     """
 
     step: int
@@ -34,16 +34,16 @@ class Point:
 
     @classmethod
     def of(cls, entry: Json, prefix: str, step: int) -> "Point":
-        """The figures of a log entry whose names begin with `prefix`."""
+        """Returns the figures of a log entry whose names begin with `prefix`."""
         get = {name: _number(entry.get(prefix + name)) for name in _NAMES}
         chosen, rejected, margin = get[CHOSEN], get[REJECTED], get[MARGINS]
         if margin is None and chosen is not None and rejected is not None:
-            margin = chosen - rejected  # trl logs none; the difference of two means is the mean of differences
+            margin = chosen - rejected  # trl logs no margin; the difference of two means is the mean of differences
         return cls(step, get[ACCURACY], margin, chosen, get[CHOSEN_LENGTH], get[REJECTED_LENGTH])
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing of answers was measured."""
+        """Returns whether neither accuracy nor the log-probability of chosen answers was measured."""
         return self.accuracy is None and self.chosen is None
 
 
@@ -55,19 +55,19 @@ class Run:
     """One run and one of its held-out sets.
 
     Args:
-        name: what it is called here.
-        status: "finished", or how far it came.
+        name: its name in tables and pictures.
+        status: "finished", or the state and step that it reached.
         method: "simpo", "dpo", ...; loss: the name of its loss.
-        unit: of log-probabilities, `PER_TOKEN` or `PER_ANSWER`.
-        evaluations: measured on the held-out set during training, and at its end.
+        unit: the unit of log-probabilities, `PER_TOKEN` or `PER_ANSWER`.
+        evaluations: evaluations on the held-out set during training and at its end.
         final: the held-out evaluation of the model that was saved.
-        same_rows: the untrained and the trained model on one slice of the training set; empty points if not measured.
-        seconds: duration of the training, evaluations in it included.
-        resumed_from: the step at which the training that took `seconds` began.
+        same_rows: the untrained and the trained model on the same training rows; empty points if not measured.
+        seconds: duration of the training with its evaluations.
+        resumed_from: the step at which the training of `seconds` began.
         memory: `bytes` at the peak, and `of` what.
         held_out, trained_on: fingerprints of the sets; None if not known.
-        held_out_rows: size of the held-out set.
-        model: what it started from.
+        held_out_rows: number of pairs in the held-out set.
+        model: the name of the model that training started from.
     """
 
     name: str
@@ -88,13 +88,13 @@ class Run:
 
     @property
     def best(self) -> Point | None:
-        """The held-out evaluation with the highest accuracy, the earliest of equals."""
+        """Returns the held-out evaluation with the highest accuracy, the earliest of equals."""
         known = [point for point in self.evaluations if point.accuracy is not None and not math.isnan(point.accuracy)]
         return max(known, key=lambda point: point.accuracy or 0.0, default=None)
 
 
 def is_against_reference(method: str) -> bool:
-    """Whether a method, which may be unknown here, measures rewards against a reference model."""
+    """Returns whether a method measures rewards against a reference model; False for an unknown method."""
     return method in METHODS and METHODS[method].with_reference
 
 
@@ -103,14 +103,14 @@ def _is_simpo(method: str) -> bool:
 
 
 def read_runs(folder: Path, name: str) -> list[Run]:
-    """The run in `folder`, once for each of its held-out sets.
+    """Returns the run in `folder`, once for each of its held-out sets.
 
     Args:
         folder: the output folder of a run.
-        name: what to call it; several held-out sets add their names.
+        name: the name of the run; with several held-out sets, their names are added.
 
     Raises:
-        SimPOError: a file of it cannot be read as JSON.
+        SimPOError: a file in the folder cannot be read as JSON.
     """
     manifest = _read(folder / MANIFEST)
     state = _trainer_state(folder, manifest)
@@ -122,7 +122,7 @@ def read_runs(folder: Path, name: str) -> list[Run]:
 
 
 def read_record(folder: Path) -> tuple[Json, list[Json]]:
-    """The manifest of a run with its final results, and the log of its trainer.
+    """Returns the manifest of a run with its final results, and the log of its trainer.
 
     Raises:
         SimPOError: there is no manifest, or a file cannot be read as JSON.
@@ -164,27 +164,27 @@ def _run(manifest: Json, log: Sequence[Json], results: Json, prefix: str, name: 
 def _evaluations(
     manifest: Json, log: Sequence[Json], results: Json, prefix: str
 ) -> tuple[tuple[Point, ...], Point | None]:
-    """The held-out evaluations by step, and that of the model that was saved."""
+    """Returns the held-out evaluations by step, and that of the model that was saved."""
     entries = [entry for entry in log if not Point.of(entry, prefix, 0).is_empty]
     points = [Point.of(entry, prefix, _step(entry)) for entry in entries]
     last = Point.of(results, prefix, int(_part(manifest, "results").get("steps") or 0))
     timer = f"{prefix}runtime"
     if last.is_empty or (entries and results.get(timer) == entries[-1].get(timer)):
         return tuple(points), points[-1] if points else None
-    # A later evaluation than the log's. That of the best model, loaded at the end, is of an earlier step than it seems.
+    # The last evaluation is later than the log. If it is that of the best model, its real step is earlier: not listed.
     if not _part(manifest, "recipe", "settings").get("load_best_model_at_end"):
         points.append(last)
     return tuple(points), last
 
 
 def _same_rows(manifest: Json) -> tuple[Point, ...]:
-    """The untrained and the trained model on the rows that the run measured both on."""
+    """Returns the figures of the untrained and of the trained model on the same training rows."""
     start, end = _part(manifest, "start"), _part(manifest, "end")
     return Point.of(start, "", 0), Point.of(end, "", _step(end))
 
 
 def _prefixes(entries: Sequence[Json]) -> list[str]:
-    """ "eval_", or "eval_<set>_" of each held-out set, in the order in which they were evaluated."""
+    """Returns "eval_", or "eval_<set>_" of each held-out set, in the order of their evaluations."""
     found = [
         name.removesuffix(ACCURACY)
         for entry in entries
@@ -195,15 +195,15 @@ def _prefixes(entries: Sequence[Json]) -> list[str]:
 
 
 def _without_tie(point: Point) -> Point:
-    """Before the first step a model is its own reference: all rewards are 0, and no pair is won or lost."""
+    """Returns a point without its accuracy if it is of step 0: all rewards against the reference are 0 then."""
     return replace(point, accuracy=None) if point.step == 0 else point
 
 
-# ---- What is in the folder ----
+# ---- The files in the folder ----
 
 
 def _results(folder: Path, manifest: Json) -> Json:
-    """The last value of each metric. What an earlier run left in the folder is not taken for this one's."""
+    """Returns the last value of each metric; files of an earlier run in the same folder are not read."""
     metrics = dict(_part(manifest, "results", "metrics"))
     if manifest.get("status") != "finished":
         return metrics
@@ -214,7 +214,7 @@ def _results(folder: Path, manifest: Json) -> Json:
 
 
 def _trainer_state(folder: Path, manifest: Json) -> Json:
-    """The state with the log: of the end of training, or of the last checkpoint if there was no end."""
+    """Returns the state with the log: that of the end of training, or of the last checkpoint if there was no end."""
     file = folder / STATE
     if manifest.get("status") == "finished" and file.is_file() and _is_of(state := _read(file), manifest):
         return state
@@ -223,7 +223,7 @@ def _trainer_state(folder: Path, manifest: Json) -> Json:
 
 
 def _is_of(state: Json, manifest: Json) -> bool:
-    """Whether a state is this run's: an earlier one in the same folder took another time."""
+    """Returns whether a state belongs to this run: the state of an earlier run has another training time."""
     known = _part(manifest, "results", "metrics").get("train_runtime")
     times = [entry["train_runtime"] for entry in state.get("log_history", []) if "train_runtime" in entry]
     return known is None or not times or times[-1] == known
@@ -244,7 +244,7 @@ def _read(file: Path) -> Json:
     return found
 
 
-# ---- What the manifest says ----
+# ---- The entries of the manifest ----
 
 
 def _status(manifest: Json, log: Sequence[Json]) -> str:
@@ -265,12 +265,12 @@ def _loss(settings: Json) -> str:
 def _unit(manifest: Json, method: str, settings: Json) -> str:
     if named := manifest.get("log_prob_unit"):
         return PER_TOKEN if named == PER_TOKEN else PER_ANSWER
-    # Other methods are trl's, whose `logps/*` are sums; older manifests have the setting alone.
+    # Other methods are trl's, whose `logps/*` are sums; older manifests have only the setting.
     return PER_TOKEN if _is_simpo(method) and settings.get("average_log_prob", True) else PER_ANSWER
 
 
 def _part(record: Json, *names: str) -> Json:
-    """What lies under these names, empty where there is nothing."""
+    """Returns the mapping under these nested names; empty if there is none."""
     for name in names:
         found = record.get(name)
         record = found if isinstance(found, Mapping) else {}

@@ -1,1 +1,1 @@
-"""Looking at runs: curves, comparisons, tables and pictures."""
+"""The results of runs as curves, comparisons, tables and pictures."""

@@ -1,4 +1,4 @@
-"""What `simpo compare` does: read the runs, print their table, write the files."""
+"""The work of `simpo compare`: read the runs, print their table, write the files."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which figures of several runs may stand side by side, and what must be said beside them."""
+"""Compare the figures of several runs, with notes that explain them and warnings where they do not compare."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -7,17 +7,18 @@ from typing import Any
 
 from ..record.reader import PER_ANSWER, PER_TOKEN, Point, Run, is_against_reference
 
-# What wins a pair, in short and in full, by the unit of log-probabilities; and for a method with a reference model.
+# The condition for winning a pair, in short and in full, for each unit of log-probabilities.
 _WON_BY = {
     PER_TOKEN: ("per token", "higher average log-prob per token"),
     PER_ANSWER: ("per answer", "higher log-prob, summed over its tokens"),
 }
+# The same for a method with a reference model.
 _AGAINST_REFERENCE = ("vs. reference", "log-prob raised more over the reference model's")
 
 
 @dataclass(frozen=True)
 class Drift:
-    """The course of the chosen answers' log-probability, as the difference from where it was first measured."""
+    """The change of the chosen answers' log-probability since its first measurement, by optimiser step."""
 
     steps: tuple[int, ...]
     changes: tuple[float, ...]
@@ -25,15 +26,15 @@ class Drift:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs with the figures of each, and what must be known to read them.
+    """Runs with the figures of each, and the notes that explain them.
 
     Args:
         runs: the runs, in the order given.
-        drifts: of each run, by the one measure that is used for all; None where a run has none.
-        drift_measure: what that is.
-        figures: of each run, by name; None where a run has none.
-        notes: what to read under the figures.
-        warnings: why figures do not compare.
+        drifts: the drift of each run, by one measure for all runs; None where a run has none.
+        drift_measure: the name of that measure.
+        figures: the figures of each run, by name; None where a run has none.
+        notes: sentences that explain the figures.
+        warnings: reasons why figures do not compare.
     """
 
     runs: tuple[Run, ...]
@@ -45,7 +46,7 @@ class Comparison:
 
 
 def compare_runs(runs: Sequence[Run]) -> Comparison:
-    """Put the figures of runs side by side."""
+    """Returns the figures of the runs side by side."""
     measure, drifts = _drifts(runs)
     return Comparison(
         runs=tuple(runs),
@@ -58,7 +59,7 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
 
 
 def won_by(run: Run) -> tuple[str, str] | None:
-    """What makes the chosen answer win a pair in the accuracy of a run, in short and in full; None without accuracy."""
+    """Returns the condition for winning a pair in a run's accuracy, in short and in full; None without accuracy."""
     if run.best is None:
         return None
     return _AGAINST_REFERENCE if is_against_reference(run.method) else _WON_BY[run.unit]
@@ -78,9 +79,9 @@ def _held_out_from_start(run: Run) -> tuple[Point, ...]:
 
 
 _OF_TRAINED = "training pairs, the same up to 64 rows under the untrained and the trained model"
-# All of them are over the same pairs from the first point to the last: the difference between other pairs, often longer
-# ones, is larger than any drift. From the most telling on: what the first evaluation finds after hundreds of steps
-# hides most of the drift.
+# The most informative measure first: if the first evaluation comes after hundreds of steps, it misses most of the
+# drift. Each measure uses the same pairs at all its points: different pairs, often of other lengths, differ by more
+# than any drift.
 _MEASURES: dict[str, Callable[[Run], tuple[Point, ...]]] = {
     "held-out pairs, from the untrained model to the last evaluation": _held_out_from_start,
     _OF_TRAINED: lambda run: run.same_rows,
@@ -89,7 +90,7 @@ _MEASURES: dict[str, Callable[[Run], tuple[Point, ...]]] = {
 
 
 def _drifts(runs: Sequence[Run]) -> tuple[str | None, tuple[Drift | None, ...]]:
-    """One measure for all: the first that all runs have which have any, or else the first that most have."""
+    """Returns the measure that most runs have (the first of equals), and the drift of each run by it."""
     found = {name: tuple(_drift(points(run)) for run in runs) for name, points in _MEASURES.items()}
     best = max(found, key=lambda name: sum(drift is not None for drift in found[name]))
     return (best, found[best]) if any(found[best]) else (None, found[best])
@@ -107,7 +108,7 @@ def _drift(points: Sequence[Point]) -> Drift | None:
 
 
 def _figures(run: Run, drift: Drift | None) -> dict[str, Any]:
-    """The figures of a run; each name stands for one unit and one meaning, whatever the run."""
+    """Returns the figures of a run; each name has the same unit and meaning in all runs."""
     final, best, won = run.final, run.best, won_by(run)
     memory: Mapping[str, Any] = run.memory or {}
     margin, change = final.margin if final else None, drift.changes[-1] if drift else None
@@ -131,7 +132,7 @@ def _figures(run: Run, drift: Drift | None) -> dict[str, Any]:
     }
 
 
-# ---- What is said beside them ----
+# ---- Notes and warnings ----
 
 
 def _notes(runs: Sequence[Run], measure: str | None, drifts: Sequence[Drift | None]) -> list[str]:
@@ -143,14 +144,14 @@ def _notes(runs: Sequence[Run], measure: str | None, drifts: Sequence[Drift | No
         f"the {meaning}" + (f" ({', '.join(names)})" if len(meanings) > 1 else "")
         for meaning, names in meanings.items()
     ]
-    alike = "" if len(meanings) < 2 else "not measured alike, "
+    alike = "" if len(meanings) < 2 else "measured in different ways, "
     notes = [f"Accuracy: {alike}the share of held-out pairs whose chosen answer has {'; '.join(told)}."] if told else []
     if measure:
         notes.append(f"Drift of the chosen answers' log-prob: {measure}{_first_steps(runs, drifts)}.")
     if any(run.final and run.final.chosen_tokens is not None for run in runs):
-        notes.append("Tokens: means of the held-out answers as the data has them, not of what the models generate.")
+        notes.append("Tokens: mean lengths of the held-out answers in the data, not of answers that models generate.")
     if any((run.memory or {}).get("of") == "process" for run in runs):
-        notes.append("Memory of a process: all of it that was resident, libraries and data included.")
+        notes.append("Memory of a process: all its resident memory, libraries and data included.")
     resumed = [f"{run.name} from step {run.resumed_from}" for run in runs if run.resumed_from]
     if resumed:
         notes.append(f"Training time and memory are of the last part of resumed runs: {', '.join(resumed)}.")
@@ -158,7 +159,7 @@ def _notes(runs: Sequence[Run], measure: str | None, drifts: Sequence[Drift | No
 
 
 def _first_steps(runs: Sequence[Run], drifts: Sequence[Drift | None]) -> str:
-    """From which steps on, unless all runs were first measured before the first one."""
+    """Returns the step of the first measurement of each run as text; "" if it is step 0 for all."""
     first = {run.name: drift.steps[0] for run, drift in zip(runs, drifts, strict=True) if drift}
     if len(set(first.values())) == 1:
         [step] = set(first.values())
@@ -194,10 +195,12 @@ def _rows(run: Run) -> str:
 
 
 def _differing(what: str, prints: Mapping[str, tuple[str | None, str]], consequence: str) -> list[str]:
-    """What to say of sets that are not the same for all runs, or not known to be.
+    """Returns warnings about sets that differ between runs, or whose fingerprint is unknown.
 
     Args:
-        prints: of each run, the set's fingerprint and what to say before it.
+        what: the name of the sets.
+        prints: for each run the fingerprint of its set, and a text to show before it.
+        consequence: a text that says which figures do not compare.
     """
     if len(prints) < 2:
         return []
@@ -209,13 +212,13 @@ def _differing(what: str, prints: Mapping[str, tuple[str | None, str]], conseque
         said.append(f"The {what} differ{consequence}: {_grouped(shown)}.")
     if unknown:
         said.append(
-            f"Whether the {what} are the same is not known of {', '.join(unknown)}: no hash of them was recorded."
+            f"It is unknown whether the {what} of {', '.join(unknown)} are the same: no hash of them was recorded."
         )
     return said
 
 
 def _grouped(values: Mapping[str, str]) -> str:
-    """ "a, b: first value; c: second value", the value of most runs first."""
+    """Returns "a, b: first value; c: second value", the value of most runs first."""
     counts = Counter(values.values())
     return "; ".join(
         f"{', '.join(name for name, found in values.items() if found == value)}: {value}"

@@ -1,4 +1,4 @@
-"""The comparison as a picture: held-out accuracy, margin and drift of all runs over their optimiser steps."""
+"""The comparison as a picture: held-out accuracy, margin and drift of all runs over the optimiser steps."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from .comparison import Comparison, won_by
 from .style import MARKERS, finish_panel, line_style, picture
 
 _COLUMNS = 3
-# From so many points on, marks would hide the lines; this many are then left.
+# A line with more points than this gets about this many marks: more would hide the line.
 _MARKS = 12
 
 Series = tuple[Sequence[int], Sequence[float]]
@@ -19,7 +19,7 @@ _NOTHING: Series = ((), ())
 
 @dataclass(frozen=True)
 class _Panel:
-    """The place of a panel, its title and unit, and the points of each run; a run with another unit has none here."""
+    """The row and column of a panel, its title, its unit, and the points of each run; none for runs in other units."""
 
     place: tuple[int, int]
     title: str
@@ -28,10 +28,10 @@ class _Panel:
 
 
 def comparison_picture(comparison: Comparison, path: Path) -> bool:
-    """Draw a line for each run into panels that hold one unit each, and write them as a PNG file.
+    """Draw a line for each run into panels of one unit each, and write them as a PNG file.
 
     Returns:
-        Whether there was anything to draw; without it no file is written.
+        False if there was nothing to draw, so that no file was written.
     """
     panels = _panels(comparison)
     if not panels:
@@ -44,7 +44,7 @@ def comparison_picture(comparison: Comparison, path: Path) -> bool:
         for panel in panels:
             lines |= _draw(axes[panel.place], panel)
         names, title = _labels(comparison.runs)
-        # In the corner under the accuracy, which has one unit, or else under all panels.
+        # With two rows the legend is in the free panel under the accuracy, else under all panels.
         handles = [lines[number] for number in sorted(lines)]
         shown = [names[number] for number in sorted(lines)]
         if rows > 1:
@@ -57,7 +57,7 @@ def comparison_picture(comparison: Comparison, path: Path) -> bool:
 
 
 def _labels(runs: Sequence[Run]) -> tuple[list[str], str | None]:
-    """The names and a title; where runs differ in what wins a pair, each name says it, and so does the title."""
+    """Returns names of the runs for the legend and its title; they say what wins a pair if that differs by run."""
     won = [won[0] if (won := won_by(run)) else None for run in runs]
     if len(set(won) - {None}) < 2:
         return [run.name for run in runs], None
@@ -66,7 +66,7 @@ def _labels(runs: Sequence[Run]) -> tuple[list[str], str | None]:
 
 
 def _panels(comparison: Comparison) -> list[_Panel]:
-    """The panels that have something to show: accuracy, and for each unit margin and drift."""
+    """Returns the panels that are not empty: accuracy, and for each unit margin and drift."""
     runs, source = comparison.runs, (comparison.drift_measure or "").partition(",")[0]
     accuracies = [_course(run, lambda point: point.accuracy) for run in runs]
     panels = [_Panel((0, 0), "Held-out accuracy", "share of pairs won", accuracies)]
@@ -88,13 +88,13 @@ def _course(run: Run, value: Callable[[Point], float | None]) -> Series:
 
 
 def _draw(axis: Any, panel: _Panel) -> dict[int, Any]:
-    """The line of each run that has points here, by the run's number."""
+    """Draw a panel, and return the line of each run that has points in it, by the run's number."""
     axis.set_axis_on()
     axis.set(title=panel.title, ylabel=panel.unit, xlabel="optimiser step")
     lines = {}
     for number, (steps, values) in enumerate(panel.courses):
         if steps:
-            # Thinner from run to run: a line that lies on another leaves its edges to be seen.
+            # Each run's line is thinner than the last, so that the edges of a covered line stay visible.
             below = 1 - number / max(1, len(panel.courses) - 1)
             [lines[number]] = axis.plot(
                 steps,

@@ -6,9 +6,9 @@ from typing import Any
 from ..errors import SimPOError
 from .style import GUIDE, finish_panel, line_style, picture
 
-# Log-probability per token half-way between two answers; what is drawn moves them apart.
+# Log-probability per token half-way between the two answers of a pair, for all margins.
 _MIDDLE = -2.0
-# Tokens of the answers for losses that compare whole ones.
+# Length of the answers for losses that compare whole answers, tokens.
 _TOKENS = 100
 
 
@@ -16,9 +16,9 @@ def plot_losses(names: list[str], path: Path, settings: dict[str, float]) -> Non
     """Draw the losses of pairs, and their gradients, over the margin between the answers.
 
     Args:
-        names: which losses.
-        path: the file to write; its ending says the format.
-        settings: values instead of the losses' own.
+        names: the losses to draw.
+        path: the file to write; its ending gives the format.
+        settings: values to use instead of the losses' defaults.
 
     Raises:
         SimPOError: the folder or the format does not exist.
@@ -37,7 +37,7 @@ def plot_losses(names: list[str], path: Path, settings: dict[str, float]) -> Non
             axis.set(title=title, ylabel=unit, xlabel="margin (chosen - rejected), nats per token")
             axis.axvline(0, **GUIDE)
             finish_panel(axis)
-        # What is steeper than most would flatten all others.
+        # Without limits, one steep loss would flatten all others.
         left.set_ylim(*_limits(left, -1.2, 6.0))
         right.set_ylim(*_limits(right, -6.0, 2.5))
         try:
@@ -52,9 +52,9 @@ def _limits(axis: Any, lowest: float, highest: float) -> tuple[float, float]:
 
 
 def curve(name: str, settings: dict[str, float]) -> tuple[list[float], list[float], list[float]]:
-    """Margins in nats per token, the loss of a pair with each, and the slope of the loss there.
+    """Returns margins in nats per token, the loss of a pair at each margin, and the slope of the loss there.
 
-    The two answers lie evenly about -2 nats per token.
+    The mean of the two answers' log-probabilities is -2 nats per token.
     """
     import torch
 

@@ -14,12 +14,12 @@ BLACK, GREY = "#000000", "#999999"
 COLOURS = (BLUE, ORANGE, GREEN, PINK, AMBER, SKY, BLACK, GREY)
 MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":")
-# For values that lines are compared with: a target, chance, zero.
+# The line for a value to compare with: a target, chance, zero.
 GUIDE = {"color": "#555555", "linestyle": ":", "linewidth": 1.2}
 
-# Inches, of a panel with its labels.
+# Width and height of a panel with its labels, inches.
 _PANEL = (3.7, 3.1)
-# Two labels of so many letters have room beside each other.
+# Two labels of up to this many letters fit beside each other.
 _SHORT = 18
 _SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -32,11 +32,11 @@ _SETTINGS: dict[Any, Any] = {
     "axes.spines.right": False,
     "lines.linewidth": 1.6,
     "legend.fontsize": 8,
-    # A line that lies under a legend shows through, and leaves the text readable.
+    # A line under a legend shows through, and the text stays readable.
     "legend.facecolor": "white",
     "legend.edgecolor": "none",
     "legend.framealpha": 0.8,
-    # Else the numbers of a panel would touch those of its neighbour.
+    # Without this, the numbers of a panel would touch those of the next one.
     "figure.constrained_layout.w_pad": 0.1,
     "figure.constrained_layout.h_pad": 0.08,
 }
@@ -46,7 +46,7 @@ _SETTINGS: dict[Any, Any] = {
 def picture(
     rows: int, columns: int, *, panel: tuple[float, float] = _PANEL, below: float = 0
 ) -> Iterator[tuple["Figure", Any]]:
-    """Make a figure with a grid of panels; draw and save it while entered.
+    """Make a figure with a grid of panels; draw and save it inside the `with` block.
 
     Args:
         rows: the number of panels in a column.

@@ -18,7 +18,7 @@ _DASH = "-"
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """A column for each run, a row for each figure; a row that no run has is left out if others stand for it."""
+    """Returns a table with a column for each run and a row for each figure; some rows are left out if all are empty."""
     table = Table()
     table.add_column("")
     for run in comparison.runs:
@@ -31,19 +31,19 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def show(comparison: Comparison, console: Console) -> None:
-    """Print the table, and under it what must be known to read it."""
+    """Print the table, with its notes and warnings below it."""
     table = comparison_table(comparison)
-    if not console.is_terminal:  # a file has no width to keep to
+    if not console.is_terminal:  # a file has no fixed width
         console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
     console.print(table)
     for note in comparison.notes:
         console.print(escape(note), highlight=False, soft_wrap=True)
     for warning in comparison.warnings:
-        console.print(f"[bold yellow]Mind:[/bold yellow] {escape(warning)}", highlight=False, soft_wrap=True)
+        console.print(f"[bold yellow]Warning:[/bold yellow] {escape(warning)}", highlight=False, soft_wrap=True)
 
 
 def as_json(comparison: Comparison) -> str:
-    """Figures, courses and notes; what is not there or not finite is null."""
+    """Returns figures, evaluations, drifts and notes as JSON; missing and not finite values are null."""
     runs = [
         {
             "name": run.name,
@@ -66,7 +66,7 @@ def as_json(comparison: Comparison) -> str:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """A line for each run with its figures; what is not there is empty."""
+    """Returns the figures as CSV with a line for each run; missing values are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, ["run", *comparison.figures[0]], lineterminator="\n")
     writer.writeheader()
@@ -125,7 +125,7 @@ def _memory(kind: str) -> Cell:
     return cell
 
 
-# Title, whether it is shown even if no run has it, and the cell of a run.
+# Title, whether the row is shown even if it is empty for all runs, and the function for a run's cell.
 _ROWS: tuple[tuple[str, bool, Cell], ...] = (
     ("status", True, lambda figures: figures["status"]),
     ("method, loss", True, _loss),

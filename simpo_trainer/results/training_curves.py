@@ -10,12 +10,12 @@ from .style import BLUE, COLOURS, GREEN, GUIDE, MARKERS, ORANGE, finish_panel, p
 Log = Sequence[Mapping[str, float]]
 
 _EVAL = {"linewidth": 1.2, "linestyle": "--", "markersize": 4}
-# The training has the first colour.
+# Colours of evaluation sets; the training has the first colour.
 _SHADES = COLOURS[1:]
-# Of lines that share a panel.
+# Colours of several metrics in one panel.
 _SIDES = (GREEN, ORANGE, *COLOURS[3:])
 _COLUMNS = 3
-# From so many points on, single logs hide their own course: they are drawn faintly, with their running mean on top.
+# A line with this many points or more is noisy: it is drawn faintly, with its running mean on top.
 _MANY = 60
 
 
@@ -29,13 +29,13 @@ def training_curves(
     """Draw loss, margin, log-probabilities, accuracy, learning rate and gradient norm over the optimiser steps.
 
     Args:
-        log_history: the trainer's log; evaluations are drawn beside the training.
+        log_history: the trainer's log; evaluations are drawn in the same panels as the training.
         path: the PNG file to write.
-        target_margin: drawn as a line beside the margin.
-        unit: of log-probabilities and margins.
+        target_margin: drawn as a line in the panel of the margin.
+        unit: the unit of log-probabilities and margins.
 
     Returns:
-        Whether there was anything to draw; without it no file is written.
+        False if there was nothing to draw, so that no file was written.
     """
     metrics, mark = metrics_of(name for entry in log_history for name in entry)
     prefixes = sorted({prefix for entry in log_history for prefix in prefixes_of(entry, mark) if prefix})
@@ -60,7 +60,7 @@ def training_curves(
 
 
 def _add_guides(axis: Any, name: str, target_margin: float | None) -> None:
-    """Add what a metric is compared with."""
+    """Add a line for the value that a metric is compared with: the target margin, or the accuracy of chance."""
     if name == MARGINS and target_margin is not None:
         axis.axhline(target_margin, **GUIDE, label=f"target {target_margin:g}")
     if name == ACCURACY:
@@ -69,7 +69,7 @@ def _add_guides(axis: Any, name: str, target_margin: float | None) -> None:
 
 
 def _draw(axis: Any, log_history: Log, metrics: Sequence[Metric], prefixes: Sequence[str]) -> None:
-    """One panel: each metric of training as a line, that of each evaluation set as dashed dots in its own colour."""
+    """Draw one panel: training metrics as lines, those of each evaluation set as dashed lines with marks."""
     for metric, own in zip(metrics, (BLUE,) if len(metrics) == 1 else _SIDES, strict=False):
         label, (steps, values) = metric.line, _series(log_history, metric.name)
         text = label
@@ -87,7 +87,7 @@ def _draw(axis: Any, log_history: Log, metrics: Sequence[Metric], prefixes: Sequ
 
 
 def _running_mean(values: Sequence[float], window: int) -> list[float]:
-    """The mean of each point and `window` on either side of it, fewer at the ends."""
+    """Returns the mean of each point and of `window` points on each side of it, fewer at the ends."""
     around = [values[max(0, i - window) : i + window + 1] for i in range(len(values))]
     return [sum(part) / len(part) for part in around]
 

@@ -1,4 +1,4 @@
-"""Launchers: a name or a file, and numbers of processes and machines, to words for `accelerate launch`."""
+"""Launchers: turn a name or file and numbers of processes and machines into words for `accelerate launch`."""
 
 import os
 import shlex
@@ -23,10 +23,10 @@ _SHARDING = ("FSDP", "DEEPSPEED")
 
 @dataclass(frozen=True)
 class Processes:
-    """How many processes on how many machines, as asked for; what is not given follows from the launcher's file.
+    """The numbers of processes and machines from the command line; unset ones come from the launcher's file.
 
-    `num_processes` is over all machines; unset means one for each accelerator that is visible here, or one where there
-    is none.
+    `num_processes` is over all machines; if the file has none either, it is the number of accelerators visible here, or
+    1 without any, times the machines.
     """
 
     num_processes: int | None = None
@@ -37,20 +37,20 @@ class Processes:
 
 
 def launcher_files() -> dict[str, Path]:
-    """The launchers that come with this package, by name."""
+    """Returns the files of the launchers that come with this package, by name."""
     return {file.stem: file for file in sorted((recipes_folder() / "accelerate").glob("*.yaml"))}
 
 
 def launch_words(launcher: str, recipe_words: Sequence[str], processes: Processes) -> list[str]:
-    """The words after `accelerate launch` that train a recipe in several processes.
+    """Returns the words after `accelerate launch` that train a recipe in several processes.
 
     Args:
         launcher: name of a launcher, or path of a configuration file of accelerate.
         recipe_words: the recipe and its overrides, as on the command line.
-        processes: how many, and where.
+        processes: the numbers of processes and machines.
 
     Raises:
-        SimPOError: the launcher is unknown, cannot do what is asked for on this machine, or is called inside another.
+        SimPOError: the launcher is unknown, does not fit this machine, or is called inside another launcher.
     """
     if "LOCAL_RANK" in os.environ:
         raise SimPOError("This process was itself started by a launcher (LOCAL_RANK is set). Leave --launcher out.")
@@ -59,7 +59,7 @@ def launch_words(launcher: str, recipe_words: Sequence[str], processes: Processe
     kind = config.distributed_type.value
     machines = processes.num_machines or config.num_machines
     accelerators = torch.accelerator.device_count()
-    # A file without a number of processes reads as -1.
+    # accelerate reads a file without a number of processes as -1.
     count = processes.num_processes or (
         config.num_processes if config.num_processes > 0 else max(accelerators, 1) * machines
     )
@@ -74,17 +74,17 @@ def launch_words(launcher: str, recipe_words: Sequence[str], processes: Processe
         if (value := getattr(processes, name)) is not None:
             words += [f"--{name}", str(value)]
     if kind == "NO" and accelerators > 1 and torch.cuda.is_available():
-        # A process that sees several would split its batch over them, which is refused.
+        # A process that sees several GPUs would split its batch over them, which is refused.
         words += ["--gpu_ids", os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]]
     return [*words, "--module", "simpo_trainer", "train", *recipe_words]
 
 
 def shown(words: Sequence[str]) -> str:
-    """The command in one line, to be read and pasted into a shell; a secret is shown as a variable."""
+    """Returns the command as one line, to read and to paste into a shell; a secret is shown as a variable."""
     command = shutil.which("accelerate")
     if command and Path(command).parent == Path(sys.executable).parent:
         parts = ["accelerate", "launch"]
-    else:  # what the shell would find, if anything, belongs to another Python
+    else:  # the shell finds no `accelerate`, or that of another Python
         parts = [shlex.quote(sys.executable), "-m", "accelerate.commands.launch"]
     previous = ""
     for word in words:
@@ -117,18 +117,18 @@ def _find_launcher(launcher: str) -> Path:
 
 
 def _read(file: Path) -> Any:
-    """The file as accelerate reads it."""
+    """Returns the configuration that accelerate reads from the file."""
     try:
         return load_config_from_file(str(file))
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:  # no mapping, unknown keys, ...
         raise SimPOError(
-            f"launcher file {file} is no configuration of accelerate: {error}\n"
+            f"launcher file {file} is not a configuration of accelerate: {error}\n"
             "Make one with `accelerate config --config_file FILE`, or copy one from recipes/accelerate/."
         ) from None
 
 
 def _short(file: Path) -> str:
-    """The path as one would type it here."""
+    """Returns the path, relative to the current folder if it lies inside."""
     return str(file.relative_to(Path.cwd())) if file.is_relative_to(Path.cwd()) else str(file)
 
 

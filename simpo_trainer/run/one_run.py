@@ -32,7 +32,7 @@ logger = get_logger(__name__)
 
 
 class Interrupted(Exception):
-    """The run was stopped by the signal `number`, with a checkpoint; `command` goes on from there."""
+    """The signal `number` stopped the run, after a checkpoint was saved; `command` resumes the run from there."""
 
     def __init__(self, command: str, number: int) -> None:
         super().__init__(f"interrupted; go on with: {command}")
@@ -43,17 +43,17 @@ class Interrupted(Exception):
 def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dict[str, float]:
     """Train as `recipe` says, save model and tokenizer in its output_dir, evaluate, and return all metrics.
 
-    Everything that can be found wrong without loading data or a model is checked first, and nothing of an earlier run
-    in output_dir is touched before both are loaded. Ctrl-C and SIGTERM end the process at once until training begins;
-    then the step is finished and a checkpoint saved.
+    All checks that need neither data nor a model come first, and files of an earlier run in output_dir are not touched
+    before both are loaded. Before training begins, Ctrl-C and SIGTERM end the process at once; after that, the current
+    step is finished and a checkpoint is saved first.
 
     Args:
-        recipe: what :func:`~simpo_trainer.recipe.load_recipe` returned.
+        recipe: the result of :func:`~simpo_trainer.recipe.load_recipe`.
         trainer_class: the trainer to use for SimPO; a subclass of :class:`~simpo_trainer.SimPOTrainer` runs with any
             recipe of that method.
 
     Raises:
-        SimPOError: a setting, the data or the environment must be put right first.
+        SimPOError: a setting, the data or the environment must be corrected.
         Interrupted: the run was stopped before its end and can be resumed.
     """
     with StopRequest() as stop_request:
@@ -95,7 +95,7 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
         trainer.add_callback(_SetAside(output_dir, checkpoint))
     with stop_request.deferred():
         metrics = _train(trainer, recipe, checkpoint)
-        # Saved before the evaluation, which may fail: hours of training should not hang on it.
+        # Saved before the evaluation: if it fails, hours of training are not lost.
         _save(trainer, output_dir)
     stop_request.obey()
     if test is not None:
@@ -109,11 +109,11 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
 
 
 class _SetAside(TrainerCallback):
-    """Sets checkpoints that are not this run's aside when training begins. What fails before leaves them as they are.
+    """Renames checkpoints that are not this run's when training begins; after an earlier failure they stay unchanged.
 
     Args:
         output_dir: folder of the run.
-        checkpoint: the one that it goes on from, if any.
+        checkpoint: the checkpoint to resume from, if any.
     """
 
     def __init__(self, output_dir: Path, checkpoint: Path | None):
@@ -135,7 +135,7 @@ def _trainer(recipe: Recipe, trainer_class: type[SimPOTrainer], arguments: dict[
             f"{trainer_class.__name__} trains by SimPO, and the recipe's method is {recipe.method}. Set method: simpo, "
             "or run the recipe without a trainer class."
         )
-    # Imported here: a run of SimPO has no use for trl's trainers.
+    # Imported here: a run of SimPO does not need trl's trainers.
     baseline = method.load("trainer")
     return baseline(args=recipe.baseline, shared=recipe.training.settled(), **arguments)
 
@@ -148,7 +148,7 @@ def _train(trainer: RunTrainer, recipe: Recipe, checkpoint: Path | None) -> dict
         logger.info(f"Stopped at step {trainer.state.global_step}. Go on with:\n  {command}")
         raise Interrupted(command, trainer.agreed_signal())
     if checkpoint and trainer.state.global_step == step_of(checkpoint):
-        logger.warning(f"{checkpoint} is the last step of this run already; nothing was trained.")
+        logger.warning(f"{checkpoint} is already the last step of this run; nothing was trained.")
         return {}
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
@@ -157,19 +157,19 @@ def _train(trainer: RunTrainer, recipe: Recipe, checkpoint: Path | None) -> dict
 
 def _save(trainer: RunTrainer, output_dir: Path) -> None:
     with _generation_cache(trainer):
-        # Not yet to the Hub, where it goes once, with the evaluation in its card.
+        # Not pushed to the Hub yet: this is done once, with the evaluation in the card.
         trainer.save_model(str(output_dir), _internal_call=True)
 
 
 def _publish(trainer: RunTrainer, output_dir: Path) -> None:
-    """Write the model card, and push if asked to."""
+    """Write the model card, and push if `push_to_hub` is true."""
     if not trainer.args.push_to_hub:
         trainer.create_model_card()
         return
     try:
         with _generation_cache(trainer):
             trainer.push_to_hub()
-    except Exception as error:  # whatever it is, hours of training must not seem lost for it
+    except Exception as error:  # for any error, the user must know that the training is not lost
         repo = trainer.hub_model_id or output_dir.absolute().name
         raise SimPOError(
             f"The training is done and the model is saved in {output_dir}, but it could not be pushed to the Hub: "
@@ -179,7 +179,7 @@ def _publish(trainer: RunTrainer, output_dir: Path) -> None:
 
 @contextmanager
 def _generation_cache(trainer: RunTrainer) -> Iterator[None]:
-    """Trainer switches the cache off for training and evaluation; who loads the saved model to generate wants it on."""
+    """Switch the cache on in the saved configuration, for generation; Trainer switches it off during training."""
     model: Any = trainer.model
     model.config.use_cache = True
     try:
@@ -189,7 +189,7 @@ def _generation_cache(trainer: RunTrainer) -> Iterator[None]:
 
 
 def _evaluate(trainer: RunTrainer) -> dict[str, float]:
-    """The evaluation of the trained model; one that training did at its last step is not done again."""
+    """Returns the evaluation of the trained model; an evaluation at the last training step is not repeated."""
     if not trainer.args.load_best_model_at_end:
         for entry in trainer.state.log_history:
             if entry["step"] == trainer.state.global_step and "eval_loss" in entry:
@@ -198,9 +198,9 @@ def _evaluate(trainer: RunTrainer) -> dict[str, float]:
 
 
 def resume_command(recipe: Recipe, checkpoint: Path) -> str:
-    """The shell command that goes on from `checkpoint` with the same recipe, overrides and launcher.
+    """Returns the shell command that resumes from `checkpoint` with the same recipe, overrides and launcher.
 
-    A launcher other than `simpo train --launcher` is not known here; its place is marked.
+    If the launcher is not `simpo train --launcher`, it is unknown here, and `<launcher>` stands for it.
     """
     options = os.environ.get(LAUNCHER_OPTIONS)
     known = options is not None or recipe.training.world_size == 1
@@ -208,6 +208,6 @@ def resume_command(recipe: Recipe, checkpoint: Path) -> str:
     words += [options] if options else []
     for key, text in recipe.overrides.items():
         if key != "resume_from_checkpoint":
-            # A secret does not belong in a log.
+            # A secret must not appear in a log.
             words.append(f"--{key}=" + ('"$HF_TOKEN"' if key == "hub_token" else shlex.quote(without_tokens(text))))
     return " ".join([*words, f"--resume_from_checkpoint={shlex.quote(str(checkpoint))}"])

@@ -1,4 +1,4 @@
-"""What a launched process is told about how it was launched."""
+"""The environment variable that gives a launched process the options of its launcher."""
 
-# In its environment: the launcher's options, as `simpo train` takes them.
+# Its value: the launcher's options, as `simpo train` takes them.
 LAUNCHER_OPTIONS = "SIMPO_LAUNCHER_OPTIONS"

@@ -1,4 +1,4 @@
-"""Optional packages that settings name: looked for when training starts, so that a recipe can be read without them."""
+"""Check the optional packages that settings need when training starts: a recipe can be read without them."""
 
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -10,10 +10,10 @@ from ..train.config import SimPOConfig
 
 
 def check_packages(training: SimPOConfig, model: ModelConfig) -> None:
-    """Check that every optional package that the settings name is installed.
+    """Check that every optional package that the settings need is installed.
 
     Raises:
-        SimPOError: naming all that are missing, each with its install line and the setting to do without it.
+        SimPOError: packages are missing; the message gives the install command of each, or the setting without it.
     """
     problems = [*_reporting_problems(training), *_attention_problems(training), *_quantization_problems(model)]
     if training.deepspeed and not has_package("deepspeed"):
@@ -33,7 +33,7 @@ def _reporting_problems(training: SimPOConfig) -> list[str]:
                 f"Run `pip install {_REPORTER_PACKAGES.get(name, name)}`, or override it: --report_to none"
             )
         else:
-            # No install line: a package of that name may be anybody's.
+            # No install command: a stranger may have published a package of that name.
             reporters = list(INTEGRATION_TO_CALLBACK)
             meant = did_you_mean(name, reporters, 1) or f" It must be one of {', '.join(reporters)}."
             problems.append(f"report_to names {name}, which is not a reporter.{meant}")
@@ -43,7 +43,7 @@ def _reporting_problems(training: SimPOConfig) -> list[str]:
 _REPORTER_PACKAGES = {"azure_ml": "azureml-mlflow", "comet_ml": "comet-ml", "flyte": "flytekit"}
 
 
-# Attention to the package that brings it, and how that is installed.
+# For each attention its package, and the command that installs it.
 _ATTENTION = {
     "flash_attention_2": ("flash_attn", "pip install flash-attn --no-build-isolation"),
     "flash_attention_3": ("flash_attn_interface", "pip install kernels"),
@@ -58,7 +58,7 @@ def _attention_problems(training: SimPOConfig) -> list[str]:
     if attention is not None and attention not in known and "/" not in attention:  # a kernel of the Hub has a slash
         meant = did_you_mean(attention, known, 1) or f" It must be one of {', '.join(known)}."
         return [f"attn_implementation is {attention}, which transformers does not have.{meant}"]
-    # The `kernels` package fetches the same kernels from the Hub where the package itself is missing.
+    # Without this package, `kernels` fetches the same kernels from the Hub.
     if attention not in _ATTENTION or has_package(_ATTENTION[attention][0]) or has_package("kernels"):
         return []
     return [

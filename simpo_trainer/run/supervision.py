@@ -1,4 +1,4 @@
-"""Runs `accelerate launch` until its processes have ended: signals reach them, and their error is shown once."""
+"""Run `accelerate launch` until its processes end: pass signals on to them, and show their error once."""
 
 import logging
 import os
@@ -19,21 +19,22 @@ _PASSED_ON = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") 
 
 
 def supervise(words: Sequence[str], options: str) -> int:
-    """Do what `accelerate launch` with `words` does, and return the exit status of its processes.
+    """Run `accelerate launch` with `words`, and return the exit status of its processes.
 
-    Started by itself, it would end in a traceback of its own where a process fails, and after Ctrl-C kill processes
-    that take more than 30 seconds to save their checkpoint.
+    Without supervision, it ends with its own traceback when a process fails, and after Ctrl-C it kills processes that
+    take more than 30 seconds to save their checkpoint.
 
     Args:
-        words: what follows `accelerate launch`.
-        options: the launcher's options, which the processes find in their environment.
+        words: the words after `accelerate launch`.
+        options: the launcher's options, which the processes get in their environment.
 
     Raises:
-        SimPOError: accelerate refuses the words, a process ended with such an error, or one was killed.
+        SimPOError: accelerate refuses the words, a process ended with a SimPOError, or a process was killed.
     """
     args = launch_command_parser().parse_args(list(words))
     os.environ[LAUNCHER_OPTIONS] = options
-    # The signals that are passed on here, torch would answer by killing. It must be left one, and nobody sends this.
+    # torch would kill the processes on signals that are passed on here. It needs at least one signal: SIGQUIT, which is
+    # hardly ever sent.
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"
     for name in ("multiprocessing.api", "agent.server.api"):
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
@@ -44,25 +45,25 @@ def supervise(words: Sequence[str], options: str) -> int:
             return _status(list(error.failures.values()))
         except subprocess.CalledProcessError as error:
             return _exit_status(error.returncode, rank=0)
-        except (ValueError, ImportError, OSError) as error:  # its text says what: a port in use, for one
+        except (ValueError, ImportError, OSError) as error:  # its text explains it: a port in use, for example
             raise SimPOError(f"accelerate launch: {error}") from error
     return 0
 
 
 def leave_group_of_parent() -> None:
-    """Called by a launched process: Ctrl-C in the terminal is to reach it once, from the process that supervises it.
+    """Leave the process group of the parent, so that Ctrl-C reaches a launched process once, from its supervisor.
 
-    torch starts several processes so, accelerate a single one in the group that the terminal signals.
+    torch starts several processes outside the terminal's group; accelerate starts a single process inside it.
     """
     if LAUNCHER_OPTIONS in os.environ and os.getpgrp() == os.getpgid(os.getppid()):
         os.setsid()
 
 
 def leave_to_parent(error: SimPOError) -> bool:
-    """Record the error of a launched process for the supervising one, which shows it once for all processes.
+    """Record the error of a launched process for its supervisor, which shows it once for all processes.
 
     Returns:
-        False if no process supervises this one; nothing is recorded then.
+        False if this process has no supervisor; then nothing is recorded.
     """
     if LAUNCHER_OPTIONS not in os.environ or "TORCHELASTIC_ERROR_FILE" not in os.environ:
         return False
@@ -72,7 +73,7 @@ def leave_to_parent(error: SimPOError) -> bool:
 
 @contextmanager
 def _signals_passed_on() -> Iterator[None]:
-    """Pass the signals that this process gets on to the processes that it started."""
+    """Pass signals to this process on to the processes that it started."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         children = psutil.Process().children()
@@ -82,7 +83,7 @@ def _signals_passed_on() -> Iterator[None]:
             with suppress(psutil.NoSuchProcess):
                 child.send_signal(number)
 
-    # One that is ignored stays so: nohup means it.
+    # An ignored signal stays ignored, as nohup wants it.
     handled = [number for number in _PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, pass_on) for number in handled}
     try:
@@ -93,21 +94,29 @@ def _signals_passed_on() -> Iterator[None]:
 
 
 def _status(failures: list[ProcessFailure]) -> int:
-    """The exit status of the process that failed first; those that were ended because of it come after it."""
+    """Returns the exit status of the process that failed first; others were ended because of it.
+
+    Raises:
+        SimPOError: that process recorded an error, or a signal killed it.
+    """
 
     def order(failure: ProcessFailure) -> tuple[bool, bool, int, bool]:
-        # Times are whole seconds; in the same one, a killed process is the reason why another lost its connection.
+        # Times are whole seconds. In the same second, a killed process made the others lose their connection.
         told, killed = isinstance(failure.message, dict), failure.exitcode == -signal.SIGKILL
         return not told, failure.exitcode == -signal.SIGTERM, failure.timestamp, not killed
 
     first = min(failures, key=order)
-    if isinstance(first.message, dict):  # by `leave_to_parent`, after the name of the class
+    if isinstance(first.message, dict):  # from `leave_to_parent`; the message follows the name of the class
         raise SimPOError(first.message["message"].partition(": ")[2])
     return _exit_status(first.exitcode, first.local_rank)
 
 
 def _exit_status(code: int, rank: int) -> int:
-    """The shell's status for a process's: what a signal that was passed on ended, is no error to explain."""
+    """Returns the shell's exit status for a process's; a process ended by a signal passed on needs no message.
+
+    Raises:
+        SimPOError: another signal ended the process.
+    """
     if code >= 0 or -code in _PASSED_ON:
         return code if code >= 0 else 128 - code
     name = signal.Signals(-code).name

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from ..data.ranking import PairChoice
 from ..knobs import knob, knob_problems
@@ -73,7 +73,7 @@ class RowSettings:
         return max(1, self.max_length * 1800 // 2048)
 
 
-def settled_rows(settings: RowSettings) -> dict[str, int]:
+def settled_rows(settings: RowSettings) -> dict[str, Any]:
     """Returns the values that unset settings of the rows take."""
     return {"max_prompt_length": settings.prompt_limit}
 

@@ -131,9 +131,13 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
         check_one_accelerator(self.n_gpu)
         for warning in [*loss_warnings(self), *_warnings(self)]:
             logger.warning(warning)
+        if self.max_prompt_length is None and self.max_length != RowSettings.max_length:
+            logger.info(
+                f"max_prompt_length is {self.prompt_limit}: unset, it follows from max_length {self.max_length}."
+            )
 
     def settled(self) -> "SimPOConfig":
-        """Returns a copy with the values that are used: of loss, rows, batch, and all that follows from other fields."""
+        """Returns a copy with the values that are used, for fields that were left open."""
         copied = copy(self)
         for name, (given, used) in self._following.items():
             if getattr(self, name) == given:  # not set by hand since

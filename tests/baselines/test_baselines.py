@@ -173,7 +173,7 @@ def test_ranked_answers_become_pairs_two_by_two(world, tmp_path):
 def test_evaluating_texts_is_refused_instead_of_tokenized_otherwise(world, tmp_path):
     trainer = dpo_baseline(world, tmp_path, PAIRS[:4])
     with pytest.raises(
-        SimPOError, match="token rows here; the columns chosen_ids, prompt_ids, rejected_ids are missing"
+        SimPOError, match="token rows for an evaluation; the columns chosen_ids, prompt_ids, rejected_ids are missing"
     ):
         trainer.evaluate(Dataset.from_list([as_text(pair) for pair in PAIRS[:4]]))
 
@@ -235,7 +235,7 @@ def test_a_dpo_run_from_a_recipe_of_simpo(recipe, world, caplog):
     assert "trained on preference pairs with DPO" in card and "SimPO" not in card.replace("simpo-trainer", "")
     assert "DPO: loss sigmoid, beta 0.01. Reference: a frozen copy of the starting model." in card
     assert Path("out/training_curves.png").is_file()
-    assert "beta: 2.0" in caplog.text and "left aside under method dpo, which takes beta: 0.01" in caplog.text
+    assert "beta: 2.0" in caplog.text and "ignored under method dpo, which takes beta: 0.01" in caplog.text
     # The tokens are those of a SimPO run, to the last one.
     run(recipe(output_dir="simpo"))
     assert manifest("simpo")["method"] == "simpo"
@@ -271,7 +271,7 @@ def test_ctrl_c_saves_a_checkpoint(recipe, monkeypatch):
 def test_one_folder_holds_one_method(recipe):
     Path("out").mkdir()
     Path("out/run_manifest.json").write_text("{}")  # of a version that knew no other method
-    with pytest.raises(SimPOError, match="holds a run of method simpo, and this one is of method dpo.*such as out-dpo"):
+    with pytest.raises(SimPOError, match="holds a run of method simpo; this run is of method dpo.*such as out-dpo"):
         run(recipe("--method=dpo"))
 
 
@@ -518,18 +518,18 @@ def test_a_beta_beside_the_method_counts(recipe):
     both = recipe("--method=dpo", "--beta=0.05", beta=2.0, gamma_beta_ratio=0.5)
     assert both.baseline.beta == 0.05
     [notice] = both.notices
-    assert notice.startswith("gamma_beta_ratio: 0.5: written for method simpo and left aside under method dpo.")
+    assert notice.startswith("gamma_beta_ratio: 0.5: written for method simpo and ignored under method dpo.")
     assert recipe("--beta=0.2", method="dpo", beta=0.1).baseline.beta == 0.2
     back = recipe("--method=simpo", method="dpo", beta=0.1, precompute_ref_log_probs=True)
     assert back.training.beta != 0.1 and back.baseline is None
     assert "precompute_ref_log_probs: true is left out: SimPO has no reference model" in back.notices[0]
-    assert back.notices[1].startswith("beta: 0.1: written for method dpo and left aside under method simpo.")
+    assert back.notices[1].startswith("beta: 0.1: written for method dpo and ignored under method simpo.")
 
 
 def test_what_has_no_effect_is_named_in_one_warning(recipe):
     loaded = recipe(method="dpo", gamma_beta_ratio=0.5, sft_weight=0.1, average_log_prob=True, batch_layout="auto")
     [notice] = loaded.notices
-    assert re.match(r"(?:\w+, ){3}\w+: without effect under method dpo\.", notice)
+    assert re.match(r"(?:\w+, ){3}\w+: no effect under method dpo\.", notice)
     for name in ("gamma_beta_ratio", "sft_weight", "average_log_prob", "batch_layout"):
         assert name in notice
 
@@ -558,7 +558,7 @@ def test_keys_of_dpo(recipe):
 def test_older_names_of_losses(recipe):
     loaded = recipe(method="dpo", loss_type="aot_pair")
     assert loaded.baseline.loss_type == ["aot"]
-    assert loaded.notices == ["loss_type aot_pair is called aot by trl now, and is read as that."]
+    assert loaded.notices == ["loss_type aot_pair is called aot by trl now, and is read as aot."]
     bare = recipe(method="dpo", loss_type="aot")
     assert bare.baseline.loss_type == ["aot"] and "aot_unpaired" in bare.notices[0]
     assert recipe(method="dpo", loss_type="aot_unpaired").notices == []

@@ -92,7 +92,7 @@ def test_a_run_that_a_signal_stopped_exits_with_128_and_its_number(recipe, monke
         (["train", "--beta", "2", "recipe.yaml"], "The recipe comes first, before --beta"),
         (["trian", "recipe.yaml"], "No such command 'trian'. Did you mean 'train'?"),
         (["--verson"], "--verson"),
-        (["train", "recipe.yaml", "--num-processes", "2"], "Say with --launcher"),
+        (["train", "recipe.yaml", "--num-processes", "2"], "Add --launcher to choose"),
         (["train", "recipe.yaml", "--launcher", "ddp", "--num-processes", "0"], "Invalid value for '--num-processes'"),
     ],
 )

@@ -36,7 +36,7 @@ def test_unknown_names():
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_a_picture(tmp_path, ending):
     file = tmp_path / f"losses.{ending}"
-    assert f"{file} shows them." in run("sigmoid", "cpo", "--plot", str(file), "--beta", "3").stdout
+    assert f"Wrote their curves to {file}." in run("sigmoid", "cpo", "--plot", str(file), "--beta", "3").stdout
     assert file.read_bytes()[:4] in (b"\x89PNG", b"<?xm")
 
 

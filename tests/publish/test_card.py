@@ -73,7 +73,7 @@ def test_the_card_of_a_run_from_python(tmp_path):
     accuracy = trainer.state.log_history[-1]["eval_rewards/accuracies"]
     assert f" {accuracy:.3f} |" in next(line for line in text.splitlines() if line.startswith("| accuracy"))
     assert (tmp_path / "training_curves.png").is_file()
-    assert "Not the end of its training" not in text
+    assert "The training is not complete" not in text
     assert str(tmp_path) not in card.content
 
 
@@ -127,7 +127,7 @@ def test_an_adapter_replaces_the_card_that_peft_writes(tmp_path):
 def test_a_card_before_the_end_says_so(tmp_path):
     trainer = trained(tmp_path)
     trainer.run_record.manifest["batch"]["optimiser_steps"] = 5
-    assert "**Not the end of its training:** step 2 of 5." in card_of(trainer).text
+    assert "**The training is not complete:** step 2 of 5." in card_of(trainer).text
 
 
 def test_a_card_without_a_log_has_no_picture(tmp_path):
@@ -200,7 +200,7 @@ def test_the_files_of_a_run_make_its_card(tmp_path, monkeypatch, method):
 
 def test_an_older_manifest_makes_no_card(tmp_path):
     (tmp_path / "run_manifest.json").write_text(json.dumps({"manifest_version": 1, "method": "simpo"}))
-    with pytest.raises(SimPOError, match="is of an older version, which says too little"):
+    with pytest.raises(SimPOError, match="is from an older version and holds too little"):
         card_of_folder(tmp_path)
     with pytest.raises(SimPOError, match="holds no run_manifest.json, so it is not the folder of a run"):
         card_of_folder(tmp_path / "nowhere")

@@ -155,11 +155,11 @@ def test_offline_mode(tmp_path, hub, monkeypatch):
 
 def test_names_that_the_hub_does_not_take(tmp_path, hub):
     with pytest.raises(
-        SimPOError, match="hub_model_id is 'a/b/c', no name for the Hub: .* Set hub_model_id: user/name"
+        SimPOError, match="hub_model_id is 'a/b/c', not a name for the Hub: .* Set hub_model_id: user/name"
     ):
         check_credentials(settings(tmp_path, hub_model_id="a/b/c"))
     args = SimPOConfig(output_dir=str(tmp_path / "my run"), push_to_hub=True, use_cpu=True)
-    with pytest.raises(SimPOError, match="output_dir, which names the repository, is 'my run', no name for the Hub"):
+    with pytest.raises(SimPOError, match="output_dir, which names the repository, is 'my run', not a name for the Hub"):
         check_credentials(args)
     assert hub.calls == []
 

@@ -85,7 +85,9 @@ def test_an_official_file_loads_unchanged_and_means_the_same(tmp_path, name):
         "preprocessing_num_workers",
         "evaluation_strategy",
         "warmup_ratio",
+        "max_prompt_length is read with overlong",
     ]
+    assert training.overlong == "official" and recipe.origins["overlong"].endswith("(max_prompt_length)")
     assert (
         recipe.origins["warmup_steps"].startswith("official.yaml:")
         and "(warmup_ratio)" in recipe.origins["warmup_steps"]
@@ -101,7 +103,7 @@ def test_our_recipe_of_a_setting_is_the_official_file(tmp_path, name):
     assert ours.model.model_name_or_path == theirs.model.model_name_or_path
     for key in (
         *("beta", "gamma_beta_ratio", "learning_rate", "sft_weight", "loss_type", "label_smoothing", "seed"),
-        *("max_length", "max_prompt_length", "truncation_mode", "num_train_epochs", "lr_scheduler_type"),
+        *("max_length", "max_prompt_length", "overlong", "truncation_mode", "num_train_epochs", "lr_scheduler_type"),
         *("warmup_steps", "bf16", "gradient_checkpointing", "weight_decay", "adam_beta2", "max_grad_norm"),
         *("per_device_train_batch_size", "average_log_prob"),
     ):
@@ -196,10 +198,10 @@ def load(tmp_path):
         ("hub_model_revision: main", {"hub_revision": "main"}, "read as hub_revision: main"),
         ("group_by_length: true", {}, "left out: pairs are ordered by the trainer's own sampler"),
         ("save_safetensors: true", {}, "left out: weights are always saved as safetensors"),
-        ("overwrite_output_dir: true", {}, "left out: a run says"),
+        ("overwrite_output_dir: true", {}, "left out: a run in a used output_dir starts over"),
         ("generate_during_eval: false", {}, "left out: answers are not sampled"),
         ("precompute_ref_log_probs: true", {}, "left out: SimPO has no reference model"),
-        ("truncation_side: left", {}, "left out: truncation_mode says"),
+        ("truncation_side: left", {}, "left out: truncation_mode chooses"),
     ],
 )
 def test_aged_keys(load, line, settings, notice):

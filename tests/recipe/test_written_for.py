@@ -25,7 +25,7 @@ def test_the_new_losss_own_settings_replace_those_of_the_old_one(recipe):
     assert (used.beta, used.gamma_beta_ratio, used.sft_weight) == (0.1, None, 1.0)
     (notice,) = loaded.notices
     assert notice.startswith("beta: 2.5, gamma_beta_ratio: 0.3, sft_weight: 0.1: written for another loss")
-    assert "left aside for loss_type: cpo" in notice
+    assert "ignored for loss_type: cpo" in notice
 
 
 def test_what_is_given_beside_the_loss_counts(recipe):

@@ -110,7 +110,7 @@ def test_figures_of_a_run(tmp_path):
         "peak memory, accelerator": ["3,072 MiB"],
     }
     assert "held-out pairs, from the untrained model to the last evaluation." in text
-    assert "Mind:" not in text
+    assert "Warning:" not in text
 
 
 def test_sums_of_log_probs_never_stand_beside_averages(tmp_path):
@@ -124,7 +124,7 @@ def test_sums_of_log_probs_never_stand_beside_averages(tmp_path):
     assert table["chosen drift, nats per answer"] == ["-", "-5.000"]
     assert table["tokens, chosen / rejected"] == ["3.0 / 12.5", "-"]
     assert table["pair won by log-prob"] == ["per token", "vs. reference"]
-    assert "Accuracy: not measured alike, " in text
+    assert "Accuracy: measured in different ways, " in text
     assert "average log-prob per token (simpo); the log-prob raised more over the reference model's (dpo)." in text
     # A model that is its own reference wins and loses no pair.
     assert [point.accuracy for point in found.runs[1].evaluations] == [None, 0.625, 0.5]
@@ -198,17 +198,17 @@ def test_other_data_or_models_are_told(tmp_path):
         return write_run(tmp_path / name, SIMPO, data={"sets": sets}, model={"label": label})
 
     one, two = with_sets("one", "1" * 64, "2" * 64), with_sets("two", "1" * 64, "2" * 64)
-    assert "Mind:" not in compared(one, two)[1]
+    assert "Warning:" not in compared(one, two)[1]
     other, unknown = with_sets("other", "3" * 64, "4" * 64, "org/new"), with_sets("unknown", "1" * 64, None)
     _, text = compared(one, other, two, unknown)
     assert (
-        "Mind: The held-out pairs differ, so accuracy, margin and drift do not compare: one, two: 7 pairs, hash "
+        "Warning: The held-out pairs differ, so accuracy, margin and drift do not compare: one, two: 7 pairs, hash "
         "22222222; "
         "other: 7 pairs, hash 44444444." in text
     )
-    assert "Mind: Whether the held-out pairs are the same is not known of unknown: no hash" in text
-    assert "Mind: The training pairs differ: one, two, unknown: hash 11111111; other: hash 33333333." in text
-    assert "Mind: The runs started from different models: one, two, unknown: org/base; other: org/new." in text
+    assert "Warning: It is unknown whether the held-out pairs of unknown are the same: no hash" in text
+    assert "Warning: The training pairs differ: one, two, unknown: hash 11111111; other: hash 33333333." in text
+    assert "Warning: The runs started from different models: one, two, unknown: org/base; other: org/new." in text
 
 
 def test_other_training_pairs_are_told_where_the_drift_is_over_them(tmp_path):
@@ -218,8 +218,8 @@ def test_other_training_pairs_are_told_where_the_drift_is_over_them(tmp_path):
         return write_run(tmp_path / name, SIMPO[-1:], data={"sets": sets}, **points)
 
     _, text = compared(measured("one", "1" * 64), measured("two", "2" * 64))
-    assert "Mind: The held-out pairs differ, so accuracy and margin do not compare: one: hash" in text
-    assert "Mind: The training pairs differ, so drift does not compare: one: hash 11111111" in text
+    assert "Warning: The held-out pairs differ, so accuracy and margin do not compare: one: hash" in text
+    assert "Warning: The training pairs differ, so drift does not compare: one: hash 11111111" in text
 
 
 def test_a_run_that_did_not_end_shows_its_last_checkpoint(tmp_path):
@@ -237,7 +237,7 @@ def test_a_run_that_did_not_end_shows_its_last_checkpoint(tmp_path):
     write_run(folder, SIMPO, status="interrupted", state="checkpoint-30/trainer_state.json")
     _, text = compared(folder)
     assert rows(text)["status"] == ["interrupted, step 30 of 30"]
-    assert "Mind: Not finished: run (interrupted, step 30 of 30)." in text
+    assert "Warning: Not finished: run (interrupted, step 30 of 30)." in text
 
 
 def test_a_log_of_an_earlier_run_is_not_taken_for_this_ones(tmp_path):
@@ -285,7 +285,7 @@ def test_memory_of_a_process_and_of_an_accelerator_are_two_figures(tmp_path):
     table = rows(text)
     assert table["peak memory, process"] == ["1,024 MiB", "-"]
     assert table["peak memory, accelerator"] == ["-", "3,072 MiB"]
-    assert "Memory of a process: all of it" in text
+    assert "Memory of a process: all its resident memory" in text
     assert "of the last part of resumed runs: cpu from step 5." in text
 
 
@@ -425,7 +425,7 @@ def test_two_real_runs(tmp_path, capsys):
     assert [len(log) for log in finals] == [3, 3] and changes[0] != changes[1]
     assert all(re.fullmatch(r"[\d,]+ MiB", cell) for cell in table["peak memory, process"])
     assert all(cell.endswith(" s") for cell in table["training time"])
-    assert "Mind:" not in printed.out
+    assert "Warning:" not in printed.out
     assert (tmp_path / "out" / "comparison.png").is_file()
 
 
@@ -471,5 +471,5 @@ def test_each_loss_is_trained_in_a_folder_of_its_own_and_compared(tmp_path, monk
     names = [run["name"] for run in json.loads((tmp_path / "losses" / "comparison.json").read_text())["runs"]]
     assert names == ["hinge", "dpo"]
     Done.returncode = 3
-    with pytest.raises(SimPOError, match="training with orpo ended with status 3; its own message stands above"):
+    with pytest.raises(SimPOError, match="training with orpo ended with status 3; its message is above"):
         quickstart_losses.train_and_compare(tmp_path, ["orpo"], console)

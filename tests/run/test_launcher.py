@@ -179,7 +179,7 @@ def test_a_file_of_ones_own(tmp_path):
 def test_a_file_that_accelerate_cannot_read(tmp_path, text):
     file = tmp_path / "mine.yaml"
     file.write_text(text)
-    with pytest.raises(SimPOError, match=r"mine\.yaml is no configuration of accelerate: (?s:.+)\nMake one"):
+    with pytest.raises(SimPOError, match=r"mine\.yaml is not a configuration of accelerate: (?s:.+)\nMake one"):
         words(str(file))
 
 

@@ -365,7 +365,7 @@ def test_a_trailing_slash_names_the_same_checkpoint(make, caplog):
     checkpoint("runs/out/checkpoint-7")
     run(make("--resume_from_checkpoint", "runs/out/checkpoint-7/"), StubTrainer)
     assert StubTrainer.last.calls[0] == ("train", "runs/out/checkpoint-7")
-    assert "checkpoint-7 is the last step of this run already" in caplog.text
+    assert "checkpoint-7 is already the last step of this run" in caplog.text
 
 
 @pytest.mark.parametrize("stage", ["load_preferences", "load_tokenizer"])
@@ -407,7 +407,7 @@ def test_a_run_that_was_at_its_end_keeps_its_metrics(make, caplog):
     checkpoint("runs/out/checkpoint-7")  # the step at which StubTrainer ends
     run(make("--resume_from_checkpoint"), StubTrainer)
     assert ("save_metrics", "train") not in StubTrainer.last.calls
-    assert "checkpoint-7 is the last step of this run already; nothing was trained" in caplog.text
+    assert "checkpoint-7 is already the last step of this run; nothing was trained" in caplog.text
 
 
 def test_tokens_are_not_shown(make, tmp_path):

@@ -287,6 +287,37 @@ def test_overlong_pairs_are_cut_and_counted(caplog):
     assert "cut to length: 3 prompts, 5 answers" in report.summary()
 
 
+def test_answers_get_the_room_that_a_short_prompt_leaves(caplog):
+    tokenizer = toy_tokenizer_without_template()
+    rows = [pair("a" * 15, "x" * 1009, "y" * 1009 + "z"), pair("abc", "x", "y")]  # BOS and EOS come on top
+    for overlong, room in (("truncate", 1024 - 16), ("official", 1024 - 900)):
+        tokenized, report = tokenize(rows, tokenizer, max_length=1024, max_prompt_length=900, overlong=overlong)
+        assert [len(tokenized[0][ids]) for ids in ("prompt_ids", "chosen_ids", "rejected_ids")] == [16, room, room]
+        assert (report.lost_tokens, report.needed_length) == (1010 + 1011 - 2 * room, 1027)
+        line = (
+            f"  cut answers lose their end, {report.lost_tokens} tokens in all; max_length: 1027 would keep every row"
+        )
+        assert line in report.summary()
+    tokenized, report = tokenize(rows, tokenizer, max_length=1027, max_prompt_length=900)
+    assert (report.truncated_answers, report.lost_tokens) == (0, 0)
+    assert "lose their end" not in report.summary()
+    assert tokenize(rows, tokenizer, max_length=1026, max_prompt_length=900)[1].truncated_answers == 1
+
+
+@pytest.mark.parametrize("rule", ["truncate", "official"])
+def test_the_limit_of_prompts_follows_from_max_length(rule):
+    """Unset, it gives the same rows as the number that it stands for."""
+    tokenizer = toy_tokenizer_without_template()
+    rows = [pair("a" * length, "x" * 9, "y" * 12) for length in range(1, 40)]
+    settings = RowSettings(max_length=32, overlong=rule)
+    assert settings.max_prompt_length is None and settings.prompt_limit == 28
+    found = tokenize(rows, tokenizer, max_length=32, max_prompt_length=None, overlong=rule)
+    assert found[1].truncated_prompts > 0 and found[1].truncated_answers > 0
+    given = tokenize(rows, tokenizer, max_length=32, max_prompt_length=28, overlong=rule)
+    assert found[0].to_list() == given[0].to_list() and found[1] == given[1]
+    assert found[0]._fingerprint == given[0]._fingerprint, "the same rows of the cache"
+
+
 def test_generation_header_survives_the_cut():
     tokenizer = toy_tokenizer(BOS_CHATML)
     row = pair([user("word " * 50)], [assistant("So.")], [assistant("No.")])
