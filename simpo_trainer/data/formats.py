@@ -14,7 +14,8 @@ from datasets import Dataset, Features, IterableDataset, Json, List, Value
 from ..errors import SimPOError
 from ..log import get_logger
 from .drops import RowDropped
-from .fields import PAIR_FIELDS, RANKED_FIELDS, RANKINGS, has_ranked_answers, read_fields
+from .fields import MEDIA_NOTE, PAIR_FIELDS, RANKED_FIELDS, RANKINGS, has_ranked_answers, read_fields
+from .media import note_media
 from .messages import Message, split_common_messages
 from .places import MESSAGES, SAMPLE, Place, find_place, value_at
 from .ranking import as_number
@@ -32,9 +33,10 @@ from .sources import Rows, readable_rows
 logger = get_logger(__name__)
 
 # What is read of a row; every other column is left out, so that sources with different ones can be mixed.
-FIELDS = tuple(dict.fromkeys((*PAIR_FIELDS, *RANKED_FIELDS)))
+_GIVEN_FIELDS = tuple(dict.fromkeys((*PAIR_FIELDS, *RANKED_FIELDS)))
+FIELDS = (*_GIVEN_FIELDS, MEDIA_NOTE)
 # What `columns` may name: `system` besides, which ShareGPT and Alpaca rows have.
-NAMED_FIELDS = (*FIELDS, "system")
+NAMED_FIELDS = (*_GIVEN_FIELDS, "system")
 PAIR_OF_MESSAGES = {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES}
 
 _NUMBERS = List(Value("float64"))
@@ -54,7 +56,7 @@ def to_pairs(rows: Rows, columns: Mapping[str, str] | None, row_format: Format |
         SimPOError: a place in `columns` does not exist, the rows lack a column that `row_format` needs, or have columns
             that exclude each other.
     """
-    rows = typed(rows, name)
+    rows = note_media(typed(rows, name), {path.split(".")[0] for path in (columns or {}).values()})
     places = {field: find_place(rows, path, field, name) for field, path in (columns or {}).items()}
     rows = _without_rivals(rows, places)
     features = dict(rows.features) | {field: place.feature for field, place in places.items()}

@@ -10,6 +10,8 @@ from datasets import LargeList, List
 from transformers import PreTrainedTokenizerBase
 
 from .drops import RowDropped
+from .fields import MEDIA_NOTE
+from .media import media_part
 from .ranking import answer_values
 
 Message = dict[str, Any]
@@ -151,6 +153,16 @@ def split_common_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
+def check_media(row: Mapping[str, Any]) -> None:
+    """Check that a row has nothing in a column of media, which `note_media` has noted.
+
+    Raises:
+        RowDropped: naming the column.
+    """
+    if column := row.get(MEDIA_NOTE):
+        raise RowDropped("media", f"in the column {column!r}")
+
+
 def check_prompt(prompt: list[Message]) -> None:
     """Check that a prompt is made of messages, the last of which waits for an answer.
 
@@ -182,6 +194,8 @@ def _check_messages(messages: list[Message]) -> None:
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise RowDropped("bad_message", shorten(repr(message)))
+        if part := media_part(message.get("content")):
+            raise RowDropped("media", f"a content part of the type {part!r}")
         calls_tool = message.get("content") is None and bool(message.get("tool_calls"))
         if not isinstance(message.get("content"), str) and not calls_tool:
             raise RowDropped("bad_message", shorten(repr(message)))

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.drops import DropReport, RowDropped, caught
 from ..data.fields import check_columns, check_margins, has_ranked_answers, read_fields
+from ..data.media import note_media
 from ..data.messages import Message, explicit_prompt, row_template_kwargs, without_filled_keys
 from ..data.sources import readable_rows
 from ..errors import SimPOError
@@ -31,7 +32,7 @@ logger = get_logger(__name__)
 
 # Part of the cache's key: raise it with every change of this file, pair_tokenizer.py, messages.py or templates.py that
 # changes token ids.
-CODE_VERSION = 5
+CODE_VERSION = 6
 
 # What the cached rows say beside their ids; read for the report, then removed.
 _NOTES = Features(
@@ -84,6 +85,7 @@ def tokenize_preferences(
         SimPOError: columns or margins are not usable, the chat template is missing or broken, more than half of the
             rows would be left out, or a row is too long and `overlong` is "error".
     """
+    dataset = note_media(dataset)
     check_columns(dataset.column_names, name)
     if len(dataset) == 0:
         raise SimPOError(f"{name}: the set has no rows; it needs at least one preference pair.")
@@ -172,6 +174,7 @@ def tokenize_stream(
     Raises:
         SimPOError: columns are not usable, or the chat template is missing or broken.
     """
+    dataset = note_media(dataset)
     first = next(readable_rows(dataset, name), None)
     if first is None:
         raise SimPOError(f"{name}: the stream has no rows; it needs preference pairs.")
