@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.media import media_error, media_part, refuse_media
 from ..data.messages import settle_system_messages
+from ..data.written import read_messages
 from ..errors import SimPOError
 from ..tokens.rows import LABELLED_COLUMNS, TOKEN_COLUMNS, is_ranked
 from ..tokens.settings import RowSettings
@@ -78,7 +79,7 @@ def conversation_rows(
             f"{name}: the rows are conversations, but the tokenizer has no chat template. Use the tokenizer of a chat "
             "model, or set chat_template."
         )
-    dataset = refuse_media(dataset, name)
+    dataset = read_messages(refuse_media(dataset, name), name)
     for number, messages in enumerate(dataset["messages"]):
         if not messages:
             raise SimPOError(f"{name}: row {number} has no messages. Remove the row.")

@@ -27,6 +27,11 @@ REASONS: dict[str, tuple[str, str]] = {
         "Remove these rows, or look at why their answers cannot be used.",
     ),
     "bad_message": ("a message lacks a role or a content that is text", "Give each message both, as strings."),
+    "unread_messages": (
+        "a text stands where messages are needed, or messages written as text cannot be read",
+        "Write them as JSON (json.dumps in Python, not str), or the rows as JSON Lines or Parquet, where lists of "
+        "messages stay what they are.",
+    ),
     "media": (
         "the row has a picture, sound or film, and training reads text alone",
         "Remove these rows; or, if their texts stand alone, remove the column or content part, and the placeholders "

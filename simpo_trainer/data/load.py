@@ -16,6 +16,7 @@ from .media import note_media
 from .mixing import CONVERSATION_FIELDS, carve_test, concatenate, rows_of_fraction, rows_of_shares
 from .settings import DataConfig, data_problems, split_use
 from .sources import Rows, Source, load_splits, pick_split, readable_rows
+from .written import read_messages
 
 logger = get_logger(__name__)
 
@@ -196,7 +197,7 @@ def _conversations_or_pairs(config: DataConfig, rows: Rows, name: str) -> Rows:
     columns = rows.column_names or []
     if "messages" not in columns or {"chosen", "responses"} & {*columns, *(config.columns or {})}:
         return _pairs(config, rows, name)
-    rows = note_media(rows)
+    rows = read_messages(note_media(rows), name)
     return rows.select_columns([column for column in CONVERSATION_FIELDS if column in (rows.column_names or columns)])
 
 

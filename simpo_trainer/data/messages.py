@@ -9,7 +9,7 @@ from typing import Any, Literal
 from datasets import LargeList, List
 from transformers import PreTrainedTokenizerBase
 
-from .drops import RowDropped
+from .drops import RowDropped, caught
 from .fields import MEDIA_NOTE
 from .media import media_part
 from .ranking import answer_values
@@ -67,9 +67,11 @@ def explicit_prompt(row: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     Raises:
         RowDropped: a field is missing or of the wrong type, or the answers are the same.
     """
-    chosen, rejected = row["chosen"], row["rejected"]
+    chosen, rejected = (_in_a_list(row[side]) for side in ("chosen", "rejected"))
     if chosen is None or rejected is None or ("prompt" in row and row["prompt"] is None):
         raise RowDropped("missing_field")
+    for value in (row.get("prompt"), chosen, rejected):
+        _check_read(value)
     kinds = {type(chosen), type(rejected)}
     if kinds == {str}:
         if "prompt" not in row:
@@ -98,6 +100,7 @@ def ranked_answers(row: Mapping[str, Any]) -> tuple[Any, list[Any]]:
     prompt = row["prompt"]
     if prompt is None:
         raise RowDropped("missing_field")
+    _check_read(prompt)
     answers = [_one_answer(*both) for both in zip(row["responses"], answer_values(row), strict=True)]
     kinds = {type(answer) for answer in answers} - {RowDropped}
     if isinstance(prompt, str) and kinds == {list} and prompt.strip():
@@ -114,7 +117,20 @@ def _one_answer(answer: Any, value: float | None) -> Any:
         return RowDropped("missing_field")
     if value is None:
         return RowDropped("bad_score")
+    if unread := caught(_check_read, answer):
+        return unread
+    return _in_a_list(answer)
+
+
+def _in_a_list(answer: Any) -> Any:
+    """An answer as it is, or a single message in a list."""
     return [answer] if isinstance(answer, dict) else answer
+
+
+def _check_read(value: Any) -> None:
+    """Check that a value is not a list of the text that `read_written` could not read as messages."""
+    if isinstance(value, list) and value and isinstance(value[0], str):
+        raise RowDropped("unread_messages", shorten(value[0]))
 
 
 def _of_kind(kind: type, answer: Any) -> Any:

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.drops import DropReport, RowDropped, caught
 from ..data.fields import check_columns, check_margins, has_ranked_answers, read_fields
+from ..data.formats import as_handed_over
 from ..data.media import note_media
 from ..data.messages import Message, explicit_prompt, row_template_kwargs, without_filled_keys
 from ..data.sources import readable_rows
@@ -85,11 +86,11 @@ def tokenize_preferences(
         SimPOError: columns or margins are not usable, the chat template is missing or broken, more than half of the
             rows would be left out, or a row is too long and `overlong` is "error".
     """
-    dataset = note_media(dataset)
     check_columns(dataset.column_names, name)
     if len(dataset) == 0:
         raise SimPOError(f"{name}: the set has no rows; it needs at least one preference pair.")
     check_margins(dataset, name)
+    dataset = as_handed_over(dataset, name)
     settings = RowSettings.of(settings or RowSettings())
     work = _pair_tokenizer(dataset, tokenizer, settings, dataset.column_names)
     _warn(dataset.column_names, work, name)
@@ -181,6 +182,8 @@ def tokenize_stream(
     if token_columns(first):
         return dataset
     check_columns(list(first), name)
+    dataset = as_handed_over(dataset, name)
+    first = next(readable_rows(dataset, name))
     settings = RowSettings.of(settings or RowSettings())
     work = _pair_tokenizer(dataset.take(1), tokenizer, settings, list(first))
     _warn(list(first), work, name)
