@@ -121,7 +121,8 @@ def refuse_hidden_prompt(rows: Rows, places: Mapping[str, Place], features: Mapp
 def recognise_format(rows: Rows, features: Mapping[str, Any]) -> Format:
     """How rows are written, from their columns. HH-RLHF's texts look like any other: they are read on request only."""
     if "prompt" in features:
-        return "pairs"
+        turn = _item_type(features["prompt"])
+        return "sharegpt" if isinstance(turn, dict) and {"from", "value"} <= turn.keys() else "pairs"
     ranked = has_ranked_answers(features)
     if "conversations" in features and _is_one_turn(rows, features, ranked):
         return "sharegpt"

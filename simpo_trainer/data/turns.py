@@ -29,7 +29,8 @@ _LONGEST_LITERAL = 1_000_000
 def message_of(turn: Any) -> Message:
     """A `from`/`value` turn as a message; one that cannot be read has no role or no content, and its row is dropped."""
     if isinstance(turn, dict) and turn.get("from") is None and "role" in turn:
-        return turn
+        # A struct gives each message the keys of all, and templates take a key that is there for one that is meant.
+        return {key: value for key, value in turn.items() if value is not None or key in ("role", "content")}
     sender, value = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
     message: Message = {"role": _ROLES.get(str(sender)), "content": value}
     if sender != "function_call":

@@ -66,6 +66,7 @@ def read_written(
     whole = tuple(column for column in tally.written if is_set and not tally.plain[column])
     work = _ReadWritten(found, tuple(tally.written), whole, is_set)
     made = {column: _made_feature(column == found.responses, column in whole) for column in tally.written}
+    rows = rows.with_format(None)
     if isinstance(rows, IterableDataset):
         known = rows.features
         return rows.map(work, batched=True, features=None if known is None else Features(dict(known) | made))

@@ -133,3 +133,17 @@ def test_history_beside_a_question_is_not_the_whole_prompt():
     assert messages_prompt(rows, {}, features) is None
     with pytest.raises(SimPOError, match="'history' and 'question' seem to hold it. Write both as one list"):
         tokens(rows)
+
+
+def test_keys_of_other_messages_are_not_added(tmp_path):
+    rows = [{"messages": row["prompt"], **of_one(row)} for row in CHAT]
+    rows[1]["messages"] = [row | {"name": "Ann"} for row in rows[1]["messages"]]
+    train, _ = load(write(tmp_path / "pairs.parquet", rows))
+    assert [row["prompt"] for row in train] == [row["messages"] for row in rows]
+
+
+def test_turns_in_a_column_prompt(tmp_path):
+    rows = [{"prompt": list(map(turn, row["prompt"])), **of_turns(row)} for row in CHAT]
+    assert tokens(load(write(tmp_path / "pairs.jsonl", rows))[0]) == EXPECTED
+    named = [{"q" if key == "prompt" else key: value for key, value in row.items()} for row in rows]
+    assert tokens(load(write(tmp_path / "named.jsonl", named), columns={"prompt": "q"})[0]) == EXPECTED

@@ -229,3 +229,8 @@ def test_type_holds_messages_only_where_no_text_is_left():
     assert isinstance(read_written(Dataset.from_list(rows, features=features), "set").features["chosen"], List)
     rows = [*rows, {"chosen": "a b", "rejected": "a c"}]
     assert not isinstance(read_written(Dataset.from_list(rows, features=features), "set").features["chosen"], List)
+
+
+def test_format_of_a_set_is_no_matter():
+    rows = Dataset.from_list([{field: json.dumps(value) for field, value in row.items()} for row in CHAT])
+    assert tokens(rows.with_format("torch")) == EXPECTED
