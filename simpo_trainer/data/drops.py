@@ -27,9 +27,20 @@ REASONS: dict[str, tuple[str, str]] = {
         "Remove these rows, or look at why their answers cannot be used.",
     ),
     "bad_message": ("a message lacks a role or a content that is text", "Give each message both, as strings."),
+    "unread_messages": (
+        "a text stands where messages are needed, or messages written as text cannot be read",
+        "Write them as JSON (json.dumps in Python, not str), or the rows as JSON Lines or Parquet, where lists of "
+        "messages stay what they are.",
+    ),
+    "media": (
+        "the row has a picture, sound or film, and training reads text alone",
+        "Remove these rows; or, if their texts stand alone, remove the column or content part, and the placeholders "
+        "such as <image> in the text.",
+    ),
     "no_prompt": (
         "there is no prompt, and nothing to start from in its place",
-        "Add a prompt, or set the tokenizer's bos_token.",
+        "Add a prompt, or name the column that holds it: in a recipe by `columns: {prompt: its name}`, else by "
+        "renaming it to 'prompt'. Texts without a prompt need a tokenizer with a bos_token.",
     ),
     "prompt_end": (
         "the prompt does not end with a user or tool message",
