@@ -8,7 +8,9 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from ..data.media import media_error, media_part, refuse_media
 from ..data.messages import settle_system_messages
+from ..data.written import read_messages
 from ..errors import SimPOError
 from ..tokens.rows import LABELLED_COLUMNS, TOKEN_COLUMNS, is_ranked
 from ..tokens.settings import RowSettings
@@ -71,16 +73,19 @@ def conversation_rows(
     """Returns rows of `messages` with system messages as `settings` asks; trl applies the chat template to them.
 
     Raises:
-        SimPOError: there is no chat template, or a row has no messages.
+        SimPOError: there is no chat template, or a row has no messages, or media beside or in them.
     """
     if not tokenizer.chat_template:
         raise SimPOError(
             f"{name}: the rows are conversations, but the tokenizer has no chat template. Use the tokenizer of a chat "
             "model, or set chat_template."
         )
+    dataset = read_messages(refuse_media(dataset, name), name)
     for number, messages in enumerate(dataset["messages"]):
         if not messages:
             raise SimPOError(f"{name}: row {number} has no messages. Remove the row.")
+        if part := next(filter(None, (media_part(message.get("content")) for message in messages)), None):
+            raise media_error(name, number, f"a content part of the type {part!r}")
     opening = opening_messages(tokenizer) if settings.auto_insert_empty_system_msg else []
     if settings.system_messages == "keep" and not opening:
         return dataset

@@ -147,4 +147,11 @@ def _notes(row: dict[str, Any]) -> dict[str, Any]:
     """Returns for a row that came as token ids the notes that tokenization would have made."""
     answers = row_answers(row)
     length = row_length(row["prompt_ids"], answers)
-    return {"reason": None, "cut": (False,) * (1 + len(answers)), "length": length, "pairs": len(row_pairs(row))}
+    return {
+        "reason": None,
+        "cut": (False,) * (1 + len(answers)),
+        "lost": 0,
+        "length": length,
+        "whole_length": length,
+        "pairs": len(row_pairs(row)),
+    }

@@ -27,9 +27,20 @@ REASONS: dict[str, tuple[str, str]] = {
         "Remove these rows, or look at why their answers cannot be used.",
     ),
     "bad_message": ("a message lacks a role or a content that is text", "Give each message both, as strings."),
+    "unread_messages": (
+        "a text stands where messages are needed, or messages written as text cannot be read",
+        "Write them as JSON (json.dumps in Python, not str), or the rows as JSON Lines or Parquet, where lists of "
+        "messages stay what they are.",
+    ),
+    "media": (
+        "the row has a picture, sound or film, and training reads text alone",
+        "Remove these rows; or, if their texts stand alone, remove the column or content part, and the placeholders "
+        "such as <image> in the text.",
+    ),
     "no_prompt": (
         "there is no prompt, and nothing to start from in its place",
-        "Add a prompt, or set the tokenizer's bos_token.",
+        "Add a prompt, or name the column that holds it: in a recipe by `columns: {prompt: its name}`, else by "
+        "renaming it to 'prompt'. Texts without a prompt need a tokenizer with a bos_token.",
     ),
     "prompt_end": (
         "the prompt does not end with a user or tool message",
@@ -43,7 +54,7 @@ REASONS: dict[str, tuple[str, str]] = {
     "identical_answers": ("both answers are the same", "Remove these rows."),
     "identical_after_truncation": (
         "both answers are the same once cut to length",
-        "Raise max_length or lower max_prompt_length.",
+        "Raise max_length.",
     ),
     "overlong": ("prompt + longer answer exceed max_length", "Raise max_length, or set overlong: truncate."),
     "end_token_inside": (
@@ -111,6 +122,8 @@ class DropReport:
     dropped: dict[str, Dropped] = field(default_factory=dict)
     truncated_prompts: int = 0
     truncated_answers: int = 0
+    lost_tokens: int = 0  # of answers that were cut
+    needed_length: int = 0  # the max_length that would cut no row
     one_sided_ends: int = 0  # rows of which some answers lost their end token, and others did not
     longest: int = 0  # prompt + longest answer
     ignored: dict[str, Dropped] = field(default_factory=dict)  # rows kept without a part of the prompt, by the part
@@ -130,9 +143,10 @@ class DropReport:
         Args:
             row: its index in the set.
             notes: of a dropped row, `reason` and `detail`. Of a kept one, `pairs` (their number), `cut` (whether the
-                prompt and each answer was), `length`, and where there is cause `ignored` (a part of the prompt that the
-                chat template does not write), `second` (why an answer got the second rendering) and `left_out` (the
-                reason for each answer that was left out).
+                prompt and each answer was), `lost` (tokens cut off its answers), `length` and `whole_length` (after and
+                before the cut), and where there is cause `ignored` (a part of the prompt that the chat template does
+                not write), `second` (why an answer got the second rendering) and `left_out` (the reason for each answer
+                that was left out).
 
         Returns:
             Whether the row is kept.
@@ -146,6 +160,8 @@ class DropReport:
         self.pairs_kept += notes["pairs"]
         self.truncated_prompts += prompt
         self.truncated_answers += sum(answers)
+        self.lost_tokens += notes["lost"]
+        self.needed_length = max(self.needed_length, notes["whole_length"])
         self.one_sided_ends += any(answers) and not all(answers)
         self.longest = max(self.longest, notes["length"])
         if part := notes.get("ignored"):
@@ -164,6 +180,11 @@ class DropReport:
             f"{self.name}: {self.rows_kept} of {self.rows_read} {self.unit}{pairs}; the longest has {self.longest} "
             f"tokens; cut to length: {self.truncated_prompts} prompts, {self.truncated_answers} answers"
         ]
+        if self.truncated_answers:
+            lines.append(
+                f"  cut answers lose their end, {self.lost_tokens} tokens in all; max_length: {self.needed_length} "
+                "would keep every row whole"
+            )
         for reason, dropped in self.dropped.items():
             lines.append(f"  dropped {dropped.count} ({reason}, first row {dropped.first_row}): {REASONS[reason][0]}")
         for reason, answers in self.left_out.items():

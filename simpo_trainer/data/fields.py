@@ -10,7 +10,8 @@ from ..errors import SimPOError, near
 
 PAIR_FIELDS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "margin")
 RANKED_FIELDS = ("prompt", "responses", "scores", "ranks", "tools", "chat_template_kwargs")
-
+# Says of a row in which column it has media, which makes the row one to drop; made by `media.note_media`.
+MEDIA_NOTE = "media_in"
 
 # Columns that say how good each answer is.
 RANKINGS = ("scores", "ranks")
@@ -86,7 +87,7 @@ def read_fields(columns: Collection[str], name: str) -> tuple[str, ...]:
         SimPOError: a ranked set has columns of pairs beside its answers, or two rankings.
     """
     if not has_ranked_answers(columns):
-        return tuple(field for field in PAIR_FIELDS if field in columns)
+        return tuple(field for field in (*PAIR_FIELDS, MEDIA_NOTE) if field in columns)
     if pair := [column for column in ("chosen", "rejected") if column in columns]:
         raise SimPOError(
             f"{name}: there is 'responses' beside {' and '.join(map(repr, pair))}; a row holds either ranked answers "
@@ -102,4 +103,4 @@ def read_fields(columns: Collection[str], name: str) -> tuple[str, ...]:
             f"{name}: there is 'scores' (higher is better) beside 'ranks' (lower is better); ranked answers need one "
             "of them. Remove or rename the other, or name the one that is meant by `columns`."
         )
-    return tuple(field for field in RANKED_FIELDS if field in columns)
+    return tuple(field for field in (*RANKED_FIELDS, MEDIA_NOTE) if field in columns)

@@ -14,7 +14,8 @@ from datasets import Dataset, Features, IterableDataset, Json, List, Value
 from ..errors import SimPOError
 from ..log import get_logger
 from .drops import RowDropped
-from .fields import PAIR_FIELDS, RANKED_FIELDS, RANKINGS, has_ranked_answers, read_fields
+from .fields import MEDIA_NOTE, PAIR_FIELDS, RANKED_FIELDS, RANKINGS, has_ranked_answers, read_fields
+from .media import note_media
 from .messages import Message, split_common_messages
 from .places import MESSAGES, SAMPLE, Place, find_place, value_at
 from .ranking import as_number
@@ -24,22 +25,27 @@ from .recognition import (
     is_two_outputs,
     listed,
     may_be_numbers,
+    messages_prompt,
     recognise_format,
     refuse_hidden_prompt,
+    refuse_prompt_elsewhere,
 )
 from .sources import Rows, readable_rows
+from .turns import message_of, parsed, speaker
+from .written import read_written
 
 logger = get_logger(__name__)
 
 # What is read of a row; every other column is left out, so that sources with different ones can be mixed.
-FIELDS = tuple(dict.fromkeys((*PAIR_FIELDS, *RANKED_FIELDS)))
+_GIVEN_FIELDS = tuple(dict.fromkeys((*PAIR_FIELDS, *RANKED_FIELDS)))
+FIELDS = (*_GIVEN_FIELDS, MEDIA_NOTE)
 # What `columns` may name: `system` besides, which ShareGPT and Alpaca rows have.
-NAMED_FIELDS = (*FIELDS, "system")
+NAMED_FIELDS = (*_GIVEN_FIELDS, "system")
 PAIR_OF_MESSAGES = {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES}
 
 _NUMBERS = List(Value("float64"))
-# Part of the cache's key: raise it with every change of this file that changes converted rows.
-_CODE_VERSION = 3
+# Part of the cache's key: raise it with every change of this file or of turns.py that changes converted rows.
+_CODE_VERSION = 4
 
 
 def to_pairs(rows: Rows, columns: Mapping[str, str] | None, row_format: Format | None, name: str) -> Rows:
@@ -54,14 +60,19 @@ def to_pairs(rows: Rows, columns: Mapping[str, str] | None, row_format: Format |
         SimPOError: a place in `columns` does not exist, the rows lack a column that `row_format` needs, or have columns
             that exclude each other.
     """
-    rows = typed(rows, name)
+    rows = note_media(typed(rows, name), {path.split(".")[0] for path in (columns or {}).values()})
+    rows = read_written(rows, name, columns, row_format)
     places = {field: find_place(rows, path, field, name) for field, path in (columns or {}).items()}
     rows = _without_rivals(rows, places)
     features = dict(rows.features) | {field: place.feature for field, place in places.items()}
     fields = read_fields(features, name)
-    found = row_format or recognise_format(rows, features)
+    beside = messages_prompt(rows, places, features) if row_format in (None, "sharegpt") else None
+    if beside is not None:
+        places["prompt"] = Place((beside,), features[beside])
+    found = row_format or ("sharegpt" if beside else recognise_format(rows, features))
     if row_format is None and found != "pairs":
-        logger.info(f"{name}: read as {found} rows. If they are not, set dataset_format: pairs.")
+        prompt = f" with the prompt in {beside!r}" if beside not in (None, "conversations") else ""
+        logger.info(f"{name}: read as {found} rows{prompt}. If they are not, set dataset_format: pairs.")
     if found in _QUESTIONS:
         features |= _name_question(places, features, _QUESTIONS[found])
     elif "system" in places:
@@ -76,7 +87,7 @@ def to_pairs(rows: Rows, columns: Mapping[str, str] | None, row_format: Format |
             f"{', '.join(map(repr, features))}. Set dataset_format to what they are, or name the place by `columns`."
         )
     if row_format is None and found == "pairs":
-        refuse_hidden_prompt(features, name)
+        refuse_hidden_prompt(rows, places, features, name)
     made = shape.features(features)
     if is_text(features.get("margin")):  # of a CSV file, where all columns are text
         made["margin"] = Value("float64")
@@ -102,6 +113,18 @@ def _without_rivals(rows: Rows, places: Mapping[str, Place]) -> Rows:
     }
     used = {place.steps[0] for place in places.values()}
     return rows.remove_columns(sorted((rivals & set(rows.features)) - used))
+
+
+def as_handed_over(rows: Rows, name: str) -> Rows:
+    """The rows of pairs or ranked answers that a program hands over: media noted, and text that is messages read.
+
+    Raises:
+        SimPOError: answers are single messages and the prompt is in a column of another name.
+    """
+    rows = read_written(note_media(rows), name)
+    features: Mapping[str, Any] = rows.features or dict.fromkeys(next(iter(rows), {}))
+    refuse_prompt_elsewhere(rows, {}, features, name)
+    return rows
 
 
 def typed(rows: Rows, name: str) -> Rows:
@@ -218,25 +241,12 @@ def _converted_answers(row: Mapping[str, Any], messages: Callable[[Any], list[Me
     return {side: converted(row.get(side)) for side in ("chosen", "rejected")}
 
 
-# ShareGPT: LLaMA-Factory's `from` and `value`, and what a chat template calls these roles.
-_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "observation": "tool",
-    "tool": "tool",
-    "function_call": "assistant",
-}
-
-
 def _from_sharegpt(row: dict[str, Any]) -> dict[str, Any]:
     turns = row["conversations"]
     if turns is None:
         return row | dict.fromkeys(("prompt", "chosen", "rejected", "responses"))
-    answers = _converted_answers(row, lambda answer: [_message(turn) for turn in _answer(answer)])
-    prompt = _with_system(row, [_message(turn) for turn in listed(turns)])
+    answers = _converted_answers(row, lambda answer: [message_of(turn) for turn in _answer(answer)])
+    prompt = _with_system(row, [message_of(turn) for turn in listed(turns)])
     return row | answers | {"prompt": prompt, "tools": _tools_text(row)}
 
 
@@ -244,40 +254,10 @@ def _answer(value: Any) -> list:
     return [{"from": "gpt", "value": value}] if isinstance(value, str) else listed(value)
 
 
-def _message(turn: Any) -> Message:
-    """A `from`/`value` turn as a message; one that cannot be read has no role or no content, and its row is dropped."""
-    if isinstance(turn, dict) and "from" not in turn and "role" in turn:
-        return turn
-    sender, value = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
-    message: Message = {"role": _ROLES.get(str(sender)), "content": value}
-    if sender != "function_call":
-        return message
-    calls = _parsed(value)
-    functions = [
-        {"name": call["name"], "arguments": _parsed(call.get("arguments", {}))}
-        for call in listed(calls)
-        if isinstance(call, dict) and isinstance(call.get("name"), str)
-    ]
-    if not functions or len(functions) < len(listed(calls)):
-        return message | {"content": None}
-    tool_calls = [{"type": "function", "function": function} for function in functions]
-    return message | {"content": "", "tool_calls": tool_calls}
-
-
-def _parsed(value: Any) -> Any:
-    """What JSON text says; anything else as it is."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        return value
-
-
 def _with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Message]:
     """The messages behind the row's `system` text, unless they begin with one of their own, which goes first."""
     system = row.get("system")
-    if not isinstance(system, str) or not system.strip() or (messages and messages[0]["role"] == "system"):
+    if not isinstance(system, str) or not system.strip() or (messages and speaker(messages[0]) == "system"):
         return messages
     return [{"role": "system", "content": system}, *messages]
 
@@ -288,7 +268,7 @@ def _tools_text(row: Mapping[str, Any]) -> str | None:
     What cannot be read is left as text that is no JSON, for which tokenization drops the row.
     """
     given = row.get("tools") or None
-    tools = _parsed(given)
+    tools = parsed(given)
     if tools is None:
         return None
     tools = listed(tools)
@@ -302,7 +282,7 @@ def _from_alpaca(row: dict[str, Any]) -> dict[str, Any]:
     if "chosen" not in row and isinstance(row.get("output"), list) and len(row["output"]) == 2:
         row |= dict(zip(("chosen", "rejected"), row["output"], strict=True))
     prompt: list[Message] = []
-    for turn in _parsed(row.get("history") or None) or []:
+    for turn in parsed(row.get("history") or None) or []:
         user, assistant = turn if isinstance(turn, list) and len(turn) == 2 else (None, None)
         prompt += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
     texts = (row["instruction"], row.get("input"))

@@ -12,9 +12,11 @@ from ..errors import SimPOError
 from ..log import get_logger
 from .fields import check_columns
 from .formats import to_pairs
+from .media import note_media
 from .mixing import CONVERSATION_FIELDS, carve_test, concatenate, rows_of_fraction, rows_of_shares
 from .settings import DataConfig, data_problems, split_use
 from .sources import Rows, Source, load_splits, pick_split, readable_rows
+from .written import read_messages
 
 logger = get_logger(__name__)
 
@@ -195,7 +197,8 @@ def _conversations_or_pairs(config: DataConfig, rows: Rows, name: str) -> Rows:
     columns = rows.column_names or []
     if "messages" not in columns or {"chosen", "responses"} & {*columns, *(config.columns or {})}:
         return _pairs(config, rows, name)
-    return rows.select_columns([column for column in CONVERSATION_FIELDS if column in columns])
+    rows = read_messages(note_media(rows), name)
+    return rows.select_columns([column for column in CONVERSATION_FIELDS if column in (rows.column_names or columns)])
 
 
 def _kept_columns(rows: Rows, part: _Part, name: str) -> Rows:

@@ -9,7 +9,9 @@ from typing import Any, Literal
 from datasets import LargeList, List
 from transformers import PreTrainedTokenizerBase
 
-from .drops import RowDropped
+from .drops import RowDropped, caught
+from .fields import MEDIA_NOTE
+from .media import media_part
 from .ranking import answer_values
 
 Message = dict[str, Any]
@@ -65,9 +67,11 @@ def explicit_prompt(row: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     Raises:
         RowDropped: a field is missing or of the wrong type, or the answers are the same.
     """
-    chosen, rejected = row["chosen"], row["rejected"]
+    chosen, rejected = (_in_a_list(row[side]) for side in ("chosen", "rejected"))
     if chosen is None or rejected is None or ("prompt" in row and row["prompt"] is None):
         raise RowDropped("missing_field")
+    for value in (row.get("prompt"), chosen, rejected):
+        _check_read(value)
     kinds = {type(chosen), type(rejected)}
     if kinds == {str}:
         if "prompt" not in row:
@@ -96,6 +100,7 @@ def ranked_answers(row: Mapping[str, Any]) -> tuple[Any, list[Any]]:
     prompt = row["prompt"]
     if prompt is None:
         raise RowDropped("missing_field")
+    _check_read(prompt)
     answers = [_one_answer(*both) for both in zip(row["responses"], answer_values(row), strict=True)]
     kinds = {type(answer) for answer in answers} - {RowDropped}
     if isinstance(prompt, str) and kinds == {list} and prompt.strip():
@@ -112,7 +117,20 @@ def _one_answer(answer: Any, value: float | None) -> Any:
         return RowDropped("missing_field")
     if value is None:
         return RowDropped("bad_score")
+    if unread := caught(_check_read, answer):
+        return unread
+    return _in_a_list(answer)
+
+
+def _in_a_list(answer: Any) -> Any:
+    """An answer as it is, or a single message in a list."""
     return [answer] if isinstance(answer, dict) else answer
+
+
+def _check_read(value: Any) -> None:
+    """Check that a value is not a list of the text that `read_written` could not read as messages."""
+    if isinstance(value, list) and value and isinstance(value[0], str):
+        raise RowDropped("unread_messages", shorten(value[0]))
 
 
 def _of_kind(kind: type, answer: Any) -> Any:
@@ -151,6 +169,16 @@ def split_common_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
+def check_media(row: Mapping[str, Any]) -> None:
+    """Check that a row has nothing in a column of media, which `note_media` has noted.
+
+    Raises:
+        RowDropped: naming the column.
+    """
+    if column := row.get(MEDIA_NOTE):
+        raise RowDropped("media", f"in the column {column!r}")
+
+
 def check_prompt(prompt: list[Message]) -> None:
     """Check that a prompt is made of messages, the last of which waits for an answer.
 
@@ -182,6 +210,8 @@ def _check_messages(messages: list[Message]) -> None:
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise RowDropped("bad_message", shorten(repr(message)))
+        if part := media_part(message.get("content")):
+            raise RowDropped("media", f"a content part of the type {part!r}")
         calls_tool = message.get("content") is None and bool(message.get("tool_calls"))
         if not isinstance(message.get("content"), str) and not calls_tool:
             raise RowDropped("bad_message", shorten(repr(message)))

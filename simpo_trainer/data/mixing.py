@@ -12,14 +12,14 @@ from datasets import Features, IterableDataset, Json, LargeList, List, Value, co
 
 from ..errors import SimPOError
 from .drops import RowDropped
-from .fields import RANKINGS, has_ranked_answers
+from .fields import MEDIA_NOTE, RANKINGS, has_ranked_answers
 from .formats import FIELDS, split_turns
 from .messages import explicit_prompt
 from .places import MESSAGES
 from .sources import Rows
 
 # What is read of a row that is a whole conversation.
-CONVERSATION_FIELDS = ("messages", "tools", "chat_template_kwargs")
+CONVERSATION_FIELDS = ("messages", "tools", "chat_template_kwargs", MEDIA_NOTE)
 # Part of the cache's key: raise it with every change of this file that changes rows.
 _CODE_VERSION = 2
 

@@ -7,16 +7,96 @@ from datasets import Json, LargeList, List, Value
 
 from ..errors import SimPOError
 from .fields import has_ranked_answers
-from .places import SAMPLE
+from .places import SAMPLE, Place, value_at
 from .sources import Rows
 
 Format: TypeAlias = Literal["pairs", "sharegpt", "alpaca", "hh_rlhf"]
 # Columns beside two texts without `prompt` that are likely to hold it.
-_HIDDEN_PROMPTS = ("question", "instruction", "query", "input", "messages", "conversations", "history", "context")
+_HIDDEN_PROMPTS = (
+    "question",
+    "instruction",
+    "query",
+    "input",
+    "messages",
+    "conversations",
+    "conversation",
+    "history",
+    "context",
+)
+# Columns that may hold the prompt as messages, the likeliest first.
+MESSAGE_COLUMNS = ("conversations", "messages", "conversation", "history")
 
 
-def refuse_hidden_prompt(features: Mapping[str, Any], name: str) -> None:
-    """Refuses texts whose prompt seems to be in a column of another name: they would be trained on without it."""
+def messages_prompt(rows: Rows, places: Mapping[str, Place], features: Mapping[str, Any]) -> str | None:
+    """Returns the column that holds the prompt as messages, beside answers of one message each; None without one.
+
+    Args:
+        places: the places of fields that are not in the columns of their names.
+        features: the types of all columns, and of the fields in `places`.
+    """
+    columns = [column for column in MESSAGE_COLUMNS if column in features and not is_text(features[column])]
+    if not columns or "prompt" in features:
+        return None
+    sample = list(rows.with_format(None).take(SAMPLE))
+    if not _are_single_messages(sample, places):
+        return None
+    columns = [column for column in columns if any(_asks(row.get(column)) for row in sample)]
+    # Earlier turns, where what is asked now stands beside them.
+    asked = any(is_text(features.get(column)) for column in _HIDDEN_PROMPTS)
+    return next((column for column in columns if column != "history" or not asked), None)
+
+
+def _are_single_messages(sample: list[dict[str, Any]], places: Mapping[str, Place]) -> bool:
+    """Returns whether each answer is one assistant message, alone or in a list."""
+    answers = []
+    for row in sample:
+        for field in ("chosen", "rejected", "responses"):
+            value = value_at(row, places[field].steps) if field in places else row.get(field)
+            given = listed(value) if field == "responses" else [value]
+            answers += [answer for answer in given if answer is not None]
+    turns = [listed(answer) for answer in answers]
+    return bool(turns) and all(len(answer) == 1 and _speaker(answer[0]) in _ANSWERING for answer in turns)
+
+
+def _asks(value: Any) -> bool:
+    """Returns whether a value is messages of which the last waits for an answer."""
+    speaker = _speaker(value[-1]) if isinstance(value, list) and value else None
+    return speaker is not None and speaker not in _ANSWERING
+
+
+_ANSWERING = ("assistant", "gpt", "function_call")
+
+
+def _speaker(turn: Any) -> Any:
+    return turn.get("role") or turn.get("from") if isinstance(turn, dict) else None
+
+
+def refuse_prompt_elsewhere(rows: Rows, places: Mapping[str, Place], features: Mapping[str, Any], name: str) -> None:
+    """Refuses answers of one message each whose prompt seems to be in a column of another name."""
+    likely = [column for column in _HIDDEN_PROMPTS if column in features]
+    if "prompt" in features or not likely or is_text(features.get("chosen")):
+        return
+    column = messages_prompt(rows, places, features)
+    texts = [column for column in likely if features[column] is None or is_text(features[column])]
+    if column is None and texts and _are_single_messages(list(rows.with_format(None).take(SAMPLE)), places):
+        column = texts[0]
+    if column is None:
+        return
+    found = f"{name}: each answer is one message and there is no column 'prompt'"
+    if column in texts and column != "history" and "history" in features:
+        raise SimPOError(
+            f"{found}; the columns 'history' and {column!r} seem to hold it. Write both as one list of messages in a "
+            "column 'prompt'."
+        )
+    raise SimPOError(
+        f"{found}; the column {column!r} seems to hold it. Name it: in a recipe by `columns: {{prompt: {column}}}`, "
+        "else by renaming it to 'prompt'."
+    )
+
+
+def refuse_hidden_prompt(rows: Rows, places: Mapping[str, Place], features: Mapping[str, Any], name: str) -> None:
+    """Refuses answers whose prompt seems to be in a column of another name: they would be trained on without it."""
+    refuse_prompt_elsewhere(rows, places, features, name)
     likely = [column for column in _HIDDEN_PROMPTS if column in features]
     ranked = has_ranked_answers(features)
     answer = _item_type(features["responses"]) if ranked else features.get("chosen")
@@ -41,7 +121,8 @@ def refuse_hidden_prompt(features: Mapping[str, Any], name: str) -> None:
 def recognise_format(rows: Rows, features: Mapping[str, Any]) -> Format:
     """How rows are written, from their columns. HH-RLHF's texts look like any other: they are read on request only."""
     if "prompt" in features:
-        return "pairs"
+        turn = _item_type(features["prompt"])
+        return "sharegpt" if isinstance(turn, dict) and {"from", "value"} <= turn.keys() else "pairs"
     ranked = has_ranked_answers(features)
     if "conversations" in features and _is_one_turn(rows, features, ranked):
         return "sharegpt"

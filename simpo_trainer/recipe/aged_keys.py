@@ -129,6 +129,9 @@ _AGED_OF: dict[str, dict[str, Callable[[Any], _Reading]]] = {
     "sft": {"remove_unused_columns": _NEEDED_COLUMNS, "max_seq_length": _renamed("max_length")},
 }
 
+# A key of the handbook's scripts, and of the official ones that grew out of them, which no other trainer has.
+_OF_HANDBOOK = "preprocessing_num_workers"
+
 # Old keys that --key and --no-key switch on and off on a command line.
 SWITCHES = {
     *("use_flash_attention_2", "trust_remote_code", "no_cuda", "group_by_length", "save_safetensors"),
@@ -167,6 +170,11 @@ def translate(layer: Layer, method: str = "simpo") -> tuple[Layer, list[str]]:
             entries[name] = Entry(value, f"{entry.origin} ({key})", entry.place, text, joins)
         undone |= reading.undoes
         notices.append(f"{entry.place}{key}: {as_text(entry.value)} {_read_as(reading)}")
+    if _OF_HANDBOOK in aged and _OF_HANDBOOK in layer.entries and "overlong" not in layer.entries:
+        # Its lengths were chosen for the rule of that code.
+        if length := layer.entries.get("max_prompt_length"):
+            entries["overlong"] = Entry("official", f"{length.origin} (max_prompt_length)", length.place)
+            notices.append(f"{length.place}max_prompt_length is read with overlong: official, the rule of that code")
     return Layer(entries, problems, undone), notices
 
 

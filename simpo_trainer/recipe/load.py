@@ -21,6 +21,7 @@ from ..errors import SimPOError
 from ..loss.objective import settled_loss
 from ..record.facts import RecipeFacts
 from ..record.methods import METHODS
+from ..tokens.settings import settled_rows
 from ..train.config import SimPOConfig
 from .aged_keys import SWITCHES, translate
 from .file import Entry, Layer, merge_layers, read_layers, scalar
@@ -53,10 +54,12 @@ class Recipe:
         the same recipe anywhere. So are secrets and settings without a value.
         """
         found = {}
-        # Settings of the loss that a recipe does not give follow from its `loss_type`.
-        of_loss = settled_loss(self.training) if METHODS[self.method].is_simpo else {}
+        # Values of settings that a recipe leaves open.
+        settled = settled_rows(self.training)
+        if METHODS[self.method].is_simpo:
+            settled |= settled_loss(self.training)
         for name, key in keys_of(self.method).items():
-            default = of_loss.get(name, key.default)
+            default = settled.get(name, key.default)
             value = self.settings.get(name, default if self._counts(name) else None)
             if name.endswith("model_init_kwargs") and value:
                 value = {kwarg: given for kwarg, given in value.items() if kwarg != "token"}

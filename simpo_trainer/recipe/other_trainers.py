@@ -39,9 +39,9 @@ def _gamma(value: Any, recipe: Mapping[str, Any]) -> str:
 
 
 def _completion_length(value: Any, recipe: Mapping[str, Any]) -> str:
-    meaning = "is max_length - max_prompt_length here"
+    meaning = "is the room that max_length leaves behind the prompt here"
     total = recipe.get("max_length", RowSettings.max_length)
-    prompt = recipe.get("max_prompt_length", RowSettings.max_prompt_length)
+    prompt = recipe.get("max_prompt_length", 0)
     if not all(isinstance(number, int) for number in (value, total, prompt)):
         return f"{meaning}. Write max_length and max_prompt_length"
     if "max_prompt_length" in recipe:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.drops import RowDropped, caught
 from ..data.messages import (
     Message,
+    check_media,
     check_prompt,
     explicit_prompt,
     ranked_answers,
@@ -65,6 +66,7 @@ class PairTokenizer:
         return columns
 
     def _texts(self, row: Mapping[str, Any]) -> RowTexts:
+        check_media(row)
         row = without_filled_keys(row, self.inputs)
         answers: list[Any]
         if self.ranked:
@@ -159,7 +161,7 @@ class PairTokenizer:
             raise _without_pair(ended) if self.ranked else RowDropped("identical_answers")
         whole = _in_pairs({place: usable[place] for place in ordered}, pairs)
         length = row_length(prompt_ids, whole.values())
-        if length > self.settings.max_length and self.settings.overlong != "truncate":
+        if length > self.settings.max_length and self.settings.overlong in ("drop", "error"):
             raise RowDropped("overlong", f"{length} tokens")
         fitted_prompt, fitted_answers = self._fitted(prompt_ids, list(whole.values()), header_length)
         fitted = dict(zip(whole, fitted_answers, strict=True))
@@ -167,11 +169,13 @@ class PairTokenizer:
         if not pairs:
             raise RowDropped("identical_after_truncation")
         fitted = _in_pairs(fitted, pairs)
-        cuts = [len(fitted_prompt) < len(prompt_ids), *(len(ids) < len(whole[place]) for place, ids in fitted.items())]
+        lost = [len(whole[place]) - len(ids) for place, ids in fitted.items()]
         return {
             "prompt_ids": fitted_prompt,
             **self._answer_columns(fitted, pairs, values),
-            "cut": cuts,
+            "cut": [len(fitted_prompt) < len(prompt_ids), *(tokens > 0 for tokens in lost)],
+            "lost": sum(lost),
+            "whole_length": length,
             "length": row_length(fitted_prompt, fitted.values()),
             "pairs": len(pairs),
             "left_out": [answer.reason for answer in ended if isinstance(answer, RowDropped)],
@@ -214,13 +218,14 @@ class PairTokenizer:
     def _fitted(
         self, prompt_ids: list[int], answers: list[list[int]], header_length: int
     ) -> tuple[list[int], list[list[int]]]:
-        """The row cut to length, by the end of the prompt that is kept."""
+        """Returns the row cut to length, by the end of the prompt that is kept."""
+        limits = self.settings.max_length, self.settings.prompt_limit
         if self.settings.truncation_mode == "keep_end":
-            bos_id = self.tokenizer.bos_token_id
-            kept_start = 1 if prompt_ids[0] == bos_id and self.settings.max_prompt_length > 1 else 0
+            kept_start = 1 if prompt_ids[0] == self.tokenizer.bos_token_id and limits[1] > 1 else 0
         else:
-            kept_start = max(0, self.settings.max_prompt_length - header_length)
-        return fit_to_length(prompt_ids, answers, self.settings.max_length, self.settings.max_prompt_length, kept_start)
+            kept_start = max(0, limits[1] - header_length)
+        official = self.settings.overlong == "official"
+        return fit_to_length(prompt_ids, answers, *limits, kept_start=kept_start, official=official)
 
 
 def _text(answer: str | RowDropped) -> str:
@@ -274,19 +279,26 @@ def _ended(answer_ids: list[int] | RowDropped, end_id: int | None) -> list[int]:
 
 
 def fit_to_length(
-    prompt_ids: list[int], answers: list[list[int]], max_length: int, max_prompt_length: int, kept_start: int
+    prompt_ids: list[int],
+    answers: list[list[int]],
+    max_length: int,
+    max_prompt_length: int,
+    *,
+    kept_start: int = 0,
+    official: bool = False,
 ) -> tuple[list[int], list[list[int]]]:
-    """Cut a prompt and its answers to `max_length` tokens by the rule of SimPO's official code.
+    """Cut a prompt and its answers to `max_length` tokens, if prompt + longest answer exceed it.
 
-    Only where prompt + longest answer exceed `max_length`: the prompt is cut to `max_prompt_length` tokens, its first
-    `kept_start` and its last; if that does not suffice, all answers are cut to their first
-    `max_length - max_prompt_length`.
+    First the prompt is cut to `max_prompt_length` tokens, its first `kept_start` and its last. If that does not
+    suffice, all answers are cut to the room behind the prompt that is left; by the `official` rule, that of SimPO's own
+    code, to `max_length - max_prompt_length` tokens, though a shorter prompt leaves more room.
     """
     longest = max(map(len, answers))
     if len(prompt_ids) + longest > max_length and len(prompt_ids) > max_prompt_length:
         prompt_ids = prompt_ids[:kept_start] + prompt_ids[len(prompt_ids) - max_prompt_length + kept_start :]
     if len(prompt_ids) + longest > max_length:
-        answers = [answer[: max_length - max_prompt_length] for answer in answers]
+        room = max_length - (max_prompt_length if official else len(prompt_ids))
+        answers = [answer[:room] for answer in answers]
     return prompt_ids, answers
 
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from ..data.ranking import PairChoice
 from ..knobs import knob, knob_problems
@@ -31,19 +31,22 @@ class RowSettings:
         lambda x: x >= 2,
         "a prompt and an answer need at least 2 tokens. Set max_length: 2048.",
     )
-    max_prompt_length: int = knob(
-        1800, "Length, in tokens, to which the prompt of an overlong row is cut. Below max_length."
+    max_prompt_length: int | None = knob(
+        None,
+        "Length, in tokens, to which the prompt of an overlong row is cut, below max_length. Unset means the paper's "
+        "share, max_length x 1800 / 2048, rounded down.",
     )
     truncation_mode: Literal["keep_end", "keep_start"] = knob(
         "keep_end",
         "Which end of such a prompt is kept: 'keep_end' or 'keep_start'. A leading BOS and the generation header "
         "always stay.",
     )
-    overlong: Literal["truncate", "drop", "error"] = knob(
+    overlong: Literal["truncate", "official", "drop", "error"] = knob(
         "truncate",
         "What to do where prompt + longest answer exceed max_length: 'truncate' cuts the prompt to max_prompt_length "
-        "and then, if still needed, all answers to max_length - max_prompt_length (the official rule); 'drop' leaves "
-        "the row out; 'error' stops.",
+        "and then, if still needed, all answers to the room that the prompt leaves; 'official' is the rule of SimPO's "
+        "own code, which then cuts all answers to max_length - max_prompt_length, however short the prompt is; 'drop' "
+        "leaves the row out; 'error' stops.",
     )
     system_messages: Literal["keep", "merge", "drop"] = knob(
         "keep",
@@ -58,18 +61,31 @@ class RowSettings:
 
     @classmethod
     def of(cls, settings: "RowSettings") -> "RowSettings":
-        """These settings alone, out of a larger class of settings."""
-        return RowSettings(**{each.name: getattr(settings, each.name) for each in fields(RowSettings)})
+        """Returns these settings alone, out of a larger class of settings, with the values that are used."""
+        own = {each.name: getattr(settings, each.name) for each in fields(RowSettings)}
+        return RowSettings(**{**own, **settled_rows(settings)})
+
+    @property
+    def prompt_limit(self) -> int:
+        """Returns `max_prompt_length`, or the value that it takes where it is unset."""
+        if self.max_prompt_length is not None:
+            return self.max_prompt_length
+        return max(1, self.max_length * 1800 // 2048)
+
+
+def settled_rows(settings: RowSettings) -> dict[str, Any]:
+    """Returns the values that unset settings of the rows take."""
+    return {"max_prompt_length": settings.prompt_limit}
 
 
 def row_problems(settings: RowSettings) -> list[str]:
     """A sentence for each setting that cannot be used."""
     problems = knob_problems(RowSettings, settings)
-    if not 1 <= settings.max_prompt_length < settings.max_length:
+    if settings.max_prompt_length is not None and not 1 <= settings.max_prompt_length < settings.max_length:
         problems.append(
             f"max_prompt_length is {settings.max_prompt_length} and max_length {settings.max_length}; "
             "max_prompt_length must be at least 1 and below max_length, or an overlong prompt leaves no room for an "
-            "answer. Lower max_prompt_length or raise max_length."
+            "answer. Lower max_prompt_length, leave it out to have it follow, or raise max_length."
         )
     if settings.auto_insert_empty_system_msg and settings.system_messages in ("merge", "drop"):
         problems.append(

@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.drops import DropReport, RowDropped, caught
 from ..data.fields import check_columns, check_margins, has_ranked_answers, read_fields
+from ..data.formats import as_handed_over
+from ..data.media import note_media
 from ..data.messages import Message, explicit_prompt, row_template_kwargs, without_filled_keys
 from ..data.sources import readable_rows
 from ..errors import SimPOError
@@ -32,12 +34,14 @@ logger = get_logger(__name__)
 
 # Part of the cache's key: raise it with every change of this file, pair_tokenizer.py, messages.py or templates.py that
 # changes token ids.
-CODE_VERSION = 5
+CODE_VERSION = 6
 
 # What the cached rows say beside their ids; read for the report, then removed.
 _NOTES = Features(
     {
         "length": Value("int32"),
+        "whole_length": Value("int32"),  # before anything was cut
+        "lost": Value("int32"),  # tokens of answers that were cut off
         "reason": Value("string"),
         "detail": Value("string"),
         "pairs": Value("int32"),
@@ -89,6 +93,7 @@ def tokenize_preferences(
     if len(dataset) == 0:
         raise SimPOError(f"{name}: the set has no rows; it needs at least one preference pair.")
     check_margins(dataset, name)
+    dataset = as_handed_over(dataset, name)
     settings = RowSettings.of(settings or RowSettings())
     work = _pair_tokenizer(dataset, tokenizer, settings, dataset.column_names)
     _warn(dataset.column_names, work, name)
@@ -134,12 +139,15 @@ def tokenize_stream(
     Raises:
         SimPOError: columns are not usable, or the chat template is missing or broken.
     """
+    dataset = note_media(dataset)
     first = next(readable_rows(dataset, name), None)
     if first is None:
         raise SimPOError(f"{name}: the stream has no rows; it needs preference pairs.")
     if token_columns(first):
         return dataset
     check_columns(list(first), name)
+    dataset = as_handed_over(dataset, name)
+    first = next(readable_rows(dataset, name))
     settings = RowSettings.of(settings or RowSettings())
     work = _pair_tokenizer(dataset.take(1), tokenizer, settings, list(first))
     _warn(list(first), work, name)

@@ -18,7 +18,7 @@ from ..log import get_logger
 from ..loss.objective import Objective, settled_loss
 from ..loss.settings import LossSettings, loss_problems, loss_warnings
 from ..model.settings import ModelSettings
-from ..tokens.settings import RowSettings, row_problems
+from ..tokens.settings import RowSettings, row_problems, settled_rows
 from .processes import check_one_accelerator, check_world_size
 
 logger = get_logger(__name__)
@@ -131,14 +131,18 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
         check_one_accelerator(self.n_gpu)
         for warning in [*loss_warnings(self), *_warnings(self)]:
             logger.warning(warning)
+        if self.max_prompt_length is None and self.max_length != RowSettings.max_length:
+            logger.info(
+                f"max_prompt_length is {self.prompt_limit}: unset, it follows from max_length {self.max_length}."
+            )
 
     def settled(self) -> "SimPOConfig":
-        """A copy with the values that are used: of the loss, the batch, and all that follows from other fields."""
+        """Returns a copy with the values that are used, for fields that were left open."""
         copied = copy(self)
         for name, (given, used) in self._following.items():
             if getattr(self, name) == given:  # not set by hand since
                 setattr(copied, name, used)
-        vars(copied).update(settled_loss(self))
+        vars(copied).update({**settled_loss(self), **settled_rows(self)})
         return copied
 
     @property

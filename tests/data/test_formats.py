@@ -281,7 +281,7 @@ EXAMPLE_SETTINGS = {
 def test_rows_of_the_documentation_are_read():
     text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
     examples = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
-    assert len(examples) == 8
+    assert len(examples) == 9
     ranked = [row for row in examples if "responses" in row]
     [found], dropped = tokens(to_pairs(Dataset.from_list(ranked), None, None, "set"))
     assert [toy_tokenizer().decode(ids[:-1]) for ids in found["response_ids"]] == ["5", "6"]

@@ -85,7 +85,9 @@ def test_an_official_file_loads_unchanged_and_means_the_same(tmp_path, name):
         "preprocessing_num_workers",
         "evaluation_strategy",
         "warmup_ratio",
+        "max_prompt_length is read with overlong",
     ]
+    assert training.overlong == "official" and recipe.origins["overlong"].endswith("(max_prompt_length)")
     assert (
         recipe.origins["warmup_steps"].startswith("official.yaml:")
         and "(warmup_ratio)" in recipe.origins["warmup_steps"]
@@ -101,7 +103,7 @@ def test_our_recipe_of_a_setting_is_the_official_file(tmp_path, name):
     assert ours.model.model_name_or_path == theirs.model.model_name_or_path
     for key in (
         *("beta", "gamma_beta_ratio", "learning_rate", "sft_weight", "loss_type", "label_smoothing", "seed"),
-        *("max_length", "max_prompt_length", "truncation_mode", "num_train_epochs", "lr_scheduler_type"),
+        *("max_length", "max_prompt_length", "overlong", "truncation_mode", "num_train_epochs", "lr_scheduler_type"),
         *("warmup_steps", "bf16", "gradient_checkpointing", "weight_decay", "adam_beta2", "max_grad_norm"),
         *("per_device_train_batch_size", "average_log_prob"),
     ):

@@ -99,7 +99,7 @@ def test_lists_of_adapter_targets(load):
         ("eval_strategy: step", 'eval_strategy is "step"; it must be one of no, steps, epoch'),
         ("lr_scheduler_type: cosin", 'lr_scheduler_type is "cosin"; it must be .*cosine'),
         ("optim: adamw_torchfused", "one of [0-9]+ names, such as adamw_torch_fused"),
-        ("overlong: cut", 'overlong is "cut"; it must be one of truncate, drop, error'),
+        ("overlong: cut", 'overlong is "cut"; it must be one of truncate, official, drop, error'),
         ("model_init_kwargs: abc", 'model_init_kwargs is "abc"; it must be a mapping or null'),
         ("lora_target_modules: {a: 1}", "lora_target_modules is .*; it must be a list or null"),
         ("output_dir: again", "line 4: output_dir is given twice, first on line 3. Keep one"),

@@ -207,7 +207,10 @@ def test_ranked_rows_of_a_stream(tmp_path):
 
 def test_a_stream_of_texts_is_not_looked_through_where_every_token_has_an_embedding():
     """Its ids are the tokenizer's, whose largest one says enough."""
-    tokenized = [{**row, "reason": None, "cut": (False,) * 3, "length": 9, "pairs": 1} for row in KEPT[:4]]
+    tokenized = [
+        {**row, "reason": None, "cut": (False,) * 3, "lost": 0, "length": 9, "whole_length": 9, "pairs": 1}
+        for row in KEPT[:4]
+    ]
     for rows, tokenizer, looks in (
         (tokenized, word_tokenizer(), 0),
         (tokenized, grown_tokenizer(), 4),

@@ -14,7 +14,15 @@ from simpo_trainer.tokens.settings import RowSettings
 from simpo_trainer.tokens.tokenization import tokenize_preferences, tokenize_stream
 from toy import CHATML, assistant, toy_pairs, toy_tokenizer, user
 
-KEPT = {"reason": None, "detail": None, "cut": [False, False, False], "length": 5, "pairs": 1}
+KEPT = {
+    "reason": None,
+    "detail": None,
+    "cut": [False, False, False],
+    "lost": 0,
+    "length": 5,
+    "whole_length": 5,
+    "pairs": 1,
+}
 SECOND = {**KEPT, "second": "prompt 'a', with an answer 'b'"}
 WITHOUT_TOOLS = {**KEPT, "ignored": "the tools"}
 WITHOUT_CALLS = {**KEPT, "ignored": "the tool calls of the prompt"}

@@ -231,33 +231,35 @@ def test_padding_token_plays_no_part():
         ([1, 2, 3, 4], [5, 6], [7], (6, 3), ([1, 2, 3, 4], [5, 6], [7])),
         # One too many: the prompt is cut to its end; that suffices.
         ([1, 2, 3, 4], [5, 6, 6], [7], (6, 3), ([2, 3, 4], [5, 6, 6], [7])),
-        # It does not suffice: both answers are cut to max_length - max_prompt_length.
+        # It does not suffice: both answers are cut to the room behind the prompt.
         ([1, 2, 3, 4], [5, 6, 7, 8], [9], (6, 3), ([2, 3, 4], [5, 6, 7], [9])),
-        # So also where the prompt is shorter than max_prompt_length and would leave more room.
-        ([1], [5, 6, 7, 8, 9, 9], [7, 8], (6, 3), ([1], [5, 6, 7], [7, 8])),
+        # A prompt shorter than max_prompt_length leaves more room.
+        ([1], [5, 6, 7, 8, 9, 9], [7, 8], (6, 3), ([1], [5, 6, 7, 8, 9], [7, 8])),
     ],
 )
 def test_fit_to_length(prompt, chosen, rejected, limits, fitted):
-    assert fit_to_length(prompt, [chosen, rejected], *limits, 0) == (fitted[0], [*fitted[1:]])
+    assert fit_to_length(prompt, [chosen, rejected], *limits) == (fitted[0], [*fitted[1:]])
 
 
 @pytest.mark.parametrize("kept_start, cut", [(0, [4, 5, 6]), (1, [1, 5, 6]), (2, [1, 2, 6]), (3, [1, 2, 3])])
 def test_fit_to_length_keeps_both_ends(kept_start, cut):
-    assert fit_to_length([1, 2, 3, 4, 5, 6], [[7, 7, 7], [8]], 6, 3, kept_start) == (cut, [[7, 7, 7], [8]])
+    fitted = fit_to_length([1, 2, 3, 4, 5, 6], [[7, 7, 7], [8]], 6, 3, kept_start=kept_start)
+    assert fitted == (cut, [[7, 7, 7], [8]])
 
 
-def test_fit_to_length_follows_the_official_rule():
+@pytest.mark.parametrize("official", [False, True])
+def test_fit_to_length_follows_the_rule(official):
     """Against the rule written out, for every combination of small lengths; the official code cuts BOS too."""
     for prompt_length in range(1, 7):
         for longer in range(1, 7):
             for max_length in range(2, 9):
                 for max_prompt_length in range(1, max_length):
                     prompt, chosen = list(range(prompt_length)), list(range(longer))
-                    got = fit_to_length(prompt, [chosen, [9]], max_length, max_prompt_length, 0)
+                    got = fit_to_length(prompt, [chosen, [9]], max_length, max_prompt_length, official=official)
                     if len(prompt) + len(chosen) > max_length:
                         prompt = prompt[-max_prompt_length:]
                     if len(prompt) + len(chosen) > max_length:
-                        chosen = chosen[: max_length - max_prompt_length]
+                        chosen = chosen[: max_length - (max_prompt_length if official else len(prompt))]
                     assert got == (prompt, [chosen, [9]])
                     assert len(got[0]) + len(got[1][0]) <= max_length
 
@@ -283,6 +285,37 @@ def test_overlong_pairs_are_cut_and_counted(caplog):
     assert prompts == ["<s>abc", "<s>aaaaa", "<s>aaaaa", "<s>abc", "<s>abc", "<s>abc", "<s>aaaaa", "<s>abc"]
     assert "train: in 3 of 8 pairs only one answer was cut and lost its end token" in caplog.text
     assert "cut to length: 3 prompts, 5 answers" in report.summary()
+
+
+def test_answers_get_the_room_that_a_short_prompt_leaves(caplog):
+    tokenizer = toy_tokenizer_without_template()
+    rows = [pair("a" * 15, "x" * 1009, "y" * 1009 + "z"), pair("abc", "x", "y")]  # BOS and EOS come on top
+    for overlong, room in (("truncate", 1024 - 16), ("official", 1024 - 900)):
+        tokenized, report = tokenize(rows, tokenizer, max_length=1024, max_prompt_length=900, overlong=overlong)
+        assert [len(tokenized[0][ids]) for ids in ("prompt_ids", "chosen_ids", "rejected_ids")] == [16, room, room]
+        assert (report.lost_tokens, report.needed_length) == (1010 + 1011 - 2 * room, 1027)
+        line = (
+            f"  cut answers lose their end, {report.lost_tokens} tokens in all; max_length: 1027 would keep every row"
+        )
+        assert line in report.summary()
+    tokenized, report = tokenize(rows, tokenizer, max_length=1027, max_prompt_length=900)
+    assert (report.truncated_answers, report.lost_tokens) == (0, 0)
+    assert "lose their end" not in report.summary()
+    assert tokenize(rows, tokenizer, max_length=1026, max_prompt_length=900)[1].truncated_answers == 1
+
+
+@pytest.mark.parametrize("rule", ["truncate", "official"])
+def test_the_limit_of_prompts_follows_from_max_length(rule):
+    """Unset, it gives the same rows as the number that it stands for."""
+    tokenizer = toy_tokenizer_without_template()
+    rows = [pair("a" * length, "x" * 9, "y" * 12) for length in range(1, 40)]
+    settings = RowSettings(max_length=32, overlong=rule)
+    assert settings.max_prompt_length is None and settings.prompt_limit == 28
+    found = tokenize(rows, tokenizer, max_length=32, max_prompt_length=None, overlong=rule)
+    assert found[1].truncated_prompts > 0 and found[1].truncated_answers > 0
+    given = tokenize(rows, tokenizer, max_length=32, max_prompt_length=28, overlong=rule)
+    assert found[0].to_list() == given[0].to_list() and found[1] == given[1]
+    assert found[0]._fingerprint == given[0]._fingerprint, "the same rows of the cache"
 
 
 def test_generation_header_survives_the_cut():

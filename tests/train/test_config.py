@@ -93,11 +93,11 @@ def test_defaults_are_the_papers(config):
         ({"max_length": 1, "max_prompt_length": 1}, r"max_length is 1; a prompt and an answer need at least 2"),
         (
             {"max_length": 64, "max_prompt_length": 64},
-            r"max_prompt_length is 64 and max_length 64;.*below max_length.*Lower max_prompt_length or raise "
-            r"max_length",
+            r"max_prompt_length is 64 and max_length 64;.*below max_length.*Lower max_prompt_length, leave it out "
+            r"to have it follow, or raise max_length",
         ),
         ({"max_prompt_length": 0}, r"max_prompt_length is 0 .*at least 1"),
-        ({"overlong": "cut"}, r"overlong is 'cut'; it must be 'truncate', 'drop' or 'error'"),
+        ({"overlong": "cut"}, r"overlong is 'cut'; it must be 'truncate', 'official', 'drop' or 'error'"),
         ({"remove_unused_columns": True}, r"remove_unused_columns is true; .*Leave it out"),
         ({"logging_nan_inf_filter": True}, r"logging_nan_inf_filter is true; it would hide .*Leave it out"),
         ({"include_num_input_tokens_seen": "all"}, r"include_num_input_tokens_seen is 'all'; .* logs num_tokens_seen"),
@@ -320,6 +320,18 @@ def test_a_replaced_setting_gives_what_a_new_configuration_would(config, monkeyp
     assert replaced.to_dict() == fresh.to_dict()
     assert replaced.settled().to_dict() == fresh.settled().to_dict()
     assert replaced.objective == fresh.objective
+
+
+@pytest.mark.parametrize(("longest", "prompt"), [(2048, 1800), (512, 450), (1024, 900), (8192, 7200), (3, 2), (2, 1)])
+def test_the_limit_of_prompts_follows_from_max_length(config, caplog, longest, prompt):
+    """So that max_length alone can be changed; an explicit limit stays."""
+    caplog.set_level(logging.INFO, "simpo_trainer")
+    args = config(max_length=longest)
+    assert (args.max_prompt_length, args.settled().max_prompt_length) == (None, prompt)
+    said = f"max_prompt_length is {prompt}: unset, it follows from max_length {longest}." in caplog.text
+    assert said == (longest != 2048)
+    assert dataclasses.replace(args, max_length=4096).settled().max_prompt_length == 3600
+    assert config(max_length=9000, max_prompt_length=prompt).settled().max_prompt_length == prompt
 
 
 def test_a_configuration_says_what_was_given_and_settled_what_is_used(config):
