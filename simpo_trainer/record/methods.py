@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import Any
 
+from .metric_table import DPO_LACKS, SFT_LACKS, SIMPO_LACKS
+
 _SIMPO = """\
 ```bibtex
 @inproceedings{meng2024simpo,
@@ -44,6 +46,7 @@ class Method:
         usual: defaults of `SimPOConfig` for this method, where those of SimPO do not fit it.
         with_reference: whether rewards are measured against a reference model.
         on_conversations: whether it also trains on rows of `messages`.
+        unmeasured: metrics of the metric table that its evaluations lack.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Method:
     usual: Mapping[str, Any] = field(default_factory=dict)
     with_reference: bool = False
     on_conversations: bool = False
+    unmeasured: tuple[str, ...] = ()
 
     @property
     def is_simpo(self) -> bool:
@@ -86,6 +90,7 @@ METHODS: dict[str, Method] = {
             "model, in which the reward of an answer is its log-probability per token",
             won="is likelier",
             citation=f"SimPO, the method ([arXiv 2405.14734](https://arxiv.org/abs/2405.14734)):\n\n{_SIMPO}",
+            unmeasured=SIMPO_LACKS,
         ),
         Method(
             name="dpo",
@@ -100,6 +105,7 @@ METHODS: dict[str, Method] = {
             arguments="simpo_trainer.baselines.settings:DPOArguments",
             settle="simpo_trainer.baselines.dpo_losses:settle_losses",
             with_reference=True,
+            unmeasured=DPO_LACKS,
         ),
         Method(
             name="sft",
@@ -112,6 +118,7 @@ METHODS: dict[str, Method] = {
             arguments="simpo_trainer.baselines.settings:SFTArguments",
             usual={"learning_rate": 2e-5},
             on_conversations=True,
+            unmeasured=SFT_LACKS,
         ),
     )
 }

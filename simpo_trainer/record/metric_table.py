@@ -8,6 +8,7 @@ ACCURACY, MARGINS = "rewards/accuracies", "logps/margins"
 CHOSEN, REJECTED = "logps/chosen", "logps/rejected"
 CHOSEN_LENGTH, REJECTED_LENGTH = "lengths/chosen", "lengths/rejected"
 TOKEN_ACCURACY = "mean_token_accuracy"
+PAST_TARGET, AUX_LOSS = "logps/past_target", "aux_loss"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ PAIR_METRICS: tuple[Metric, ...] = (
     ),
     Metric("rewards/margins", row=("margin of the rewards", "+.4f"), methods=("dpo",)),
     Metric(MARGINS, ("margin", "+.3f"), ("margin, {unit}", "+.4f"), ("Margin (chosen - rejected)", "{unit}")),
-    Metric("logps/past_target", row=("share of pairs past the target margin", ".3f"), methods=("simpo",)),
+    Metric(PAST_TARGET, row=("share of pairs past the target margin", ".3f"), methods=("simpo",)),
     Metric(CHOSEN, ("chosen", ".3f"), ("log-probability of chosen answers, {unit}", ".4f"), _LOGPS, "chosen"),
     Metric(REJECTED, ("rejected", ".3f"), ("log-probability of rejected answers, {unit}", ".4f"), _LOGPS, "rejected"),
     *_OF_TRAINING,
@@ -70,6 +71,48 @@ TEXT_METRICS: tuple[Metric, ...] = (
     Metric("num_tokens", panel=("Tokens", "tokens seen")),
     *_OF_TRAINING,
 )
+
+
+# For each metric of an evaluation, whether more of it is better; None where neither more nor less is.
+_OF_SIMPO: dict[str, bool | None] = {
+    **dict.fromkeys(("preference_loss", "sft_loss"), False),
+    **dict.fromkeys((CHOSEN_LENGTH, REJECTED_LENGTH, "num_pairs"), None),
+    PAST_TARGET: True,
+}
+_OF_PAIRS: dict[str, bool | None] = {
+    **dict.fromkeys((ACCURACY, "rewards/margins", MARGINS, "rewards/chosen", CHOSEN), True),
+    **dict.fromkeys(("rewards/rejected", REJECTED, "logits/chosen", "logits/rejected"), None),
+}
+_OF_TEXTS: dict[str, bool | None] = {TOKEN_ACCURACY: True, "entropy": None}
+_OF_ALL: dict[str, bool | None] = {
+    **dict.fromkeys(("loss", AUX_LOSS), False),
+    **dict.fromkeys(("num_tokens", "runtime", "samples_per_second", "steps_per_second"), None),
+}
+_BETTER = _OF_ALL | _OF_PAIRS | _OF_SIMPO | _OF_TEXTS
+# The metrics above that evaluations of a method lack.
+SIMPO_LACKS, DPO_LACKS, SFT_LACKS = map(tuple, (_OF_TEXTS, _OF_SIMPO, _OF_PAIRS | _OF_SIMPO))
+_OF_A_PART = "losses/"
+
+
+def evaluated_name(logged: str) -> str | None:
+    """Returns a metric's name without the prefix of its evaluation set; None for one that is not of this table."""
+    if _OF_A_PART in logged:
+        return logged[logged.index(_OF_A_PART) :]
+    return next((name for name in sorted(_BETTER, key=len, reverse=True) if _ends_with(logged, name)), None)
+
+
+def _ends_with(logged: str, name: str) -> bool:
+    return logged == name or logged.endswith(f"_{name}")
+
+
+def more_is_better(name: str) -> bool | None:
+    """Returns whether more of a metric of this table is better; None where neither more nor less is."""
+    return False if name.startswith(_OF_A_PART) else _BETTER[name]
+
+
+def measured_names() -> list[str]:
+    """Returns the names of all metrics of an evaluation, without those of the parts of a mix."""
+    return list(_BETTER)
 
 
 def metrics_of(logged: Iterable[str]) -> tuple[tuple[Metric, ...], str]:

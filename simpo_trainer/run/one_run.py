@@ -26,7 +26,7 @@ from ..train.stop import StopRequest
 from ..train.trainer import SimPOTrainer
 from .options import LAUNCHER_OPTIONS
 from .packages import check_packages
-from .preflight import prepare_folder
+from .preflight import check_choices, prepare_folder
 
 logger = get_logger(__name__)
 
@@ -70,6 +70,7 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
     check_model_name(str(recipe.model.model_name_or_path))
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
     check_credentials(args)
+    check_choices(recipe)
     chat_template = recipe.data.chat_template and resolve_chat_template(recipe.data.chat_template)
 
     with args.main_process_first(desc="loading the data"):

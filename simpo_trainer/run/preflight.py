@@ -7,6 +7,25 @@ from pathlib import Path
 from ..errors import SimPOError
 from ..recipe.load import Recipe
 from ..record.folders import MANIFEST
+from ..record.methods import METHODS
+from ..train.best_metric import check_best_metric
+from ..train.evaluation import absent_metrics
+from ..train.optimisation import check_optimisation
+
+
+def check_choices(recipe: Recipe) -> None:
+    """Check optimiser, schedule and the metric of the best model, which the trainer would build after the data.
+
+    Raises:
+        SimPOError: one cannot be built, or is not measured.
+    """
+    method, args = METHODS[recipe.method], recipe.training.settled()
+    check_optimisation(recipe.baseline or args)
+    absent = set(method.unmeasured)
+    if method.is_simpo:
+        # Whether the model has experts is not known yet, nor whether the trainer has a loss of its own.
+        absent = absent_metrics(args.objective, parts=len(args.objective.parts) > 1, balanced=True)
+    check_best_metric(recipe.baseline or args, absent=absent)
 
 
 def prepare_folder(output_dir: Path, recipe: Recipe) -> None:

@@ -19,6 +19,7 @@ from ..loss.objective import Objective, settled_loss
 from ..loss.settings import LossSettings, loss_problems, loss_warnings
 from ..model.settings import ModelSettings
 from ..tokens.settings import RowSettings, row_problems, settled_rows
+from .best_metric import direction_problems, greater_is_better
 from .processes import check_one_accelerator, check_world_size
 
 logger = get_logger(__name__)
@@ -117,6 +118,8 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
             self.enable_jit_checkpoint = False
             logger.warning("enable_jit_checkpoint does nothing here: SIGTERM always ends a run with a checkpoint.")
         given = {name: getattr(self, name) for name in _FOLLOWING if hasattr(self, name)}
+        if self.metric_for_best_model is not None and self.greater_is_better is None:
+            self.greater_is_better = greater_is_better(self.metric_for_best_model)
         self.gradient_accumulation_steps = accumulation
         self.bf16 = _uses_bf16(self)
         with warnings.catch_warnings():
@@ -173,6 +176,7 @@ def _problems(config: SimPOConfig) -> list[str]:
         *knob_problems(ModelSettings, config),
         *knob_problems(SimPOConfig, config),
         *_number_problems(config),
+        *direction_problems(config.metric_for_best_model, config.greater_is_better),
         *_parent_problems(config),
     ]
 

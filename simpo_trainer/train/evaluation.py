@@ -13,11 +13,32 @@ from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 from ..batches.batch import Batch
 from ..batches.loader import Collator, evaluation_pairs, pair_loader
 from ..errors import SimPOError
+from ..loss.losses import LOSSES
 from ..loss.metrics import MetricSums, PairRecords
+from ..loss.objective import Objective
 from ..model.experts import BalanceTerm
 from ..model.modes import evaluating
+from ..record.methods import METHODS
+from ..record.metric_table import AUX_LOSS, PAST_TARGET
 from .config import SimPOConfig
 from .run_trainer import RunTrainer
+
+
+def absent_metrics(objective: Objective, *, parts: bool, balanced: bool) -> set[str]:
+    """Returns the metrics of the table that SimPO's evaluations by this objective lack.
+
+    Args:
+        objective: the loss.
+        parts: whether the parts of the loss are measured one by one.
+        balanced: whether there is a balance term of experts.
+    """
+    absent = set(METHODS["simpo"].unmeasured)
+    if objective.target_margin is None:
+        absent.add(PAST_TARGET)
+    if not balanced:
+        absent.add(AUX_LOSS)
+    named = objective.parts if parts else ()
+    return absent | {f"losses/{name}" for name in LOSSES} - {f"losses/{part.name}" for part in named}
 
 
 class PairEvaluation(RunTrainer):

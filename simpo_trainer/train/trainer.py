@@ -39,10 +39,12 @@ from ..model.modes import in_training
 from ..model.scoring import AnswerScores, add_scoring_forward, check_scoring, score_batch
 from ..tokens.ids import TokenIds, count_embeddings
 from ..tokens.sets import columns_of, spread_rows
+from .best_metric import check_best_metric
 from .config import SimPOConfig
-from .evaluation import PairEvaluation
+from .evaluation import PairEvaluation, absent_metrics
 from .facts import own_settings
 from .finite import FiniteCallback, FiniteCheck, steps_in_backward
+from .optimisation import check_optimisation
 from .processes import keep_scores_float32
 from .saving import check_saves, settle_generation
 from .start import StartReport
@@ -105,6 +107,7 @@ class SimPOTrainer(PairEvaluation):
     ):
         name = os.path.expanduser(model) if isinstance(model, str) else model.config._name_or_path
         args = (args or SimPOConfig(output_dir=f"{name.rstrip('/').split('/')[-1] or 'model'}-SimPO")).settled()
+        check_optimisation(args, optimizers)
         if isinstance(model, str):
             model = load_model(name, args, adapter_follows=peft_config is not None, bf16=bool(args.bf16))
         elif args.model_init_kwargs:
@@ -112,8 +115,12 @@ class SimPOTrainer(PairEvaluation):
         model = prepare_model(model, args, peft_config, seed=args.seed)
         processing_class = processing_class or load_tokenizer(name, args)
         settle_generation(model)
+        self.args = args
         check_saves(model, processing_class, args)
         self._balance = BalanceTerm.of_run(model.config, args)
+        if compute_metrics is None:
+            absent = absent_metrics(args.objective, parts=self._logs_parts, balanced=self._balance is not None)
+            check_best_metric(args, eval_dataset, absent)
         base_model = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
         add_scoring_forward(base_model)
 
@@ -122,7 +129,6 @@ class SimPOTrainer(PairEvaluation):
         self._token_ids = TokenIds(processing_class, count_embeddings(model))
         self._token_ids.check_pad_token()
         self._model_to_train = model
-        self.args = args
         self.token_sets = {}
         train_dataset = self._tokenized(train_dataset, "train", of_run=True)
         eval_dataset = self._tokenized(eval_dataset, "eval", of_run=True)
