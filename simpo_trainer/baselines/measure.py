@@ -28,7 +28,7 @@ def mean_log_prob(trainer: "BaselineTrainer", texts: Sequence[Text]) -> float:
         texts: at least one text.
     """
     accelerator, model = trainer.accelerator, trainer.model_wrapped
-    size = trainer._train_batch_size  # training has enough memory for this size
+    size = trainer.args.train_batch_size  # training has enough memory for this size
     sums = MetricSums()
     with evaluating(model):
         for first in range(0, len(texts), size * accelerator.num_processes):

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..errors import SimPOError
+from .load_errors import not_loaded
 from .settings import ModelSettings
 from .weights import folder_holds_adapter, load_adapter, load_causal_lm
 
@@ -30,20 +30,21 @@ def load_model(name: str, settings: ModelSettings, *, adapter_follows: bool, bf1
     Raises:
         SimPOError: nothing can be loaded under that name, or weights are missing.
     """
-    check_model_name(name)
-    kwargs: dict[str, Any] = dict(settings.model_init_kwargs or {})  # type: ignore[arg-type]
+    kwargs = init_kwargs(settings)
+    check_model_name(name, kwargs.get("gguf_file"))
     is_adapter = folder_holds_adapter(name)
     frozen = adapter_follows or is_adapter
     kwargs.setdefault("dtype", torch.bfloat16 if frozen and bf16 else torch.float32)
     try:
         return load_adapter(name, **kwargs) if is_adapter else load_causal_lm(name, **kwargs)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        if isinstance(error, SimPOError):
-            raise
-        raise SimPOError(
-            f"The model {name!r} could not be loaded: {error}\nmodel_name_or_path must be a folder made by "
-            "save_pretrained or a name on the Hugging Face Hub (for a private one, log in with `hf auth login`)."
-        ) from error
+    except Exception as error:  # a torn file can make any of them
+        raise not_loaded(f"The model {name!r}", error) from error
+
+
+def init_kwargs(settings: ModelSettings) -> dict[str, Any]:
+    """Returns the keyword arguments of `from_pretrained`; code of a repository runs only where they say so."""
+    given: dict[str, Any] = dict(settings.model_init_kwargs or {})  # type: ignore[arg-type]
+    return {"trust_remote_code": False, **given}  # unset, transformers would ask on the terminal
 
 
 def load_tokenizer(name: str, settings: ModelSettings, *, instead: str | None = None) -> PreTrainedTokenizerBase:
@@ -58,19 +59,23 @@ def load_tokenizer(name: str, settings: ModelSettings, *, instead: str | None = 
     """
     if not (name or instead):
         raise SimPOError("The model does not say where it was loaded from. Pass its tokenizer as processing_class.")
-    given: dict[str, Any] = dict(settings.model_init_kwargs or {})  # type: ignore[arg-type]
+    given = init_kwargs(settings)
     shared = ["token", "cache_dir", "local_files_only", "trust_remote_code"]
-    shared += [] if instead else ["revision", "subfolder"]
+    shared += [] if instead else ["revision", "subfolder", "gguf_file"]
     try:
         return AutoTokenizer.from_pretrained(
             os.path.expanduser(instead or name), **{key: given[key] for key in shared if key in given}
         )
-    except (OSError, ValueError, ImportError) as error:  # its text says what: no such name, no access, no file
-        raise SimPOError(f"The tokenizer of {instead or name!r} cannot be loaded: {error}") from error
+    except Exception as error:  # a torn file can make any of them
+        raise not_loaded(f"The tokenizer of {instead or name!r}", error) from error
 
 
-def check_model_name(name: str) -> None:
+def check_model_name(name: str, gguf_file: str | None = None) -> None:
     """Refuse a model folder that is not there or holds no model, before anything is loaded.
+
+    Args:
+        name: folder or Hub name.
+        gguf_file: the file in it to load instead of weights and configuration of transformers.
 
     Raises:
         SimPOError: the name looks like a local path and no model can be loaded from it.
@@ -86,10 +91,15 @@ def check_model_name(name: str) -> None:
                 "made by save_pretrained (with config.json) or a name on the Hugging Face Hub such as Qwen/Qwen3-0.6B."
             )
         return
+    if gguf_file:
+        if not (path / gguf_file).is_file():
+            raise SimPOError(f"The folder {name!r} holds no {gguf_file}, which model_init_kwargs name as gguf_file.")
+        return
     if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
         raise SimPOError(
             f"The folder {name!r} holds no config.json, so it is not a model. model_name_or_path must be a folder made "
-            "by save_pretrained. For a checkpoint of a run, name the checkpoint-N folder inside it."
+            "by save_pretrained. For a checkpoint of a run, name the checkpoint-N folder inside it; for a GGUF file, "
+            "set model_init_kwargs: {gguf_file: NAME}."
         )
 
 

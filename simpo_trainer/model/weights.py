@@ -49,7 +49,16 @@ def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
     _refuse_missing(name, found["missing_keys"], unexpected, len(model.state_dict()))
     if unexpected:
         logger.warning(f"{name!r} holds {_listed(unexpected)} that {type(model).__name__} does not use.")
+    if kwargs.get("gguf_file"):
+        _forget_quantization(model)
     return model
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    """Make a model that was read from a GGUF file an ordinary one: its weights are no longer quantised."""
+    vars(model.config).pop("quantization_config", None)
+    vars(model).pop("hf_quantizer", None)
+    vars(model)["is_quantized"] = False
 
 
 def load_adapter(folder: str, **kwargs: Any) -> PeftModel:

@@ -13,7 +13,7 @@ from trl import get_peft_config
 from ..data.load import load_preferences
 from ..errors import SimPOError, first_line
 from ..log import get_logger
-from ..model.load import check_model_name, load_tokenizer
+from ..model.load import check_model_name, init_kwargs, load_tokenizer
 from ..publish.hub import check_credentials, push_later
 from ..recipe.load import Recipe
 from ..record.folders import step_of
@@ -67,7 +67,7 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
         logger.warning(notice)
     check_packages(args, recipe.model)
     prepare_folder(output_dir, recipe)
-    check_model_name(str(recipe.model.model_name_or_path))
+    check_model_name(str(recipe.model.model_name_or_path), init_kwargs(args).get("gguf_file"))
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
     check_credentials(args)
     check_choices(recipe)

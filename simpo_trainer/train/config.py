@@ -249,6 +249,12 @@ def _parent_problems(config: SimPOConfig) -> list[str]:
             f"label_smoothing_factor is {config.label_smoothing_factor}; it smooths token labels, which SimPO has not. "
             "Use label_smoothing, the share of wrongly labelled pairs."
         )
+    if config.auto_find_batch_size:
+        problems.append(
+            "auto_find_batch_size is true; it would change the global batch and start over on trained weights. Leave it "
+            "out, and lower per_device_train_batch_size until it fits: with global_batch_size the accumulation follows, "
+            "and the optimiser steps stay the same."
+        )
     if config.use_liger_kernel:
         problems.append(
             "use_liger_kernel is true; it replaces the model's forward, through which answers are scored. "

@@ -132,8 +132,7 @@ def _tokenization(found: TokenSet | None) -> dict[str, Any] | None:
 
 
 def _batch(trainer: Any) -> dict[str, Any]:
-    # Not the argument: `auto_find_batch_size` may have made it smaller.
-    micro, processes = trainer._train_batch_size, trainer.accelerator.num_processes
+    micro, processes = trainer.args.train_batch_size, trainer.accelerator.num_processes
     accumulation = trainer.args.gradient_accumulation_steps or 1
     return {
         "global": micro * processes * accumulation,

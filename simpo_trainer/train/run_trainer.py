@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from peft import PeftModel
 from torch.optim import Optimizer
 from transformers import (
@@ -24,6 +25,7 @@ from ..tokens.sets import TokenSet, token_set
 from .checkpoints import check_adapter_fits, check_optimizer_fits, check_schedule_fits, find_checkpoint
 from .config import SimPOConfig
 from .facts import run_facts
+from .memory import out_of_memory
 from .processes import end_group_at_exit
 from .progress import show_lines
 from .same_rows import SameRowsCallback
@@ -116,14 +118,20 @@ class RunTrainer(HubTrainer):
             args, kwargs: further arguments of `Trainer.train`.
 
         Raises:
-            SimPOError: the checkpoint is incomplete, or is of another model, adapter or optimiser.
+            SimPOError: the checkpoint is incomplete, or is of another model, adapter or optimiser; or the memory of the
+                accelerator was not enough.
         """
         self.interrupted = False
         self.resumed_from = checkpoint = find_checkpoint(Path(str(self.args.output_dir)), resume_from_checkpoint)
         if checkpoint and isinstance(self.model, PeftModel):
             check_adapter_fits(checkpoint, self.model)
         with self.stop_request, self.stop_request.deferred():
-            return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+            try:
+                return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+            except RuntimeError as error:
+                if should_reduce_batch_size(error):
+                    raise out_of_memory(self.args, self.state.global_step) from error
+                raise
 
     def agreed_signal(self) -> int:
         """Returns the signal that stopped the training, on every process the same; every process must call it."""

@@ -50,8 +50,7 @@ def say_size(trainer: Any, wanted: int | None, unit: str | None = None) -> None:
         unit: what its rows are called; unset means what their columns tell.
     """
     processes = trainer.accelerator.num_processes
-    # Not the argument: `auto_find_batch_size` may have made it smaller.
-    micro, accumulation = trainer._train_batch_size, trainer.args.gradient_accumulation_steps
+    micro, accumulation = trainer.args.train_batch_size, trainer.args.gradient_accumulation_steps
     batch = micro * processes * accumulation
     unit, pairs = (unit, "") if unit else _rows_of(trainer.train_dataset, batch)
     logger.info(

@@ -314,7 +314,7 @@ class SimPOTrainer(PairEvaluation):
         return found.rows
 
     def _training_pairs(self) -> PairBatchSampler | StreamedPairs:
-        size = self._train_batch_size
+        size = self.args.train_batch_size
         return training_pairs(self.train_dataset, self.args, self.args, size, self.accelerator, self._token_ids)
 
     def get_train_dataloader(self) -> DataLoader:

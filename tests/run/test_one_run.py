@@ -438,5 +438,5 @@ def test_a_launched_run_resumes_through_its_launcher(make, tmp_path, monkeypatch
 
 
 def test_a_tokenizer_that_cannot_be_loaded(make):
-    with pytest.raises(SimPOError, match="The tokenizer of 'model' cannot be loaded: "):
+    with pytest.raises(SimPOError, match="The tokenizer of 'model' could not be loaded: there are no tokenizer files"):
         load_tokenizer("model", make().training)

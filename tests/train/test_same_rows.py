@@ -295,7 +295,7 @@ def test_processes_run_the_model_equally_often_and_count_each_text_once(count):
         trainer = SimpleNamespace(
             accelerator=accelerator,
             model_wrapped=model,
-            _train_batch_size=2,
+            args=SimpleNamespace(train_batch_size=2),
             compute_loss_context_manager=torch.no_grad,
         )
         mean_log_prob(trainer, texts)
