@@ -251,9 +251,9 @@ def _parent_problems(config: SimPOConfig) -> list[str]:
         )
     if config.auto_find_batch_size:
         problems.append(
-            "auto_find_batch_size is true; it would change the global batch and start over on trained weights. Leave it "
-            "out, and lower per_device_train_batch_size until it fits: with global_batch_size the accumulation follows, "
-            "and the optimiser steps stay the same."
+            "auto_find_batch_size is true; it would change the global batch and start over on trained weights. Leave "
+            "it out, and lower per_device_train_batch_size until it fits: with global_batch_size the accumulation "
+            "follows, and the optimiser steps stay the same."
         )
     if config.use_liger_kernel:
         problems.append(
