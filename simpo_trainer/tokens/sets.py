@@ -1,5 +1,6 @@
 """Data sets as users hand them over, raw or tokenized, whole or streamed, become sets of token rows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.drops import DropReport
 from ..data.fields import has_ranked_answers
+from ..data.sources import readable_rows
 from ..errors import SimPOError
 from ..log import get_logger
 from .checks import check_token_rows
@@ -59,15 +61,19 @@ def token_set(
     """The token rows of a set, which is tokenized unless its rows are token ids already.
 
     Args:
-        dataset: a `datasets.Dataset` or a list of rows; to train on, also a `datasets.IterableDataset`.
+        dataset: a `datasets.Dataset`, a list of rows, or a `datasets.IterableDataset`, which is trained on as it is
+            read; one to evaluate on must have an end, is read once and kept.
         name: name of the set in messages; "train" for the one that is trained on.
         num_proc: processes that tokenize; None means this one.
 
     Raises:
         SimPOError: the set is of another kind, is empty, or its rows cannot be used.
     """
-    if not hasattr(dataset, "__len__"):
+    _check_kind(dataset, name)
+    if isinstance(dataset, IterableDataset) and name == "train":
         return _streamed(dataset, name, tokenizer, settings)
+    if isinstance(dataset, IterableDataset):
+        dataset = _kept(dataset, name)
     if not len(dataset):
         raise SimPOError(f"The {name} set has no rows; it needs at least one preference pair.")
     if isinstance(dataset, list):
@@ -139,17 +145,38 @@ def _say_unread_settings(columns: list[str], name: str, settings: RowSettings) -
         )
 
 
-def _streamed(dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, settings: RowSettings) -> TokenSet:
-    if not isinstance(dataset, IterableDataset):
-        raise SimPOError(
-            f"The {name} set is a {type(dataset).__name__} without a length. Pass a datasets.Dataset, or to train on "
-            "also a datasets.IterableDataset (load_dataset(..., streaming=True))."
-        )
-    if name != "train":
-        raise SimPOError(
-            f"The {name} set is a stream; an evaluation needs the same pairs every time. Pass a datasets.Dataset, such "
-            "as Dataset.from_list(list(stream.take(1000)))."
-        )
+def _check_kind(dataset: Any, name: str) -> None:
+    """Refuse an object that is no set of rows.
+
+    Raises:
+        SimPOError: names its type, and those that are accepted.
+    """
+    if isinstance(dataset, Dataset | IterableDataset):
+        return
+    if not isinstance(dataset, Mapping | str) and hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
+        try:
+            if not len(dataset) or isinstance(dataset[0], Mapping):
+                return
+        except LookupError:  # it has items, but no first one
+            pass
+    raise SimPOError(
+        f"The {name} set must be a `Dataset` or an `IterableDataset` of the library datasets, or a list of dicts; "
+        f"found {type(dataset).__name__}. Make one, as by load_dataset, Dataset.from_list or Dataset.from_pandas."
+    )
+
+
+def _kept(stream: IterableDataset, name: str) -> Dataset:
+    """Returns all rows of a stream, because an evaluation needs the same pairs every time."""
+    rows = list(readable_rows(stream, name))
+    logger.info(f"{name}: the stream was read once; its {len(rows)} rows are kept in memory.")
+    if stream.features:
+        return Dataset.from_list(rows, features=stream.features)
+    return Dataset.from_list(rows, on_mixed_types="use_json")
+
+
+def _streamed(
+    dataset: IterableDataset, name: str, tokenizer: PreTrainedTokenizerBase, settings: RowSettings
+) -> TokenSet:
     rows = tokenize_stream(dataset, tokenizer, settings, name=name)
     _say_unread_settings(columns_of(dataset), name, settings)
     shown = [row for row in islice(rows, 50) if row.get("reason") is None][:2]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction
@@ -74,11 +74,11 @@ class PairEvaluation(RunTrainer):
 
     def evaluate(
         self,
-        eval_dataset: str | Dataset | Mapping[str, Dataset] | None = None,
+        eval_dataset: str | Dataset | IterableDataset | Mapping[str, Dataset | IterableDataset] | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Like `Trainer.evaluate`; sets may be raw rows, and several sets a mapping."""
+        """Like `Trainer.evaluate`; sets may be raw rows or streams, and several sets a mapping."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = self._tokenized(eval_dataset, metric_key_prefix)
         return super().evaluate(cast(Any, eval_dataset), ignore_keys, metric_key_prefix)

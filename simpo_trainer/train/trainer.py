@@ -37,6 +37,7 @@ from ..model.layout_choice import check_attention_trains, choose_layout, saved_t
 from ..model.load import check_positions, check_trainable_dtypes, load_model, load_tokenizer, prepare_model
 from ..model.modes import in_training
 from ..model.scoring import AnswerScores, add_scoring_forward, check_scoring, score_batch
+from ..record.methods import METHODS
 from ..tokens.ids import TokenIds, count_embeddings
 from ..tokens.sets import columns_of, spread_rows
 from .best_metric import check_best_metric
@@ -44,6 +45,7 @@ from .config import SimPOConfig
 from .evaluation import PairEvaluation, absent_metrics
 from .facts import own_settings
 from .finite import FiniteCallback, FiniteCheck, steps_in_backward
+from .given_sets import check_given_sets
 from .optimisation import check_optimisation
 from .processes import keep_scores_float32
 from .saving import check_saves, settle_generation
@@ -75,7 +77,7 @@ class SimPOTrainer(PairEvaluation):
             rows that already hold `prompt_ids`, `chosen_ids`, `rejected_ids`. Or prompts with ranked answers: `{prompt,
             responses, scores}` (or `ranks`), or `prompt_ids`, `response_ids`, `chosen`, `rejected`. A stream needs
             `max_steps`.
-        eval_dataset: the same but for a stream, or a mapping from names to such sets, evaluated one by one.
+        eval_dataset: the same, or a mapping from names to such sets, evaluated one by one. A stream is read once.
         processing_class: the tokenizer; loaded from the model's name by default.
         compute_metrics: gets an `EvalPrediction` whose predictions are log-probabilities (chosen, rejected) in the unit
             of `logps/*` and whose label ids are answer lengths, both (pairs, 2) in the order of the set, the pairs of a
@@ -98,7 +100,7 @@ class SimPOTrainer(PairEvaluation):
         args: SimPOConfig | None = None,
         data_collator: Collator | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
-        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        eval_dataset: Dataset | IterableDataset | Mapping[str, Dataset | IterableDataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -107,6 +109,7 @@ class SimPOTrainer(PairEvaluation):
     ):
         name = os.path.expanduser(model) if isinstance(model, str) else model.config._name_or_path
         args = (args or SimPOConfig(output_dir=f"{name.rstrip('/').split('/')[-1] or 'model'}-SimPO")).settled()
+        check_given_sets(train_dataset, eval_dataset, args)
         check_optimisation(args, optimizers)
         if isinstance(model, str):
             model = load_model(name, args, adapter_follows=peft_config is not None, bf16=bool(args.bf16))
@@ -115,6 +118,7 @@ class SimPOTrainer(PairEvaluation):
         model = prepare_model(model, args, peft_config, seed=args.seed)
         processing_class = processing_class or load_tokenizer(name, args)
         settle_generation(model)
+        model.add_model_tags(list(METHODS[self.method].tags))
         self.args = args
         check_saves(model, processing_class, args)
         self._balance = BalanceTerm.of_run(model.config, args)
@@ -256,6 +260,11 @@ class SimPOTrainer(PairEvaluation):
         return None if module.split(".")[0] == package else type(self).__name__
 
     @property
+    def aux_loss_enabled(self) -> bool:
+        """Returns whether the loss has the balance term of experts; trl's trainers have the same name for it."""
+        return self._balance is not None
+
+    @property
     def log_prob_unit(self) -> str:  # type: ignore[override]
         """Returns the unit of `logps/*`."""
         return self.args.objective.unit
@@ -301,10 +310,7 @@ class SimPOTrainer(PairEvaluation):
         if dataset is None:
             return None
         if isinstance(dataset, Mapping):
-            if name == "train":
-                raise SimPOError(f"train_dataset has the splits {', '.join(dataset)}. Pass one: train_dataset[...].")
             return {key: self._tokenized(value, f"{name}_{key}", of_run=of_run) for key, value in dataset.items()}
-        _check_has_end(dataset, name, self.args)
         found = self._token_set(dataset, name, self._tokenizer, self.args, of_run=of_run)
         check_positions(self._model_to_train, found.longest, at_most=found.streamed)
         self._token_ids.check_set(found)
@@ -371,19 +377,6 @@ class SimPOTrainer(PairEvaluation):
                 logs["num_pairs_seen"] = pairs
             logs["num_tokens_seen"] = self.state.num_input_tokens_seen
         super().log(logs, start_time)
-
-
-def _check_has_end(dataset: Any, name: str, args: SimPOConfig) -> None:
-    """Refuse to train on a stream without a number of steps.
-
-    Raises:
-        SimPOError: nothing would tell when training is done.
-    """
-    if isinstance(dataset, IterableDataset) and name == "train" and args.max_steps <= 0:
-        raise SimPOError(
-            "The training set is a stream, whose length is unknown, so num_train_epochs does not say when to stop. Set "
-            "max_steps to the number of optimiser steps."
-        )
 
 
 class _NewWindow(TrainerCallback):

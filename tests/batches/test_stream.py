@@ -4,9 +4,10 @@ import json
 import logging
 from itertools import islice
 
+import pandas as pd
 import pyarrow as pa
 import pytest
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, IterableDataset, IterableDatasetDict, load_dataset
 
 from models import EOS, as_text, random_pairs, tiny_model, word_tokenizer
 from runs import PLAIN_STEPS, assert_same_run, assert_same_weights, epoch_rows, make_trainer, train_log, weights_of
@@ -241,16 +242,46 @@ def test_positions_are_checked_for_the_longest_possible_row(tmp_path):
         streamed_trainer(tmp_path, ROWS, max_length=300)
 
 
-def test_an_evaluation_set_is_no_stream(tmp_path):
-    args = SimPOConfig(str(tmp_path), use_cpu=True).settled()
-    with pytest.raises(SimPOError, match="The eval set is a stream; .*stream.take"):
-        SimPOTrainer(tiny_model(), args, eval_dataset=stream_of(ROWS), processing_class=word_tokenizer())
+@pytest.mark.parametrize("rows", [ROWS[:6], [as_text(row) for row in TEXT_ROWS[:6]]], ids=["ids", "texts"])
+@pytest.mark.parametrize("shape", ["one", "dict", "IterableDatasetDict", "evaluate", "predict"])
+def test_a_stream_to_evaluate_on_is_read_once_and_kept(tmp_path, rows, shape):
+    whole = Dataset.from_list(rows)
+    reads = []
+
+    def read():
+        reads.append(1)
+        yield from rows
+
+    stream = IterableDataset.from_generator(read)
+    given = {"dict": {"a": stream}, "IterableDatasetDict": IterableDatasetDict({"a": stream})}.get(shape, stream)
+    expected = make_trainer(tmp_path, None, eval_dataset=whole)
+    if shape in ("evaluate", "predict"):
+        method = getattr(make_trainer(tmp_path, None, eval_dataset=whole), shape)
+        found, wanted = method(given), getattr(expected, shape)(whole)
+        if shape == "predict":
+            assert (found.predictions == wanted.predictions).all()
+            return
+    else:
+        trainer = make_trainer(tmp_path, None, eval_dataset=given)
+        reads.clear()
+        found, again, wanted = trainer.evaluate(), trainer.evaluate(), expected.evaluate()
+        assert not reads and found.keys() == again.keys()
+    prefix = "eval_a_" if shape in ("dict", "IterableDatasetDict") else "eval_"
+    for name in ("loss", "rewards/margins", "num_pairs"):
+        assert found[f"{prefix}{name}"] == wanted[f"eval_{name}"]
 
 
-def test_other_iterables_are_refused(tmp_path):
-    args = SimPOConfig(str(tmp_path), use_cpu=True).settled()
-    with pytest.raises(SimPOError, match="The train set is a list_iterator without a length. Pass a datasets.Dataset"):
-        SimPOTrainer(tiny_model(), args, train_dataset=iter(ROWS), processing_class=word_tokenizer())
+@pytest.mark.parametrize("name", ["train_dataset", "eval_dataset"])
+@pytest.mark.parametrize("made", [iter, lambda rows: "rows.jsonl", lambda rows: 3, pd.DataFrame, lambda rows: ["text"]])
+def test_other_objects_are_refused(tmp_path, name, made):
+    kind = type(made(ROWS)).__name__
+    with pytest.raises(SimPOError, match=f"must be a `Dataset` or an `IterableDataset`.* list of dicts; found {kind}"):
+        SimPOTrainer(
+            tiny_model(),
+            SimPOConfig(str(tmp_path), use_cpu=True),
+            processing_class=word_tokenizer(),
+            **{name: made(ROWS)},
+        )
 
 
 def test_an_empty_stream():

@@ -71,7 +71,7 @@ def test_several_sets_are_reported_by_name(tmp_path, slow):
     trainer = make_trainer(tmp_path, None, eval_dataset=sets)
     assert without_timings(trainer.evaluate()) == close(both)
     assert without_timings(trainer.evaluate("second")) == close(expected_metrics(second, "eval"))
-    other = make_trainer(tmp_path, None)
+    other = make_trainer(tmp_path, None, eval_dataset=EVAL)
     assert without_timings(other.evaluate(sets)) == close(both)
     assert without_timings(other.evaluate(EVAL, metric_key_prefix="again")) == close(expected_metrics(first, "again"))
 
@@ -118,7 +118,7 @@ def lengths(rows) -> list[list[int]]:
 
 @pytest.mark.parametrize("batch_size", [3, 8])
 def test_predictions_are_log_probabilities_and_lengths_of_each_pair(tmp_path, slow, batch_size):
-    trainer = make_trainer(tmp_path, None, per_device_eval_batch_size=batch_size)
+    trainer = make_trainer(tmp_path, None, eval_dataset=EVAL, per_device_eval_batch_size=batch_size)
     output = trainer.predict(EVAL)
     assert output.predictions == pytest.approx(np.array(averages(score_pairs(slow, PAIRS))), rel=1e-5)
     assert output.label_ids.tolist() == lengths(PAIRS)
@@ -127,7 +127,7 @@ def test_predictions_are_log_probabilities_and_lengths_of_each_pair(tmp_path, sl
 def test_predictions_come_in_the_order_of_the_set_whatever_its_row_numbers(tmp_path):
     """Rows of a set that was shuffled after its tokenization keep their old numbers."""
     rows = [{**row, "row": 10 - place} for place, row in enumerate(PAIRS)]
-    output = make_trainer(tmp_path, None).predict(Dataset.from_list(rows))
+    output = make_trainer(tmp_path, None, eval_dataset=EVAL).predict(Dataset.from_list(rows))
     assert output.label_ids.tolist() == lengths(PAIRS)
 
 
@@ -159,7 +159,7 @@ def test_metrics_can_be_written_as_json(tmp_path):
 
 def test_swapping_chosen_and_rejected_negates_the_margin(tmp_path):
     swapped = [{**row, "chosen_ids": row["rejected_ids"], "rejected_ids": row["chosen_ids"]} for row in PAIRS]
-    trainer = make_trainer(tmp_path, None)
+    trainer = make_trainer(tmp_path, None, eval_dataset=EVAL)
     found, other = trainer.evaluate(EVAL), trainer.evaluate(Dataset.from_list(swapped))
     for name in ("rewards/margins", "logps/margins"):
         assert other[f"eval_{name}"] == pytest.approx(-found[f"eval_{name}"], rel=1e-5)

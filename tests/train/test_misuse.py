@@ -18,7 +18,7 @@ ROWS = random_pairs(8)
 
 def test_splits_as_the_training_set(tmp_path):
     splits = DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS))
-    with pytest.raises(SimPOError, match="train_dataset has the splits train, test. Pass one"):
+    with pytest.raises(SimPOError, match="must be a `Dataset` or .* found the splits train, test. Pass one"):
         SimPOTrainer(
             tiny_model(), SimPOConfig(output_dir=str(tmp_path)), train_dataset=splits, processing_class=word_tokenizer()
         )
@@ -26,7 +26,7 @@ def test_splits_as_the_training_set(tmp_path):
 
 def test_a_model_without_a_name_and_no_tokenizer(tmp_path):
     with pytest.raises(SimPOError, match="Pass its tokenizer as processing_class"):
-        SimPOTrainer(tiny_model(), SimPOConfig(output_dir=str(tmp_path)))
+        SimPOTrainer(tiny_model(), SimPOConfig(output_dir=str(tmp_path)), train_dataset=ROWS)
 
 
 def test_loading_arguments_for_a_loaded_model(tmp_path):

@@ -340,11 +340,12 @@ def test_several_accelerators_in_one_process_are_refused(tmp_path, monkeypatch):
 
 
 def test_training_and_evaluation_need_their_sets(tmp_path):
-    trainer = make_trainer(tmp_path, None)
+    with pytest.raises(SimPOError, match="`train_dataset` is required: a `Dataset` .*`eval_dataset`"):
+        make_trainer(tmp_path, None)
     with pytest.raises(SimPOError, match="Training needs a train_dataset"):
-        trainer.train()
+        make_trainer(tmp_path, None, eval_dataset=ROWS).train()
     with pytest.raises(SimPOError, match="Evaluation needs an eval_dataset"):
-        trainer.evaluate()
+        make_trainer(tmp_path, ROWS).evaluate()
 
 
 @pytest.mark.parametrize("tokenized", [False, True])
@@ -376,3 +377,10 @@ def test_the_gradient_is_clipped_after_accumulation(tmp_path):
         assert math.sqrt(sum(gradient.square().sum().item() for gradient in step.values())) == pytest.approx(
             0.01, rel=1e-3
         )
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_the_model_has_the_tags_of_the_method(tmp_path, adapter):
+    arguments = {"peft_config": LoraConfig(target_modules=["q_proj"])} if adapter else {}
+    trainer = make_trainer(tmp_path, ROWS, arguments=arguments)
+    assert {"simpo", "trl"} <= set(trainer.model.model_tags)
