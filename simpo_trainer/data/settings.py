@@ -61,7 +61,7 @@ class DataConfig:
         "Read the training pairs while training instead of before, without a copy on disk. Their number is then "
         "unknown, so max_steps is needed, and fractions are not possible. Evaluation pairs are read before.",
     )
-    columns: dict[str, str | dict[str | int | float, str | None]] | None = knob(
+    columns: dict[str, Any] | None = knob(
         None,
         f"Where a field ({', '.join(NAMED_FIELDS)}) is found in the rows of every source: a column, or with dots a "
         "place inside one (answers.0.text; completions.response is that of each completion). Fields that are not named "
@@ -251,7 +251,7 @@ def _column_problems(settings: Mapping[str, Any]) -> list[str]:
         if name not in NAMED_FIELDS
     ]
     problems += [
-        f"columns: {name} is a mapping; it must be the place of the field, as text. Correct it."
+        f"columns: {name} is {place!r}; it must be the place of the field, as text. Correct it."
         for name, place in columns.items()
         if name in NAMED_FIELDS and name != "answers" and not isinstance(place, str)
     ]
@@ -269,6 +269,10 @@ def _answer_problems(columns: Mapping[str, Any]) -> list[str]:
         return [f"columns: answers is {answers!r}; it must map each value of better to the better answer. {how}"]
     if rivals := [name for name in ("chosen", "rejected", "responses", "scores", "ranks") if name in columns]:
         return [f"columns: answers stand beside {' and '.join(rivals)}, which say the same otherwise. Remove one."]
+    if any(plain(key) is None for key in answers) or any(
+        path is not None and not isinstance(path, str) for path in answers.values()
+    ):
+        return [f"columns: answers is {answers}; its keys are values, and what they map to is a column or null. {how}"]
     if len({path for path in answers.values() if path}) != 2:
         return [f"columns: answers is {answers}; it must name two different answers. {how}"]
     if len({plain(key) for key in answers}) < len(answers):

@@ -56,7 +56,7 @@ def roots(columns: Mapping[str, Any]) -> set[str]:
 
 
 def with_better_first(rows: Rows, columns: Mapping[str, Any], name: str) -> tuple[Rows, dict[str, str]]:
-    """The rows with the better answer as `chosen` and the other as `rejected`, and the fields that are still to read.
+    """Returns the rows with the better answer as `chosen`, the other as `rejected`, and the fields still to be read.
 
     Args:
         columns: field to its place; `answers` holds the place of an answer by the value of `better` that says it is

@@ -155,6 +155,15 @@ def test_scores_of_both_answers(tmp_path, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_answers_inside_lists_and_as_single_messages(tmp_path, streaming):
+    said = [{"text": assistant("one"), "id": 1}, {"text": assistant("two") | {"name": "x"}, "id": 2}]
+    rows = [{"info": {"ask": [user("What?")]}, "said": said, "choice": choice} for choice in (1, 0)]
+    answers = {0: "said.0.text", 1: "said.1.text"}
+    columns = {"prompt": "info.ask", "better": "choice", "answers": answers}
+    assert outcomes(load(write(tmp_path / "a.jsonl", rows), columns=columns, streaming=streaming)[0]) == [SECOND, FIRST]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_swapped_answers_are_the_same_pairs(tmp_path, streaming):
     """The direction comes from the value, not from the order in which answers are named."""
     path = write(tmp_path / "rows.jsonl", [PAIR(v=value) for value in (0, 1)])
@@ -369,7 +378,10 @@ def test_published_rows_that_a_program_hands_over_name_the_way(name):
         ({"answers": {"negative": "a", "positive": "b"}}, "without better, the column"),
         ({"answers": {"s": "a", "t": "b", "u": None}}, "without better, the column"),
         ({"answers": {0: "a", 1: "b"}, "better": "v", "chosen": "a"}, "answers stand beside chosen"),
-        ({"prompt": {0: "a"}}, "prompt is a mapping"),
+        ({"answers": {0: ["a"], 1: "b"}, "better": "v"}, "what they map to is a column or null"),
+        ({"answers": {None: "a", 1: "b"}, "better": "v"}, "its keys are values"),
+        ({"answers": {0: "a", 1: "b"}, "better": 5}, "better is 5; it must be the place of the field, as text"),
+        ({"prompt": {0: "a"}}, "prompt is {0: 'a'}; it must be the place of the field, as text"),
         ({"anwsers": {0: "a"}}, "Did you mean answers?"),
     ],
 )
