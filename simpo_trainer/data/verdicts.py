@@ -81,7 +81,8 @@ def with_better_first(rows: Rows, columns: Mapping[str, Any], name: str) -> tupl
     verdicts = [find_place(rows, path, "better" if "better" in columns else "answers", name) for path in better]
     prompt = _prompt(rows, left, name)
     is_listed = prompt is not None and _are_texts_of_turns(rows, [prompt, *answers])
-    is_wrapped = not is_listed and prompt is not None and _is_list(prompt.feature) and is_text(answers[0].feature)
+    are_texts = all(is_text(place.feature) for place in answers)
+    is_wrapped = are_texts and not is_listed and prompt is not None and _is_list(prompt.feature)
     feature = MESSAGES if is_listed or is_wrapped else _common_feature(answers)
     made: dict[str, Any] = {"chosen": feature, "rejected": feature, TIE_NOTE: Value("string")}
     if is_listed:
