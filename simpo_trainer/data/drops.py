@@ -26,6 +26,7 @@ REASONS: dict[str, tuple[str, str]] = {
         "no two answers that can be used differ in rank and text",
         "Remove these rows, or look at why their answers cannot be used.",
     ),
+    "tie": ("neither answer is the better one (a tie)", "Nothing need be done: a tie has nothing to teach."),
     "bad_message": ("a message lacks a role or a content that is text", "Give each message both, as strings."),
     "unread_messages": (
         "a text stands where messages are needed, or messages written as text cannot be read",
@@ -218,7 +219,8 @@ class DropReport:
         Raises:
             SimPOError: with every reason, its count and its first row.
         """
-        if 2 * self.rows_kept >= self.rows_read:
+        ties = self.dropped["tie"].count if "tie" in self.dropped else 0  # which are no mistake
+        if 2 * self.rows_kept >= self.rows_read - ties and (self.rows_kept or not ties):
             return
         lines = [
             f"{self.name}: {self.rows_read - self.rows_kept} of {self.rows_read} {self.unit} cannot be trained on; at "

@@ -12,6 +12,9 @@ PAIR_FIELDS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", 
 RANKED_FIELDS = ("prompt", "responses", "scores", "ranks", "tools", "chat_template_kwargs")
 # Says of a row in which column it has media, which makes the row one to drop; made by `media.note_media`.
 MEDIA_NOTE = "media_in"
+# Says of a row that neither of its answers is better, by the value that tells it; made by `verdicts`.
+TIE_NOTE = "tie_told_by"
+NOTES = (MEDIA_NOTE, TIE_NOTE)
 
 # Columns that say how good each answer is.
 RANKINGS = ("scores", "ranks")
@@ -39,7 +42,8 @@ def check_columns(columns: Sequence[str], name: str, found: Sequence[str] | None
         missing = [column for column in ("chosen", "rejected") if column not in columns]
         needed = (
             "Preference pairs need 'chosen' and 'rejected' (and 'prompt', unless both answers hold the whole "
-            "conversation), ranked answers 'prompt', 'responses' and 'scores' or 'ranks'. "
+            "conversation), ranked answers 'prompt', 'responses' and 'scores' or 'ranks'; two answers and a column "
+            "that tells the better one are named by `answers` and `better` in `columns`. "
         )
     if not missing:
         return
@@ -87,7 +91,7 @@ def read_fields(columns: Collection[str], name: str) -> tuple[str, ...]:
         SimPOError: a ranked set has columns of pairs beside its answers, or two rankings.
     """
     if not has_ranked_answers(columns):
-        return tuple(field for field in (*PAIR_FIELDS, MEDIA_NOTE) if field in columns)
+        return tuple(field for field in (*PAIR_FIELDS, *NOTES) if field in columns)
     if pair := [column for column in ("chosen", "rejected") if column in columns]:
         raise SimPOError(
             f"{name}: there is 'responses' beside {' and '.join(map(repr, pair))}; a row holds either ranked answers "

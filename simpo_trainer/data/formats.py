@@ -14,10 +14,11 @@ from datasets import Dataset, Features, IterableDataset, Json, List, Value
 from ..errors import SimPOError
 from ..log import get_logger
 from .drops import RowDropped
-from .fields import MEDIA_NOTE, PAIR_FIELDS, RANKED_FIELDS, RANKINGS, has_ranked_answers, read_fields
+from .fields import NOTES, PAIR_FIELDS, RANKED_FIELDS, RANKINGS, has_ranked_answers, read_fields
 from .media import note_media
 from .messages import Message, split_common_messages
 from .places import MESSAGES, SAMPLE, Place, find_place, value_at
+from .published import completed
 from .ranking import as_number
 from .recognition import (
     Format,
@@ -32,15 +33,16 @@ from .recognition import (
 )
 from .sources import Rows, readable_rows
 from .turns import message_of, parsed, speaker
+from .verdicts import roots, with_better_first
 from .written import read_written
 
 logger = get_logger(__name__)
 
 # What is read of a row; every other column is left out, so that sources with different ones can be mixed.
 _GIVEN_FIELDS = tuple(dict.fromkeys((*PAIR_FIELDS, *RANKED_FIELDS)))
-FIELDS = (*_GIVEN_FIELDS, MEDIA_NOTE)
-# What `columns` may name: `system` besides, which ShareGPT and Alpaca rows have.
-NAMED_FIELDS = (*_GIVEN_FIELDS, "system")
+FIELDS = (*_GIVEN_FIELDS, *NOTES)
+# What `columns` may name: `system` besides, which ShareGPT and Alpaca rows have, and what tells the better answer.
+NAMED_FIELDS = (*_GIVEN_FIELDS, "system", "answers", "better")
 PAIR_OF_MESSAGES = {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES}
 
 _NUMBERS = List(Value("float64"))
@@ -48,11 +50,12 @@ _NUMBERS = List(Value("float64"))
 _CODE_VERSION = 4
 
 
-def to_pairs(rows: Rows, columns: Mapping[str, str] | None, row_format: Format | None, name: str) -> Rows:
+def to_pairs(rows: Rows, columns: Mapping[str, Any] | None, row_format: Format | None, name: str) -> Rows:
     """The rows with the fields of a preference pair, or of ranked answers, and no other columns.
 
     Args:
-        columns: field to its place in the rows: a column, or a path into one with dots ("answers.0.text").
+        columns: field to its place in the rows: a column, or a path into one with dots ("answers.0.text"). `answers`
+            and `better` tell the better of two answers: the place of the one that is better by the value that says so.
         row_format: how the rows are written; None means what their columns look like.
         name: what messages call the set.
 
@@ -60,9 +63,12 @@ def to_pairs(rows: Rows, columns: Mapping[str, str] | None, row_format: Format |
         SimPOError: a place in `columns` does not exist, the rows lack a column that `row_format` needs, or have columns
             that exclude each other.
     """
-    rows = note_media(typed(rows, name), {path.split(".")[0] for path in (columns or {}).values()})
+    rows = typed(rows, name)
+    columns = completed(rows, columns, name)
+    rows = note_media(rows, roots(columns))
+    rows, columns = with_better_first(rows, columns, name)
     rows = read_written(rows, name, columns, row_format)
-    places = {field: find_place(rows, path, field, name) for field, path in (columns or {}).items()}
+    places = {field: find_place(rows, path, field, name) for field, path in columns.items()}
     rows = _without_rivals(rows, places)
     features = dict(rows.features) | {field: place.feature for field, place in places.items()}
     fields = read_fields(features, name)
@@ -204,8 +210,9 @@ def _name_question(places: dict[str, Place], features: dict[str, Any], question:
         places[question] = Place(("prompt",), features["prompt"])
     else:
         return {}
-    if places[question].steps == ("input",):  # which is then no addition to the question
-        places["input"] = Place((), Value("null"))
+    for other in ("input", "history"):
+        if places[question].steps == (other,):  # which is then no addition to the question
+            places[other] = Place((), Value("null"))
     return {question: places[question].feature}
 
 

@@ -195,7 +195,7 @@ def _pairs(config: DataConfig, rows: Rows, name: str) -> Rows:
 def _conversations_or_pairs(config: DataConfig, rows: Rows, name: str) -> Rows:
     """The rows as pairs or, where they have no answers to choose from, their conversations and what belongs to them."""
     columns = rows.column_names or []
-    if "messages" not in columns or {"chosen", "responses"} & {*columns, *(config.columns or {})}:
+    if "messages" not in columns or {"chosen", "responses", "answers"} & {*columns, *(config.columns or {})}:
         return _pairs(config, rows, name)
     rows = read_messages(note_media(rows), name)
     return rows.select_columns([column for column in CONVERSATION_FIELDS if column in (rows.column_names or columns)])

@@ -10,7 +10,7 @@ from datasets import LargeList, List
 from transformers import PreTrainedTokenizerBase
 
 from .drops import RowDropped, caught
-from .fields import MEDIA_NOTE
+from .fields import MEDIA_NOTE, TIE_NOTE
 from .media import media_part
 from .ranking import answer_values
 
@@ -169,12 +169,14 @@ def split_common_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
-def check_media(row: Mapping[str, Any]) -> None:
-    """Check that a row has nothing in a column of media, which `note_media` has noted.
+def check_notes(row: Mapping[str, Any]) -> None:
+    """Check that a row has nothing in a column of media, and no tie of its answers, both of which were noted.
 
     Raises:
-        RowDropped: naming the column.
+        RowDropped: naming the column, or the value that tells the tie.
     """
+    if told := row.get(TIE_NOTE):
+        raise RowDropped("tie", f"told by {told}")
     if column := row.get(MEDIA_NOTE):
         raise RowDropped("media", f"in the column {column!r}")
 

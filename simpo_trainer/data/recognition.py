@@ -12,7 +12,7 @@ from .sources import Rows
 
 Format: TypeAlias = Literal["pairs", "sharegpt", "alpaca", "hh_rlhf"]
 # Columns beside two texts without `prompt` that are likely to hold it.
-_HIDDEN_PROMPTS = (
+HIDDEN_PROMPTS = (
     "question",
     "instruction",
     "query",
@@ -42,7 +42,7 @@ def messages_prompt(rows: Rows, places: Mapping[str, Place], features: Mapping[s
         return None
     columns = [column for column in columns if any(_asks(row.get(column)) for row in sample)]
     # Earlier turns, where what is asked now stands beside them.
-    asked = any(is_text(features.get(column)) for column in _HIDDEN_PROMPTS)
+    asked = any(is_text(features.get(column)) for column in HIDDEN_PROMPTS)
     return next((column for column in columns if column != "history" or not asked), None)
 
 
@@ -73,7 +73,7 @@ def _speaker(turn: Any) -> Any:
 
 def refuse_prompt_elsewhere(rows: Rows, places: Mapping[str, Place], features: Mapping[str, Any], name: str) -> None:
     """Refuses answers of one message each whose prompt seems to be in a column of another name."""
-    likely = [column for column in _HIDDEN_PROMPTS if column in features]
+    likely = [column for column in HIDDEN_PROMPTS if column in features]
     if "prompt" in features or not likely or is_text(features.get("chosen")):
         return
     column = messages_prompt(rows, places, features)
@@ -97,7 +97,7 @@ def refuse_prompt_elsewhere(rows: Rows, places: Mapping[str, Place], features: M
 def refuse_hidden_prompt(rows: Rows, places: Mapping[str, Place], features: Mapping[str, Any], name: str) -> None:
     """Refuses answers whose prompt seems to be in a column of another name: they would be trained on without it."""
     refuse_prompt_elsewhere(rows, places, features, name)
-    likely = [column for column in _HIDDEN_PROMPTS if column in features]
+    likely = [column for column in HIDDEN_PROMPTS if column in features]
     ranked = has_ranked_answers(features)
     answer = _item_type(features["responses"]) if ranked else features.get("chosen")
     if "prompt" in features or not likely or not is_text(answer):

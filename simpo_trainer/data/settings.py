@@ -9,6 +9,7 @@ from trl.scripts.utils import DatasetConfig
 from ..errors import did_you_mean
 from ..knobs import knob
 from .formats import NAMED_FIELDS, Format
+from .verdicts import SIGNS, plain
 
 
 @dataclass
@@ -60,11 +61,12 @@ class DataConfig:
         "Read the training pairs while training instead of before, without a copy on disk. Their number is then "
         "unknown, so max_steps is needed, and fractions are not possible. Evaluation pairs are read before.",
     )
-    columns: dict[str, str] | None = knob(
+    columns: dict[str, Any] | None = knob(
         None,
         f"Where a field ({', '.join(NAMED_FIELDS)}) is found in the rows of every source: a column, or with dots a "
         "place inside one (answers.0.text; completions.response is that of each completion). Fields that are not named "
-        "keep the columns of their names.",
+        "keep the columns of their names. Of two answers, better is the column that tells the better one, and answers "
+        "maps its values to that answer ({0: first, 1: second}).",
     )
     dataset_format: Format | None = knob(
         None,
@@ -241,12 +243,46 @@ def _streaming_problems(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _column_problems(settings: Mapping[str, Any]) -> list[str]:
-    return [
+    columns = settings["columns"] or {}
+    problems = [
         f"columns: {name!r} is not a field of a pair.{_meant(name, NAMED_FIELDS)} Give a field as the key, and its "
         "place in the rows as the value."
-        for name in settings["columns"] or {}
+        for name in columns
         if name not in NAMED_FIELDS
     ]
+    problems += [
+        f"columns: {name} is {place!r}; it must be the place of the field, as text. Correct it."
+        for name, place in columns.items()
+        if name in NAMED_FIELDS and name != "answers" and not isinstance(place, str)
+    ]
+    return problems or _answer_problems(columns)
+
+
+def _answer_problems(columns: Mapping[str, Any]) -> list[str]:
+    """Problems with what `columns` says of two answers and the better one."""
+    answers, how = columns.get("answers"), "Write it as {0: first_column, 1: second_column}, with null for a tie."
+    if answers is None:
+        if "better" in columns:
+            return [f"columns: better is set without answers, which say what its values mean. {how}"]
+        return []
+    if not isinstance(answers, Mapping):
+        return [f"columns: answers is {answers!r}; it must map each value of better to the better answer. {how}"]
+    if rivals := [name for name in ("chosen", "rejected", "responses", "scores", "ranks") if name in columns]:
+        return [f"columns: answers stand beside {' and '.join(rivals)}, which say the same otherwise. Remove one."]
+    if any(plain(key) is None for key in answers) or any(
+        path is not None and not isinstance(path, str) for path in answers.values()
+    ):
+        return [f"columns: answers is {answers}; its keys are values, and what they map to is a column or null. {how}"]
+    if len({path for path in answers.values() if path}) != 2:
+        return [f"columns: answers is {answers}; it must name two different answers. {how}"]
+    if len({plain(key) for key in answers}) < len(answers):
+        return [f"columns: answers has a value twice (true is 1, and letters may be small or large). {how}"]
+    if "better" not in columns and (len(answers) != 2 or {*map(plain, answers)} & {0.0, 1.0, *SIGNS}):
+        return [
+            f"columns: answers is {answers} without better, the column that has these values. Set it; or, where each "
+            "answer has a score, give the column of the score as the key, for both."
+        ]
+    return []
 
 
 def _meant(name: str, known: Sequence[str]) -> str:

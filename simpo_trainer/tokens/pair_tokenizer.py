@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.drops import RowDropped, caught
 from ..data.messages import (
     Message,
-    check_media,
+    check_notes,
     check_prompt,
     explicit_prompt,
     ranked_answers,
@@ -66,7 +66,7 @@ class PairTokenizer:
         return columns
 
     def _texts(self, row: Mapping[str, Any]) -> RowTexts:
-        check_media(row)
+        check_notes(row)
         row = without_filled_keys(row, self.inputs)
         answers: list[Any]
         if self.ranked:

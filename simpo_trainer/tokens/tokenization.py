@@ -21,6 +21,7 @@ from ..data.fields import check_columns, check_margins, has_ranked_answers, read
 from ..data.formats import as_handed_over
 from ..data.media import note_media
 from ..data.messages import Message, explicit_prompt, row_template_kwargs, without_filled_keys
+from ..data.published import refuse_verdicts
 from ..data.sources import readable_rows
 from ..errors import SimPOError
 from ..log import get_logger
@@ -89,6 +90,7 @@ def tokenize_preferences(
         SimPOError: columns or margins are not usable, the chat template is missing or broken, more than half of the
             rows would be left out, or a row is too long and `overlong` is "error".
     """
+    refuse_verdicts(dataset, name, is_handed_over=True)
     check_columns(dataset.column_names, name)
     if len(dataset) == 0:
         raise SimPOError(f"{name}: the set has no rows; it needs at least one preference pair.")
@@ -145,6 +147,7 @@ def tokenize_stream(
         raise SimPOError(f"{name}: the stream has no rows; it needs preference pairs.")
     if token_columns(first):
         return dataset
+    refuse_verdicts(dataset, name, is_handed_over=True)
     check_columns(list(first), name)
     dataset = as_handed_over(dataset, name)
     first = next(readable_rows(dataset, name))
