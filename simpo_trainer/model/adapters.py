@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from copy import copy
 from typing import Any, cast
 
-from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft import PeftConfig, PeftModel, PeftType, TaskType, get_peft_model
 from transformers import PreTrainedModel
 
 from ..errors import SimPOError, did_you_mean
@@ -88,11 +88,12 @@ def check_adapter(model: PeftModel, *, is_new: bool) -> None:
         is_new: whether the adapter was made for this run. The names of a loaded one were checked by its weights.
 
     Raises:
-        SimPOError: names that the model has not, another task than language modelling, DoRA over rows of zeros, or
-            one weight that is embedding and head.
+        SimPOError: names that the model has not, another task than language modelling, DoRA over rows of zeros, a
+            random start that loading repeats otherwise, or one weight that is embedding and head.
     """
     config: Any = model.active_peft_config
     _check_task(config)
+    _check_start(config)
     if is_new:
         _check_names(model, config)
     check_tied(model)
@@ -105,6 +106,21 @@ def _check_task(config: Any) -> None:
         raise SimPOError(
             f"The adapter's task_type is {task}; it must be CAUSAL_LM, since a language model is trained. Set it "
             "so (in a recipe, lora_task_type), or leave it out."
+        )
+
+
+def _check_start(config: Any) -> None:
+    """Refuse an adapter that cannot be loaded as it was trained, and tell of one that the trainer does not finish."""
+    start = getattr(config, "init_lora_weights", None)
+    if isinstance(start, str) and start.startswith("pissa_niter"):
+        raise SimPOError(
+            f"init_lora_weights is {start}; its random decomposition of the base is another one each time the adapter "
+            "is loaded, and the model another than was trained. Set init_lora_weights: 'pissa'."
+        )
+    if config.peft_type == PeftType.ADALORA:
+        logger.warning(
+            "AdaLoRA shrinks ranks only where its update_and_allocate is called after each optimiser step, which the "
+            "trainer does not do: every rank stays init_r. Pass a callback that calls it, or take LoRA."
         )
 
 

@@ -4,7 +4,16 @@ import json
 
 import pytest
 import torch
-from peft import BOFTConfig, IA3Config, LoHaConfig, LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    BOFTConfig,
+    IA3Config,
+    LoHaConfig,
+    LoraConfig,
+    PeftModel,
+    TrainableTokensConfig,
+    get_peft_model,
+)
 from transformers import AutoModelForCausalLM
 
 from models import ARCHITECTURES, tiny_architecture, tiny_model
@@ -210,6 +219,18 @@ def test_dora_over_rows_of_zeros_is_refused():
         model.lm_head.weight[4:6] = 0
     with pytest.raises(SimPOError, match=r"lm_head has 2 rows of zeros: DoRA divides .* set use_dora: false"):
         prepared(lora("q_proj", "lm_head", use_dora=True), model)
+
+
+def test_a_start_that_cannot_be_repeated_is_refused(tmp_path):
+    """The adapter would be loaded over another base than it was trained on."""
+    with pytest.raises(SimPOError, match="init_lora_weights is pissa_niter_4; .*Set init_lora_weights: 'pissa'"):
+        prepared(lora(init_lora_weights="pissa_niter_4"))
+    prepared(lora(init_lora_weights="pissa"))
+
+
+def test_ranks_that_nothing_allocates_are_told(caplog):
+    prepared(AdaLoraConfig(target_modules=["q_proj"], total_step=10))
+    assert "every rank stays init_r" in caplog.text
 
 
 def test_names_of_an_adapter_that_was_loaded_are_not_checked_again():
