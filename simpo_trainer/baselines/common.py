@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedTokenizerBase,
@@ -18,6 +19,7 @@ from transformers import (
 from ..batches.workers import shield_workers
 from ..errors import SimPOError
 from ..log import get_logger
+from ..model.adapters import check_adapter, refusal
 from ..model.load import check_positions, check_trainable_dtypes, disable_dropout
 from ..tokens.ids import TokenIds
 from ..tokens.sets import TokenSet
@@ -54,9 +56,11 @@ class BaselineTrainer(RunTrainer):
         self.token_ids.check_set(found)
         return found
 
-    def _begin(self) -> None:
+    def _begin(self, *, has_new_adapter: bool) -> None:
         """Finish the construction, after trl's constructor."""
         model: Any = self.model
+        if isinstance(model, PeftModel):
+            check_adapter(model, is_new=has_new_adapter)
         if self.shared.disable_dropout:
             disable_dropout(model)
         settle_generation(model)
@@ -140,4 +144,4 @@ def refused_as_error(build: Callable[[], Any], trainer: str) -> Any:
     except SimPOError:
         raise
     except (ValueError, NotImplementedError) as error:
-        raise SimPOError(f"trl's {trainer} refuses these settings: {error}") from error
+        raise SimPOError(f"trl's {trainer} refuses these settings: {refusal(error)}") from error

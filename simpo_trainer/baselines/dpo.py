@@ -10,8 +10,10 @@ from trl import DPOTrainer
 
 from ..errors import SimPOError
 from ..log import get_logger
+from ..model.adapters import without_dropout
 from ..model.load import disable_dropout, load_model
 from ..model.modes import in_training
+from ..model.weights import folder_holds_adapter
 from ..record.methods import METHODS
 from ..tokens.ids import TokenIds, count_embeddings
 from ..tokens.rows import TOKEN_COLUMNS
@@ -60,12 +62,15 @@ class DPOBaseline(BaselineTrainer, DPOTrainer):
         self.shared, self.token_sets = shared, {}
         check_optimisation(args)
         check_best_metric(args, absent=METHODS[self.method].unmeasured)
+        _check_noise(args, has_adapter=peft_config is not None or folder_holds_adapter(model))
         policy = load_model(model, shared, adapter_follows=peft_config is not None, bf16=bool(args.bf16))
         self.token_ids = TokenIds(processing_class, count_embeddings(policy))
         self.token_ids.check_pad_token(args.pad_token)
         pairs = self._pairs(train_dataset, "train", processing_class, policy)
         held_out = None if eval_dataset is None else self._pairs(eval_dataset, "eval", processing_class, policy)
         has_adapter = peft_config is not None or isinstance(policy, PeftModel)
+        if peft_config is not None and shared.disable_dropout:
+            peft_config = without_dropout(peft_config)
         set_seed(args.seed)  # trl makes a new adapter before it sets the seed itself
         refused_as_error(
             lambda: DPOTrainer.__init__(
@@ -80,7 +85,7 @@ class DPOBaseline(BaselineTrainer, DPOTrainer):
             ),
             "DPOTrainer",
         )
-        self._begin()
+        self._begin(has_new_adapter=peft_config is not None)
 
     def describe_loss(self) -> str:
         """Returns a text with the losses, beta, and the source of the reference's log-probabilities."""
@@ -133,6 +138,16 @@ class DPOBaseline(BaselineTrainer, DPOTrainer):
             )
         self.token_ids.check_prepared(dataset, dataset_name)
         return dataset
+
+
+def _check_noise(args: DPOArguments, *, has_adapter: bool) -> None:
+    """Refuse NEFTune's noise beside an adapter: the reference is the same model then, and would have noise too."""
+    if args.neftune_noise_alpha and has_adapter:
+        raise SimPOError(
+            f"neftune_noise_alpha is {args.neftune_noise_alpha} and an adapter is trained: the reference is the model "
+            "without it, and its log-probabilities would have noise too. Remove neftune_noise_alpha, or set use_peft: "
+            "false."
+        )
 
 
 def _reference(name: str, args: DPOArguments, shared: SimPOConfig) -> Any:

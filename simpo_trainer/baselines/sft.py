@@ -7,6 +7,7 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTTrainer
 
+from ..model.adapters import without_dropout
 from ..model.load import check_positions, load_model
 from ..record.methods import METHODS
 from ..tokens.ids import TokenIds, count_embeddings
@@ -61,6 +62,8 @@ class SFTBaseline(BaselineTrainer, SFTTrainer):
             args.max_length = shared.max_length  # token rows are already cut to length
         rows = self._rows(train_dataset, "train", processing_class, loaded, args)
         held_out = None if eval_dataset is None else self._rows(eval_dataset, "eval", processing_class, loaded, args)
+        if peft_config is not None and shared.disable_dropout:
+            peft_config = without_dropout(peft_config)
         set_seed(args.seed)  # trl makes a new adapter before it sets the seed itself
         refused_as_error(
             lambda: SFTTrainer.__init__(
@@ -75,7 +78,7 @@ class SFTBaseline(BaselineTrainer, SFTTrainer):
             "SFTTrainer",
         )
         check_positions(loaded, longest_row(self.train_dataset))
-        self._begin()
+        self._begin(has_new_adapter=peft_config is not None)
 
     def describe_loss(self) -> str:
         """Returns a text with the loss and the tokens that it averages over."""

@@ -110,6 +110,9 @@ def _hindrance(model: PreTrainedModel | PeftModel, way: _Way) -> str | None:
     """Returns why the answers of this model cannot share a row with their prompt; None if nothing speaks against it."""
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         return f"a {model.active_peft_config.peft_type.value} adapter puts tokens of its own in front of every row"
+    if isinstance(model, PeftModel) and getattr(model.active_peft_config, "alora_invocation_tokens", None):
+        # It would change only what follows the last of them in a row, which is one answer of many.
+        return "an aLoRA adapter looks for its invocation tokens once in a row"
     base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     config = base.config.get_text_config()
     attention = config._attn_implementation

@@ -2,14 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..errors import SimPOError
+from .adapters import add_adapter, check_adapter, drop_dropout, without_dropout
 from .load_errors import not_loaded
 from .settings import ModelSettings
 from .weights import folder_holds_adapter, load_adapter, load_causal_lm
@@ -115,7 +116,8 @@ def prepare_model(
         seed: of the adapter's first weights.
 
     Raises:
-        SimPOError: an adapter is asked for on a model that has one, or an adapted model has nothing to train.
+        SimPOError: an adapter is asked for on a model that has one, the adapter is not one that can be trained and
+            merged as asked, or an adapted model has nothing to train.
     """
     if peft_config is not None:
         if isinstance(model, PeftModel):
@@ -125,10 +127,7 @@ def prepare_model(
                 "the result, which is the new adapter's base."
             )
         set_seed(seed)  # the trainer's own call comes too late for the weights of a new adapter
-        try:
-            model = get_peft_model(model, peft_config)
-        except ValueError as error:  # its text says what: target modules that the model has not, for one
-            raise SimPOError(f"peft_config does not fit the model: {error}") from error
+        model = add_adapter(model, without_dropout(peft_config) if settings.disable_dropout else peft_config)
         for parameter in model.parameters():
             # Copies made for `modules_to_save` keep the base's dtype, but they train.
             if parameter.requires_grad:
@@ -138,20 +137,25 @@ def prepare_model(
             "The model has no trainable parameter. If its adapter was loaded for inference, load it with "
             "PeftModel.from_pretrained(base, folder, is_trainable=True)."
         )
+    if isinstance(model, PeftModel):
+        check_adapter(model, is_new=peft_config is not None)
     if settings.disable_dropout:
         disable_dropout(model)
     return model
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout to 0: `nn.Dropout` modules, and rates that layers or their configuration keep as numbers."""
+    """Set every dropout to 0: modules for it, and rates that layers or configurations keep, an adapter's too."""
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+        if "Dropout" in type(module).__name__ and hasattr(module, "p"):  # torch's, and those of adapters
+            cast(Any, module).p = 0.0
         for holder in (module, getattr(module, "config", None)):
             for name, value in list(getattr(holder, "__dict__", {}).items()):
                 if "drop" in name and isinstance(value, float):
                     setattr(holder, name, 0.0)
+                elif name in ("rank_dropout", "module_dropout") and isinstance(value, dict):
+                    value.update(dict.fromkeys(value, 0.0))  # a rate for each adapter on the layer
+    drop_dropout(model)
 
 
 def check_trainable_dtypes(model: nn.Module) -> None:

@@ -22,7 +22,7 @@ from ..log import get_logger
 logger = get_logger(__name__)
 
 # Where the name of a layer ends and what an adapter puts around it begins.
-_WRAPPED = r"\.(?:base_layer|modules_to_save|original_module|token_adapter)\b"
+WRAPPED = r"\.(?:base_layer|modules_to_save|original_module|token_adapter)\b"
 # In the names of classes that give scores or classes instead of tokens.
 _OTHER_HEADS = ("Classification", "QuestionAnswering", "Reward")
 
@@ -141,7 +141,7 @@ def of_embeddings(names: Iterable[str], model: PreTrainedModel | PeftModel) -> s
     prefix = "" if isinstance(model, PeftModel) else "base_model.model."
     # An adapter wraps the layer, and what the model then calls its embedding may lie inside.
     places = tuple(
-        f"{prefix}{re.split(_WRAPPED, name)[0]}."
+        f"{prefix}{re.split(WRAPPED, name)[0]}."
         for name, module in model.named_modules()
         if any(module is end for end in ends)
     )

@@ -23,6 +23,7 @@ from ..record.facts import RecipeFacts
 from ..record.methods import METHODS
 from ..tokens.settings import settled_rows
 from ..train.config import SimPOConfig
+from .adapter import settle_adapter
 from .aged_keys import SWITCHES, translate
 from .file import Entry, Layer, merge_layers, read_layers, scalar
 from .keys import KEYS, check_entries, keys_of, takes_bool
@@ -56,6 +57,7 @@ class Recipe:
         found = {}
         # Values of settings that a recipe leaves open.
         settled = settled_rows(self.training)
+        settled["lora_dropout"] = self.model.lora_dropout  # 0 where dropout is disabled
         if METHODS[self.method].is_simpo:
             settled |= settled_loss(self.training)
         for name, key in keys_of(self.method).items():
@@ -207,7 +209,10 @@ def _build(read: ReadRecipe) -> tuple[SimPOConfig, ModelConfig, DataConfig, Base
         model.model_name_or_path = os.path.expanduser(values["model_name_or_path"])
         data = DataConfig(**parts[DataConfig])
         _check_adapter(model, parts[ModelConfig])
+        if not METHODS[read.method].is_simpo:
+            parts[SimPOConfig].pop("neftune_noise_alpha", None)  # refused there for SimPO's layouts; trl's has its own
         training = SimPOConfig(**dict(METHODS[read.method].usual) | parts[SimPOConfig])
+        settle_adapter(model, parts[ModelConfig], training)
         training.model_init_kwargs = _model_init_kwargs(model, training)
         baseline = None if METHODS[read.method].is_simpo else build_arguments(read.method, training, values)
     except SimPOError as error:

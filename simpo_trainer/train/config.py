@@ -260,6 +260,12 @@ def _parent_problems(config: SimPOConfig) -> list[str]:
             "use_liger_kernel is true; it replaces the model's forward, through which answers are scored. "
             "Set model_init_kwargs: {use_kernels: true} instead; the head is computed in tiles anyway."
         )
+    if config.neftune_noise_alpha:
+        problems.append(
+            f"neftune_noise_alpha is {config.neftune_noise_alpha}; the size of its noise follows from the width of a "
+            "row, so it would differ with batch_layout and per_device_train_batch_size, and the answers of a pair "
+            "would be compared under unlike noise. Leave it out."
+        )
     if config.train_sampling_strategy != "random":
         problems.append(
             f"train_sampling_strategy is {config.train_sampling_strategy!r}; pairs are ordered by the trainer's own "

@@ -24,7 +24,17 @@ from trl.trainer.base_trainer import _BaseTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from hub_server import TOKEN, HubServer, open_to
-from models import EOS, as_text, random_pairs, random_ranked, tiny_model, two_by_two, word_tokenizer
+from models import (
+    ARCHITECTURES,
+    EOS,
+    as_text,
+    random_pairs,
+    random_ranked,
+    tiny_architecture,
+    tiny_model,
+    two_by_two,
+    word_tokenizer,
+)
 from reference import in_float64, score_answer
 from runs import make_trainer
 from simpo_trainer import SimPOConfig, SimPOTrainer
@@ -612,3 +622,40 @@ def test_what_trl_refuses_is_a_message(recipe):
     lora = {"use_peft": True, "lora_target_modules": "all-linear"}
     with pytest.raises(SimPOError, match="trl's DPOTrainer refuses these settings: You passed `sync_ref_model=True`"):
         run(recipe(method="dpo", sync_ref_model=True, **lora))
+
+
+# --- Adapters ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["simpo", "dpo", "sft"])
+def test_the_saved_adapter_says_the_dropout_that_was_trained(recipe, method):
+    run(recipe(method=method, use_peft=True, lora_target_modules=["q_proj"], lora_dropout=0.2, max_steps=1))
+    saved = json.loads(Path("out/adapter_config.json").read_text())
+    assert (saved["lora_dropout"], saved["target_modules"]) == (0.0, ["q_proj"])
+
+
+@pytest.mark.parametrize("method", ["simpo", "dpo", "sft"])
+def test_an_adapter_that_is_not_what_was_asked_for_is_refused(recipe, method, world, tmp_path):
+    with pytest.raises(SimPOError, match="names v_porj, which this model does not have"):
+        run(recipe(method=method, use_peft=True, lora_target_modules=["q_proj", "v_porj"]))
+    tiny_model(ARCHITECTURES["qwen3-tied"]()).save_pretrained(tmp_path / "tied")
+    word_tokenizer().save_pretrained(tmp_path / "tied")
+    tied = {"model_name_or_path": str(tmp_path / "tied"), "use_peft": True}
+    with pytest.raises(SimPOError, match="embed_tokens and lm_head are one weight"):
+        run(recipe(method=method, lora_target_modules=["embed_tokens"], **tied))
+    tiny_architecture("mixtral").save_pretrained(tmp_path / "experts")
+    word_tokenizer().save_pretrained(tmp_path / "experts")
+    experts = {"model_name_or_path": str(tmp_path / "experts"), "use_peft": True, "lora_target_modules": "all-linear"}
+    with pytest.raises(SimPOError, match="Set lora_dropout: 0, or disable_dropout: true"):
+        run(recipe(method=method, disable_dropout=False, **experts))
+    run(recipe(method=method, max_steps=1, **experts))
+    assert any("experts" in name for name in load_file("out/adapter_model.safetensors"))
+
+
+def test_noise_in_embeddings_is_trls_unless_it_reaches_the_reference(recipe):
+    assert recipe(method="sft", neftune_noise_alpha=5).baseline.neftune_noise_alpha == 5
+    run(recipe(method="dpo", neftune_noise_alpha=5, max_steps=1))
+    with pytest.raises(SimPOError, match=r"neftune_noise_alpha is 5.* would have noise too\. Remove"):
+        run(recipe(method="dpo", neftune_noise_alpha=5, use_peft=True, lora_target_modules="all-linear"))
+    with pytest.raises(SimPOError, match="neftune_noise_alpha is 5"):
+        recipe(neftune_noise_alpha=5)

@@ -226,6 +226,12 @@ def test_adapters(tmp_path):
     prompt = get_peft_model(prepared(tiny_model()), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     layout, why = choose_layout(prompt, "auto")
     assert layout == "padded" and "PROMPT_TUNING adapter puts tokens of its own in front" in why
+    config = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", alora_invocation_tokens=[5])
+    alora = get_peft_model(prepared(tiny_model()), config)
+    layout, why = choose_layout(alora, "auto")
+    assert layout == "padded" and "aLoRA adapter looks for its invocation tokens once in a row" in why
+    with pytest.raises(SimPOError, match="once in a row"):
+        choose_layout(alora, "packed")
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2-window", "gemma3", "gpt2"])

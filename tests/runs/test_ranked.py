@@ -189,7 +189,7 @@ def test_every_pair_and_token_is_counted_once(whole):
 
 
 def test_evaluation_is_that_of_pairs_two_by_two(tmp_path):
-    trainer = make_trainer(tmp_path, None, per_device_eval_batch_size=3)
+    trainer = make_trainer(tmp_path, None, eval_dataset=ROWS, per_device_eval_batch_size=3)
     rows = [{**row, "margin": [0.1] * len(row["chosen"])} for row in ROWS[:7]]
     found, expected = (trainer.predict(Dataset.from_list(given)) for given in (rows, two_by_two(rows)))
     assert found.predictions == pytest.approx(expected.predictions, rel=1e-5)

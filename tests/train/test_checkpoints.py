@@ -170,16 +170,26 @@ def test_another_adapter_is_refused(tmp_path, other, message):
         resumed(tmp_path, True, arguments=other, model=tiny_model())
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3-tied", "gpt2"])
+EMBEDDING_AND_HEAD = {"target_modules": ["embedding", "head"]}  # refused where they are one weight
+
+
 @pytest.mark.parametrize(
-    "adapter",
+    ("name", "adapter"),
     [
-        {"target_modules": "all-linear"},
-        {"target_modules": ["embedding", "head"]},
-        {"target_modules": "all-linear", "modules_to_save": ["embedding"]},
-        {"target_modules": "all-linear", "use_dora": True},
+        ("llama", EMBEDDING_AND_HEAD),
+        ("qwen3-untied", EMBEDDING_AND_HEAD),
+        *(
+            (name, adapter)
+            for name in ("llama", "qwen3-tied", "gpt2")
+            for adapter in (
+                {"target_modules": "all-linear"},
+                {"target_modules": "all-linear", "modules_to_save": ["embedding"]},
+                {"target_modules": "all-linear", "modules_to_save": ["embedding", "head"]},
+                {"target_modules": "all-linear", "modules_to_save": ["embedding"], "ensure_weight_tying": True},
+                {"target_modules": "all-linear", "use_dora": True},
+            )
+        ),
     ],
-    ids=["all", "embedding and head", "module to save", "dora"],
 )
 def test_the_same_adapter_goes_on(tmp_path, name, adapter):
     """peft writes the embedding and the head beside an adapter that changes them."""

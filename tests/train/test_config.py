@@ -103,6 +103,7 @@ def test_defaults_are_the_papers(config):
         ({"include_num_input_tokens_seen": "all"}, r"include_num_input_tokens_seen is 'all'; .* logs num_tokens_seen"),
         ({"label_smoothing_factor": 0.2}, r"label_smoothing_factor is 0\.2; .*Use label_smoothing, the share"),
         ({"auto_find_batch_size": True}, r"auto_find_batch_size is true; .*lower per_device_train_batch_size"),
+        ({"neftune_noise_alpha": 5}, r"neftune_noise_alpha is 5; .*width of a row.*batch_layout.*Leave it out"),
         ({"use_liger_kernel": True}, r"use_liger_kernel is true; it replaces the model's forward"),
         ({"train_sampling_strategy": "group_by_length"}, r"train_sampling_strategy is 'group_by_length'.*Leave it out"),
         ({"parallelism_config": ParallelismConfig()}, r"parallelism_config is set; .*Use DDP, FSDP2 or ZeRO"),

@@ -1,0 +1,82 @@
+"""The recipe's keys for an adapter, as they were written: trl's `ModelConfig` reads a list of one as a text."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from trl import ModelConfig, get_peft_config
+
+from ..errors import SimPOError
+from ..model.settings import ModelSettings
+
+# A text that peft reads as a word of its own, not as a pattern.
+_ALL_LINEAR = "all-linear"
+# The name of a module, maybe with those around it; anything else in a text is a regular expression.
+_NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
+
+
+def settle_adapter(model: ModelConfig, given: Mapping[str, Any], settings: ModelSettings) -> None:
+    """Put what the recipe says of its adapter into trl's settings, and check that peft takes it.
+
+    Args:
+        model: trl's settings, changed in place.
+        given: the values of the recipe.
+        settings: its `disable_dropout` is read.
+
+    Raises:
+        SimPOError: the targets cannot be meant as they are written.
+        ValueError: peft does not take the settings.
+    """
+    if not model.use_peft:
+        return
+    model.lora_target_modules = targets(given.get("lora_target_modules"))  # type: ignore[assignment]
+    if settings.disable_dropout and "lora_dropout" not in given:
+        model.lora_dropout = 0.0
+    if model.lora_task_type != "CAUSAL_LM":
+        raise SimPOError(
+            f"lora_task_type is {model.lora_task_type}; it must be CAUSAL_LM, since a language model is trained. Leave "
+            "it out."
+        )
+    get_peft_config(model)
+
+
+def targets(given: list[str] | None) -> list[str] | str | None:
+    """Returns the targets as peft reads them: names in a list, `all-linear` or a regular expression as a text.
+
+    Args:
+        given: the key's list; a text in a recipe comes as a list of one.
+
+    Raises:
+        SimPOError: texts that stand alone are among others, or names are written into one text.
+    """
+    if given is None:
+        return None
+    if len(given) == 1 and given[0].lower() == _ALL_LINEAR:
+        return _ALL_LINEAR
+    if any(name.lower() == _ALL_LINEAR for name in given):
+        raise SimPOError(
+            f"lora_target_modules has all-linear among other names; it must stand alone. Set lora_target_modules: "
+            f"{_ALL_LINEAR}, or list the names."
+        )
+    patterns = [name for name in given if not _NAME.fullmatch(name)]
+    if not patterns:
+        return given
+    names = [name.strip() for name in re.split(r"[,\s]+", patterns[0].strip()) if name.strip()]
+    if len(names) > 1 and all(_NAME.fullmatch(name) for name in names):
+        raise SimPOError(
+            f"lora_target_modules has the text {patterns[0]!r}, which is no name of a module. Set lora_target_modules: "
+            f"[{', '.join(names)}]."
+        )
+    if len(given) > 1:
+        raise SimPOError(
+            f"lora_target_modules has {patterns[0]!r} in a list, where peft takes it for a name. A regular expression "
+            "must stand alone, as a text; or list names."
+        )
+    try:
+        re.compile(patterns[0])
+    except re.error as error:
+        raise SimPOError(
+            f"lora_target_modules is {patterns[0]!r}, which is no name and no valid regular expression: {error}. List "
+            "the names of the modules."
+        ) from error
+    return patterns[0]
