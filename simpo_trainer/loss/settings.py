@@ -6,6 +6,7 @@ from typing import Literal
 
 from ..errors import SimPOError, did_you_mean
 from ..knobs import knob, knob_problems
+from ..record.methods import METHODS
 from .losses import DEFAULTS, LOSSES
 
 # Losses of trl's DPOTrainer that need a reference model.
@@ -177,8 +178,8 @@ def _unknown(name: str) -> str:
             f"loss_type is {name!r}, which compares with a reference model; this trainer has none. Set method: dpo to "
             "train it with trl's DPOTrainer on the same data."
         )
-    if name in ("simpo", "dpo"):
-        change = "loss_type: sigmoid" if name == "simpo" else "method: dpo"
+    if name in METHODS:
+        change = "loss_type: sigmoid" if METHODS[name].is_simpo else f"method: {name}"
         return f"loss_type is {name!r}, which is the name of a method, not of a loss. Set {change}."
     return f"loss_type is {name!r}; it must be one of {', '.join(LOSSES)}.{did_you_mean(name, LOSSES)}"
 

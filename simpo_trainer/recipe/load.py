@@ -60,6 +60,8 @@ class Recipe:
         settled["lora_dropout"] = self.model.lora_dropout  # 0 where dropout is disabled
         if METHODS[self.method].is_simpo:
             settled |= settled_loss(self.training)
+        if "global_batch_size" not in self.settings:  # else it depends on the number of processes
+            settled["per_device_train_batch_size"] = self.training.train_batch_size
         for name, key in keys_of(self.method).items():
             default = settled.get(name, key.default)
             value = self.settings.get(name, default if self._counts(name) else None)

@@ -28,11 +28,23 @@ logger = get_logger(__name__)
 _PRECISION = "ACCELERATE_MIXED_PRECISION"
 # Fields whose value, where it is left open, follows from other fields.
 _FOLLOWING = (
-    *("gradient_accumulation_steps", "bf16", "do_eval", "eval_steps", "metric_for_best_model", "greater_is_better"),
+    *(
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "bf16",
+        "do_eval",
+        "eval_steps",
+        "metric_for_best_model",
+        "greater_is_better",
+    ),
     *("torch_compile", "torch_compile_backend", "dataloader_pin_memory"),
     *("gradient_checkpointing", "gradient_checkpointing_kwargs"),  # the older names of those that follow
     *("activation_checkpointing", "activation_checkpointing_kwargs"),
 )
+
+
+# Rows of a micro-batch where nothing else asks for fewer.
+_MICRO_BATCH = 8
 
 
 def _is_count(value: int) -> bool:
@@ -68,6 +80,13 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
     )
 
     # Parent fields with another default.
+    per_device_train_batch_size: int | None = knob(  # type: ignore[assignment]
+        None,
+        "Pairs (or prompts with ranked answers) of a micro-batch on each device; unset means 8, or fewer where "
+        "global_batch_size would not be a multiple of that.",
+        _is_count,
+        "it must be 1 or more. Set per_device_train_batch_size: 1, or leave it out.",
+    )
     gradient_accumulation_steps: int | None = knob(  # type: ignore[assignment]
         None,
         "Micro-batches of one optimiser step; unset means what global_batch_size asks for, and 1 without it.",
@@ -107,9 +126,12 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
             self.disable_tqdm = not sys.stderr.isatty()
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False
+        given = {name: getattr(self, name) for name in _FOLLOWING if hasattr(self, name)}
         # The launcher's promise, checked below: the parent class counts processes only after it has used these
         # settings.
-        accumulation, problems = _accumulation(self, int(os.environ.get("WORLD_SIZE", "1")))
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.per_device_train_batch_size = _micro_batch(self, world_size)
+        accumulation, problems = _accumulation(self, world_size)
         problems = [*_problems(self), *problems]
         if problems:
             raise SimPOError("\n".join(problems))
@@ -117,7 +139,6 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
             # Its callback takes the signal for itself, and a run that it stopped would count as finished.
             self.enable_jit_checkpoint = False
             logger.warning("enable_jit_checkpoint does nothing here: SIGTERM always ends a run with a checkpoint.")
-        given = {name: getattr(self, name) for name in _FOLLOWING if hasattr(self, name)}
         if self.metric_for_best_model is not None and self.greater_is_better is None:
             self.greater_is_better = greater_is_better(self.metric_for_best_model)
         self.gradient_accumulation_steps = accumulation
@@ -147,6 +168,11 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
                 setattr(copied, name, used)
         vars(copied).update({**settled_loss(self), **settled_rows(self)})
         return copied
+
+    @property
+    def train_batch_size(self) -> int:
+        """Returns the rows of a micro-batch of this process."""
+        return self.per_device_train_batch_size or self._following["per_device_train_batch_size"][1]
 
     @property
     def objective(self) -> Objective:
@@ -184,10 +210,11 @@ def _problems(config: SimPOConfig) -> list[str]:
 def _number_problems(config: SimPOConfig) -> list[str]:
     """A sentence for each number of the parent's with which nothing, or nonsense, would be trained."""
     problems = []
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
-        value = getattr(config, name)
-        if not _is_count(value):
-            problems.append(f"{name} is {value}; it must be 1 or more. Set {name}: 1, or leave it out.")
+    if not _is_count(config.per_device_eval_batch_size):
+        problems.append(
+            f"per_device_eval_batch_size is {config.per_device_eval_batch_size}; it must be 1 or more. Set "
+            "per_device_eval_batch_size: 1, or leave it out."
+        )
     for name in ("weight_decay", "max_grad_norm"):
         value = getattr(config, name)
         if value is not None and (not math.isfinite(value) or (value < 0 and name != "max_grad_norm")):
@@ -200,9 +227,20 @@ def _number_problems(config: SimPOConfig) -> list[str]:
     return problems
 
 
+def _micro_batch(config: SimPOConfig, world_size: int) -> int:
+    """Returns the rows of a micro-batch: given, or at most 8 that divide the share of each process."""
+    if config.per_device_train_batch_size is not None:
+        return config.per_device_train_batch_size
+    wanted = config.global_batch_size
+    if config.gradient_accumulation_steps is not None or wanted is None or wanted < world_size:
+        return _MICRO_BATCH
+    share = wanted // world_size
+    return max(size for size in range(1, _MICRO_BATCH + 1) if share % size == 0)
+
+
 def _accumulation(config: SimPOConfig, world_size: int) -> tuple[int, list[str]]:
     """Micro-batches of an optimiser step, given or derived from the global batch, and why that cannot be had."""
-    micro, wanted = config.per_device_train_batch_size, config.global_batch_size
+    micro, wanted = config.per_device_train_batch_size or _MICRO_BATCH, config.global_batch_size
     if config.gradient_accumulation_steps is not None:
         return config.gradient_accumulation_steps, []
     if wanted is None or micro < 1 or wanted < 1:  # the latter two have checks of their own

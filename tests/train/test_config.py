@@ -15,7 +15,7 @@ from simpo_trainer import SimPOConfig
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.knobs import knob, knob_problems
 from simpo_trainer.loss.losses import LOSSES
-from simpo_trainer.train.config import _accumulation
+from simpo_trainer.train.config import _accumulation, _micro_batch
 
 
 @pytest.fixture
@@ -74,6 +74,7 @@ def test_defaults_are_the_papers(config):
         ({"label_smoothing": -0.1}, r"label_smoothing is -0\.1; it must lie in"),
         ({"loss_type": "simpo"}, r"loss_type is 'simpo', which is the name of a method.* Set loss_type: sigmoid"),
         ({"loss_type": "dpo"}, r"loss_type is 'dpo', which is the name of a method.* Set method: dpo"),
+        ({"loss_type": "sft"}, r"loss_type is 'sft', which is the name of a method.* Set method: sft"),
         (
             {"loss_type": "apo_zero"},
             r"loss_type is 'apo_zero', which compares with a reference model.* Set method: dpo",
@@ -239,6 +240,16 @@ def test_the_accumulation_follows_from_the_global_batch(config):
     settings = {"global_batch_size": 128, "per_device_train_batch_size": 2}
     assert config(**settings).settled().gradient_accumulation_steps == 64
     assert config(**settings, gradient_accumulation_steps=3).settled().gradient_accumulation_steps == 3
+    # The batch per device follows too, unless it or the accumulation is given.
+    for wanted, micro in ((4, 4), (8, 8), (12, 6), (128, 8), (100, 5), (97, 1), (1, 1)):
+        args = config(global_batch_size=wanted)
+        assert (args.per_device_train_batch_size, args.train_batch_size) == (None, micro)
+        settled = args.settled()
+        assert settled.per_device_train_batch_size * settled.gradient_accumulation_steps == wanted
+    assert config(global_batch_size=12, gradient_accumulation_steps=2).settled().per_device_train_batch_size == 8
+    assert [_micro_batch(config(global_batch_size=24), count) for count in (1, 2, 3, 4, 5, 8, 24, 32)] == [
+        *(8, 6, 8, 6, 4, 3, 1, 8)
+    ]
     # On eight processes, which only a launcher can make.
     assert _accumulation(SimpleNamespace(**settings, gradient_accumulation_steps=None), 8) == (8, [])
 
@@ -299,6 +310,7 @@ _BASE = {"loss_type": "sigmoid", "global_batch_size": 16, "per_device_train_batc
         *({"loss_type": name} for name in LOSSES),
         {"loss_type": ["ipo", "slic"]},
         {"per_device_train_batch_size": 8},
+        {"per_device_train_batch_size": None, "global_batch_size": 12},
         {"global_batch_size": 32},
         {"logging_steps": 3},
         {"eval_strategy": "no"},
