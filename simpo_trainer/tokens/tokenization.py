@@ -35,7 +35,7 @@ logger = get_logger(__name__)
 
 # Part of the cache's key: raise it with every change of this file, pair_tokenizer.py, messages.py or templates.py that
 # changes token ids.
-CODE_VERSION = 6
+CODE_VERSION = 7
 
 # What the cached rows say beside their ids; read for the report, then removed.
 _NOTES = Features(
@@ -180,6 +180,7 @@ def _fingerprint(dataset: Dataset, work: PairTokenizer) -> str:
         state = [sorted(tokenizer.get_vocab().items()), tokenizer.init_kwargs]
     key = [
         CODE_VERSION,
+        str(work.features),
         dataset._fingerprint,
         type(tokenizer).__name__,
         state,
