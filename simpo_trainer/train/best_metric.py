@@ -48,6 +48,7 @@ def check_best_metric(args: TrainingArguments, eval_dataset: Any = None, absent:
     rests = [asked.removeprefix(name) for name in sets if asked.startswith(name)]
     if any(evaluated_name(rest) == rest and rest not in absent for rest in rests):
         return
-    known = [f"{name}{own}" for name in sets for own in measured_names() if own not in absent]
+    choices = [own for own in measured_names() if own not in absent and more_is_better(own) is not None]
+    known = [f"{name}{own}" for name in sets for own in choices]
     meant = did_you_mean(asked, known, 1) or f" It must be one of {', '.join(known)}."
     raise SimPOError(f"metric_for_best_model is {metric}, which no evaluation of this run measures.{meant}")
