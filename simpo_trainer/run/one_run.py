@@ -77,8 +77,13 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
         train, test = load_preferences(recipe.data, args.seed, conversations=METHODS[recipe.method].on_conversations)
     if test is None and args.eval_strategy != "no":
         raise SimPOError(
-            "eval_strategy asks for evaluation during training, but there are no evaluation pairs. "
-            "Set dataset_test_split, or eval_strategy: 'no'."
+            "eval_strategy asks for evaluation during training, but there are no evaluation pairs. Set "
+            "test_split_size: 0.05 to hold out a share of the pairs, dataset_test_split, or eval_strategy: 'no'."
+        )
+    if test is None:
+        logger.info(
+            "There are no evaluation pairs: nothing will tell how the model does on pairs that it was not trained on. "
+            "Set test_split_size: 0.05 to hold out a share of them."
         )
     tokenizer = load_tokenizer(str(recipe.model.model_name_or_path), args, instead=recipe.data.tokenizer_name_or_path)
     if chat_template:

@@ -25,6 +25,7 @@ from ..tokens.sets import TokenSet, token_set
 from .checkpoints import check_adapter_fits, check_optimizer_fits, check_schedule_fits, find_checkpoint
 from .config import SimPOConfig
 from .facts import run_facts
+from .logged_steps import LoggedSteps
 from .memory import out_of_memory
 from .processes import end_group_at_exit
 from .progress import show_lines
@@ -66,7 +67,7 @@ class RunTrainer(HubTrainer):
             end_group_at_exit()
         self.stop_request = StopRequest()
         self.run_record, self.same_rows = ManifestCallback(self), SameRowsCallback(self)
-        for callback in (self.run_record, self.same_rows, *reports, StopCallback(self)):
+        for callback in (self.run_record, self.same_rows, *reports, LoggedSteps(), StopCallback(self)):
             self.add_callback(callback)
         show_lines(self)
 

@@ -1,5 +1,6 @@
 """Log lines at the start of training: size of model and batch, number of steps, and the starting margin."""
 
+import math
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -58,11 +59,32 @@ def say_size(trainer: Any, wanted: int | None, unit: str | None = None) -> None:
         f"Global batch: {batch} {unit} ({micro} per device x {processes} process{'es' if processes > 1 else ''} x "
         f"{accumulation} accumulation){pairs}. Optimiser steps: {trainer.state.max_steps}."
     )
+    if warning := too_few_steps(trainer.args, trainer.state.max_steps):
+        logger.warning(warning)
     if wanted and wanted != batch:
         logger.warning(
             f"The global batch is {batch} {unit}, the recipe's is {wanted}: its other numbers were chosen for that. "
             "Leave gradient_accumulation_steps out to have it derived."
         )
+
+
+# The sum over steps of the learning rate below which a model has hardly moved: a seventh of what the smallest of the
+# paper's runs has, 3e-7 for 478 steps. Adam moves each weight by about the learning rate in a step.
+_REACH = 2e-5
+
+
+def too_few_steps(args: TrainingArguments, steps: int) -> str | None:
+    """Returns a warning where the steps are too few, or too small, for a trained model to differ from its start."""
+    if args.learning_rate <= 0 or "adam" not in str(getattr(args.optim, "value", args.optim)):
+        return None
+    needed = math.ceil(round(_REACH / args.learning_rate, 6))
+    if steps >= needed:
+        return None
+    return (
+        f"{steps} optimiser steps at a learning rate of {args.learning_rate:g} hardly move the model; the paper's runs "
+        f"have about 480. Make at least {needed}: lower global_batch_size, raise "
+        "num_train_epochs, or use more pairs. Or raise the learning rate."
+    )
 
 
 def _rows_of(dataset: Any, batch: int) -> tuple[str, str]:

@@ -139,7 +139,7 @@ def test_without_evaluation_pairs(make, monkeypatch):
     monkeypatch.setattr(run_module, "load_preferences", lambda config, seed, conversations: ("train rows", None))
     assert run(make(), StubTrainer) == {"train_loss": 0.5}
     assert "evaluate" not in StubTrainer.last.calls
-    with pytest.raises(SimPOError, match="there are no evaluation pairs. Set dataset_test_split"):
+    with pytest.raises(SimPOError, match="there are no evaluation pairs. Set test_split_size: 0.05"):
         run(make("--eval_strategy", "epoch"), StubTrainer)
 
 
