@@ -96,6 +96,7 @@ CHAT_FORMATS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
 @pytest.mark.parametrize("name", CHAT_FORMATS)

@@ -49,6 +49,7 @@ def test_training_begins_at_the_slow_loss(tmp_path, name):
     assert first_loss(tmp_path, loss_type=name) == pytest.approx(slow_loss(ROWS, name), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in LOSSES if "gamma_beta_ratio" in LOSSES[name].uses])
 def test_margins_of_the_data_count(tmp_path, name):
     margins = [0.3 * number for number in range(len(ROWS))]
