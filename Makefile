@@ -11,7 +11,7 @@ help:
 	@echo "make quickstart   prepare a tiny model and data, train it with SimPO, compare before and after"
 	@echo "make compare-losses  train the quickstart's model with each of LOSSES='sigmoid hinge ...' and compare the runs"
 	@echo "make test         all tests"
-	@echo "make test-fast    tests that take seconds"
+	@echo "make test-fast    the tests that take a moment each, in about a minute"
 	@echo "make check        lint, formatting, types"
 	@echo "make format       apply formatting"
 	@echo "make bench        time training steps against trl and a floor; BENCH='--vocab 128256' adds options"

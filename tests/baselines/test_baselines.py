@@ -146,6 +146,7 @@ def test_the_names_of_losses_are_trls():
 # --- Rows -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlong", ["truncate", "drop"])
 def test_dpo_trains_on_the_tokens_of_simpo(world, tmp_path, monkeypatch, overlong):
     """Rows cut to length and rows left out are the same, and trl tokenizes nothing."""
@@ -207,6 +208,7 @@ def dpo_by_hand(policy, reference, rows, beta, loss="sigmoid"):
     return sum(losses) / len(losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
 def test_the_logged_loss_is_the_papers(world, tmp_path, loss):
     """A policy that differs from its reference, against the formula."""
@@ -270,6 +272,7 @@ def test_nobody_is_told_of_a_run(world, tmp_path, monkeypatch, method):
     (dpo_baseline if method == "dpo" else sft_baseline)(world, tmp_path, PAIRS[:4])
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_a_checkpoint(recipe, monkeypatch):
     """The stop request is asked after each step, as for SimPO."""
     monkeypatch.setattr(StopRequest, "__enter__", lambda self: setattr(self, "number", signal.SIGINT) or self)
@@ -345,6 +348,7 @@ def test_the_same_command_gives_the_same_adapter(recipe, method):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dpo", "sft"])
 def test_a_baseline_resumes_only_from_what_fits(recipe, method):
     """Checked as for SimPO, in the same place."""
@@ -359,6 +363,7 @@ def test_a_baseline_resumes_only_from_what_fits(recipe, method):
         run(recipe(method=method, resume_from_checkpoint=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dpo", "sft"])
 def test_a_baseline_saves_a_model_whose_generation_configuration_could_not_be(recipe, world, tmp_path, method):
     """As Llama-2-chat ships it."""
@@ -444,6 +449,7 @@ def test_sft_on_ranked_answers_takes_the_best(world, tmp_path):
     assert [row["input_ids"] for row in trainer.train_dataset] == [r["prompt_ids"] + r["response_ids"][0] for r in rows]
 
 
+@pytest.mark.slow
 def test_sft_on_conversations(recipe, world):
     settings = {"dataset_name": str(world / "talks.jsonl"), "eval_dataset_name": None, "chat_template": TEMPLATE}
     metrics = run(recipe(method="sft", max_steps=1, **settings))
@@ -627,6 +633,7 @@ def test_what_trl_refuses_is_a_message(recipe):
 # --- Adapters ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["simpo", "dpo", "sft"])
 def test_the_saved_adapter_says_the_dropout_that_was_trained(recipe, method):
     run(recipe(method=method, use_peft=True, lora_target_modules=["q_proj"], lora_dropout=0.2, max_steps=1))
@@ -634,6 +641,7 @@ def test_the_saved_adapter_says_the_dropout_that_was_trained(recipe, method):
     assert (saved["lora_dropout"], saved["target_modules"]) == (0.0, ["q_proj"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["simpo", "dpo", "sft"])
 def test_an_adapter_that_is_not_what_was_asked_for_is_refused(recipe, method, world, tmp_path):
     with pytest.raises(SimPOError, match="names v_porj, which this model does not have"):
@@ -652,6 +660,7 @@ def test_an_adapter_that_is_not_what_was_asked_for_is_refused(recipe, method, wo
     assert any("experts" in name for name in load_file("out/adapter_model.safetensors"))
 
 
+@pytest.mark.slow
 def test_noise_in_embeddings_is_trls_unless_it_reaches_the_reference(recipe):
     assert recipe(method="sft", neftune_noise_alpha=5).baseline.neftune_noise_alpha == 5
     run(recipe(method="dpo", neftune_noise_alpha=5, max_steps=1))

@@ -66,6 +66,7 @@ def test_a_stream_trains_as_the_same_rows_in_a_set(tmp_path):
     assert_same_run(streamed, whole, tolerance=1e-6)
 
 
+@pytest.mark.slow
 def test_text_is_tokenized_as_in_a_set(tmp_path):
     rows = TEXT_ROWS[:16]
     whole = make_trainer(tmp_path / "set", [as_text(row) for row in rows], num_train_epochs=1)
@@ -75,6 +76,7 @@ def test_text_is_tokenized_as_in_a_set(tmp_path):
     assert_same_run(streamed, whole, tolerance=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", [(4, 2), (1, 8)])
 def test_the_split_changes_nothing(tmp_path, split):
     whole = streamed_trainer(tmp_path / "8x1", ROWS)
@@ -87,6 +89,7 @@ def test_the_split_changes_nothing(tmp_path, split):
     assert_same_run(streamed, whole, tolerance=1e-5)
 
 
+@pytest.mark.slow
 def test_passes_over_the_stream_and_resume(tmp_path):
     """Five steps are two and a half passes over 22 rows; the checkpoint is from the middle of the third."""
     whole = streamed_trainer(tmp_path / "whole", ROWS, max_steps=6, save_strategy="steps", save_steps=5)
@@ -297,6 +300,7 @@ def test_a_stream_without_answers():
 # ---- By recipe ----
 
 
+@pytest.mark.slow
 def test_a_recipe_with_streaming(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_model().save_pretrained("model")

@@ -33,6 +33,7 @@ def test_unknown_names():
     assert "Did you mean sigmoid" in result.stderr and "Set method: dpo" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_a_picture(tmp_path, ending):
     file = tmp_path / f"losses.{ending}"
@@ -40,6 +41,7 @@ def test_a_picture(tmp_path, ending):
     assert file.read_bytes()[:4] in (b"\x89PNG", b"<?xm")
 
 
+@pytest.mark.slow
 def test_pictures_that_cannot_be_written(tmp_path):
     for file in (tmp_path / "missing" / "a.png", tmp_path / "a.abc"):
         result = run("ipo", "--plot", str(file))

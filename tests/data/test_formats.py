@@ -96,6 +96,7 @@ CHAT_FORMATS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
 @pytest.mark.parametrize("name", CHAT_FORMATS)
@@ -120,6 +121,7 @@ def test_texts_of_every_file_are_the_same_tokens(tmp_path, suffix, streaming, co
     assert tokens(train) == tokens(Dataset.from_list(TEXT))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_mixtures_are_the_same_tokens(tmp_path, streaming):
     halves = {
@@ -177,6 +179,7 @@ QUESTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("column", ["question", "input", "query", "context"])
 def test_prompt_in_a_column_of_another_name_is_not_left_out(tmp_path, column, streaming):

@@ -81,6 +81,7 @@ def test_several_columns_that_differ_in_several_places(tmp_path, small_blocks):
     assert load_splits(Source(write(tmp_path / "pairs.jsonl", rows)))["train"].to_list() == rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])
 @pytest.mark.parametrize("value", [5, {"a": 1}, True], ids=repr)
 def test_value_inside_of_a_message(tmp_path, small_blocks, value, suffix):
@@ -92,6 +93,7 @@ def test_value_inside_of_a_message(tmp_path, small_blocks, value, suffix):
         assert f"'chosen.content' is {value!r} in rows further on and text in the first" in stream_error(path)
 
 
+@pytest.mark.slow
 def test_text_among_conversations(tmp_path, small_blocks):
     rows = chats()
     rows[LATE]["chosen"] = "text"
@@ -154,6 +156,7 @@ def test_blocks_as_large_as_they_are(tmp_path):
 # --- Several files ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])
 @pytest.mark.parametrize("is_all", [False, True])
 @pytest.mark.parametrize("value", OTHERS, ids=repr)

@@ -40,6 +40,7 @@ def sources(tmp_path):
 # --- Mixtures ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_mixer_takes_first_rows_of_training_splits_and_whole_test_splits(tmp_path):
     a, b = sources(tmp_path)
     for _ in range(2):  # the second time from the cache
@@ -82,6 +83,7 @@ def test_every_source_has_its_configuration(tmp_path):
         read(dataset_mixer={a: 1, b: 1}, dataset_configs=["en", None])
 
 
+@pytest.mark.slow
 def test_list_of_datasets_takes_shares(tmp_path):
     a, b = sources(tmp_path)
     entries = [{"path": a, "fraction": 0.25}, {"path": b, "split": "train", "fraction": 0.75}]
@@ -120,6 +122,7 @@ def test_source_that_gives_no_row_beside_others(tmp_path, caplog):
 # --- Test splits ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_test_split_is_carved_off_the_training_pairs(tmp_path):
     a, b = sources(tmp_path)
     train, test = read(dataset_name=b, test_split_size=0.15)

@@ -51,6 +51,7 @@ def ranked_singles(row):
     return {"responses": [row["chosen"][0], row["rejected"][0]], "ranks": [1, 2]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", [of_messages, of_one, of_turns, ranked, ranked_singles])
 @pytest.mark.parametrize("column", ["messages", "conversation", "conversations", "history"])
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet", "stream"])

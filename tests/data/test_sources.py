@@ -126,6 +126,7 @@ def late_rows(kind):
     return [{"prompt": "p" * 2_000_000, "chosen": "a", "rejected": "b", **(early if i < 6 else late)} for i in range(8)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LATE)
 def test_types_that_show_late_in_a_file(tmp_path, kind):
     rows = late_rows(kind)

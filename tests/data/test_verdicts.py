@@ -133,6 +133,7 @@ def test_values_have_the_direction_that_is_written(tmp_path, name, kind):
     assert outcomes(train) == list(expected.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_conversations_written_as_text(tmp_path, streaming):
     rows = [{key: json.dumps(said) if "conv" in key else said for key, said in arena(value).items()} for value in NAMED]
@@ -264,6 +265,7 @@ def test_turns_of_sharegpt_beside_texts():
     assert outcomes(to_pairs(Dataset.from_list(rows), None, None, "set")) == list(SIGNED.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_mixture_in_which_one_source_has_verdicts(tmp_path, streaming):
     whole = [user("What?")]

@@ -63,6 +63,7 @@ def beside_turns(row):
     return {"conversations": turns(row["prompt"]), **{side: turns(row[side])[0] for side in ("chosen", "rejected")}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write_cell", [json.dumps, str, indented])
 @pytest.mark.parametrize("written", [explicit, single, whole, sharegpt, beside, beside_turns])
 @pytest.mark.parametrize("kind", [".csv", ".jsonl", "stream"])

@@ -49,6 +49,7 @@ def test_training_begins_at_the_slow_loss(tmp_path, name):
     assert first_loss(tmp_path, loss_type=name) == pytest.approx(slow_loss(ROWS, name), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in LOSSES if "gamma_beta_ratio" in LOSSES[name].uses])
 def test_margins_of_the_data_count(tmp_path, name):
     margins = [0.3 * number for number in range(len(ROWS))]
@@ -65,6 +66,7 @@ def test_margins_that_nobody_reads_are_said(tmp_path, caplog):
         assert ("the margins of the data have no effect on the loss ipo" in caplog.text) == told
 
 
+@pytest.mark.slow
 def test_the_documented_loss_of_ones_own_runs_with_a_recipe(tmp_path, monkeypatch):
     text = (Path(__file__).parents[2] / "docs" / "losses.md").read_text()
     example = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "def pair_loss" in block)
@@ -177,6 +179,7 @@ def test_a_mix_of_one_is_that_loss(tmp_path, name):
     assert first_loss(tmp_path / "mix", loss_type=[name], loss_weights=[1.0]) == alone
 
 
+@pytest.mark.slow
 def test_a_mix_is_the_weighted_sum_and_logs_its_parts(tmp_path):
     settings = {"loss_type": ["sigmoid", "ipo", "cpo"], "loss_weights": [0.7, 0.3, 0.25]}
     trainer = make_trainer(tmp_path, ROWS, max_steps=1, **settings, eval_dataset=Dataset.from_list(ROWS))

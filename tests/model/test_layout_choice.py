@@ -110,6 +110,7 @@ def flex_model(config):
     return prepared(tiny_model(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 @every_flexible
 @torch.no_grad()
@@ -255,6 +256,7 @@ def test_flash_attention_gets_rows_without_padding(monkeypatch):
         choose_layout(model, "shared_prefix")
 
 
+@pytest.mark.slow
 @every_flexible
 def test_flex_attention_shares(name):
     model = flex_model(ARCHITECTURES[name]())

@@ -45,6 +45,7 @@ SMALL_T5 = {"vocab_size": 100, "d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers
 SMALL_BERT = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "message"),
     [

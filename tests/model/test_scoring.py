@@ -167,6 +167,7 @@ def test_adapted_models_equal_the_reference(config):
         assert (found[weight] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-6, weight
 
 
+@pytest.mark.slow
 def test_an_adapter_put_on_afterwards_counts():
     """Backbone and head are looked up on each call."""
     model = tiny_model().double().eval()

@@ -77,6 +77,7 @@ def test_the_card_of_a_run_from_python(tmp_path):
     assert str(tmp_path) not in card.content
 
 
+@pytest.mark.slow
 def test_names_of_the_hub_are_linked(tmp_path):
     trainer = trained(tmp_path, model=named_model("org/base"))
     data = DataConfig(datasets=[{"path": "org/pairs", "split": "train", "fraction": 0.5}, {"path": str(tmp_path)}])
@@ -94,6 +95,7 @@ def test_names_of_the_hub_are_linked(tmp_path):
     assert str(tmp_path) not in card.content
 
 
+@pytest.mark.slow
 def test_what_a_user_of_transformers_passes_is_kept(tmp_path):
     trainer = trained(tmp_path)
     trainer.model.model_tags = ["from-model"]
@@ -113,6 +115,7 @@ def test_what_a_user_of_transformers_passes_is_kept(tmp_path):
     assert "# Fine model" in card.text and "huggingface.co/datasets/org/pairs" in card.text
 
 
+@pytest.mark.slow
 def test_an_adapter_replaces_the_card_that_peft_writes(tmp_path):
     lora = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
     trainer = trained(tmp_path, model=named_model("org/base"), arguments={"peft_config": lora})
@@ -124,6 +127,7 @@ def test_an_adapter_replaces_the_card_that_peft_writes(tmp_path):
     assert "An adapter for [org/base]" in card.text and "AutoPeftModelForCausalLM" in card.text
 
 
+@pytest.mark.slow
 def test_a_card_before_the_end_says_so(tmp_path):
     trainer = trained(tmp_path)
     trainer.run_record.manifest["batch"]["optimiser_steps"] = 5
@@ -177,6 +181,7 @@ assert not loaded, loaded
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["simpo", "dpo", "sft"])
 def test_the_files_of_a_run_make_its_card(tmp_path, monkeypatch, method):
     """Card and curves are those that the trainer wrote; the process that makes them never imports a trainer."""

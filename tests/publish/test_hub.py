@@ -280,6 +280,7 @@ def test_a_hub_that_fails_costs_the_push_alone(home, hub, caplog):
     assert list((home / "runs/out").glob("_push_*")) == []
 
 
+@pytest.mark.slow
 def test_a_hub_that_is_gone_at_the_end(home, hub):
     class LastTrainer(SimPOTrainer):
         def evaluate(self):
@@ -293,6 +294,7 @@ def test_a_hub_that_is_gone_at_the_end(home, hub):
     assert json.loads((home / "runs/out/run_manifest.json").read_text())["results"]["metrics"]["eval_loss"] > 0
 
 
+@pytest.mark.slow
 def test_a_push_from_python(home, hub, caplog):
     """`push_to_hub()` as with any Trainer, on a trainer whose arguments did not ask for it."""
     lora = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
@@ -312,6 +314,7 @@ def test_a_push_from_python(home, hub, caplog):
     assert_nothing_private(repo, home)
 
 
+@pytest.mark.slow
 def test_the_last_push_waits_for_the_one_before(tmp_path, hub):
     """Else an older state might land on top of the newer one."""
     trainer = make_trainer(tmp_path / "out", random_pairs(8), push_to_hub=True)

@@ -119,6 +119,7 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_two_preparations_write_the_same_bytes_and_leave_the_generator_alone(world, tmp_path):
     before = torch.get_rng_state()
     prepare(tmp_path, warm_up_steps=2, report=lambda line: None)
@@ -152,6 +153,7 @@ def test_model_loads_and_ends_where_its_tokenizer_does(model, tokenizer):
     assert model.generation_config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
 
 
+@pytest.mark.slow
 def test_template_keeps_the_prompt_and_ends_every_answer_once(world, tokenizer):
     for row in read(world / "data/train.jsonl")[:300] + read(world / "data/test.jsonl"):
         for answer in (row["chosen"], row["rejected"]):
@@ -220,6 +222,7 @@ def test_average_log_probs_by_hand(tokenizer):
         assert average == pytest.approx(sum(steps) / len(steps), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_greedy_answers_in_a_batch_are_those_of_each_prompt_alone(model, tokenizer):
     instructions = ["Swap these: red axe", "How many words: red axe crow fig", "Copy this: yak"]
     for instruction, answer in zip(instructions, greedy_answers(model, tokenizer, instructions), strict=True):
@@ -238,6 +241,7 @@ def test_comparison_says_what_is_missing(tmp_path, world):
         compare(world, Console(quiet=True))
 
 
+@pytest.mark.slow
 def test_comparison_refuses_a_model_that_is_no_better(tmp_path, world, model, tokenizer):
     for name in ("model", "trained"):
         model.save_pretrained(tmp_path / name)

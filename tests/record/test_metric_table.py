@@ -11,6 +11,7 @@ from simpo_trainer.results import training_curves as curves_module
 from simpo_trainer.train.progress import log_line
 
 
+@pytest.mark.slow
 def test_a_metric_is_shown_everywhere_by_one_line(tmp_path, monkeypatch):
     toy = Metric("toy/score", ("toy", ".1f"), ("toy score, {unit}", ".2f"), ("Toy panel", "{unit}"))
     monkeypatch.setattr(metric_table, "PAIR_METRICS", (*PAIR_METRICS, toy))

@@ -162,6 +162,7 @@ def test_the_drift_is_measured_alike_for_all(tmp_path):
     assert [drift.changes[-1] for drift in found.drifts] == [-0.5, -0.75, -0.75]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", [{}, {"start": {"logps/chosen": -2.0}}, {"end": {"step": 30, "logps/chosen": -1.75}}])
 def test_training_logs_are_of_other_pairs_each_and_tell_no_drift(monkeypatch, tmp_path, half):
     """Where the same pairs were not measured twice: a dash, nothing in the files, and no line in the picture."""
@@ -327,6 +328,7 @@ def test_names_are_short_and_each_once(tmp_path, monkeypatch):
     assert run_names(folders) == ["a/out", "b/out", "one", "out", "b/out (2)"]
 
 
+@pytest.mark.slow
 def test_nothing_is_unpickled(tmp_path):
     class Trap:
         def __reduce__(self):
@@ -341,6 +343,7 @@ def test_nothing_is_unpickled(tmp_path):
 # ---- Files ----
 
 
+@pytest.mark.slow
 def test_files_hold_the_figures_and_no_path(tmp_path):
     log = [*SIMPO[:-1], evaluation(30, 0.75, -1.5, math.nan)]
     folders = write_run(tmp_path / "a" / "run", log), write_run(tmp_path / "b" / "run", DPO, method="dpo")
@@ -368,6 +371,7 @@ def drawn(monkeypatch, tmp_path, *folders):
     return figures[0]
 
 
+@pytest.mark.slow
 def test_the_picture_has_a_panel_for_each_unit(monkeypatch, tmp_path):
     dpo = write_run(tmp_path / "dpo", DPO, method="dpo")
     figure = drawn(monkeypatch, tmp_path, write_run(tmp_path / "simpo", SIMPO), dpo)
@@ -389,6 +393,7 @@ def test_the_picture_has_a_panel_for_each_unit(monkeypatch, tmp_path):
     assert len(set.union(*colours)) == 1
 
 
+@pytest.mark.slow
 def test_many_runs_are_told_apart(monkeypatch, tmp_path):
     figure = drawn(monkeypatch, tmp_path, *(write_run(tmp_path / f"run{number}", SIMPO) for number in range(10)))
     lines = figure.axes[0].lines
@@ -446,6 +451,7 @@ def test_a_loss_of_ones_own_goes_by_its_class(tmp_path):
 # ---- The quickstart's losses ----
 
 
+@pytest.mark.slow
 def test_each_loss_is_trained_in_a_folder_of_its_own_and_compared(tmp_path, monkeypatch):
     calls = []
 

@@ -27,6 +27,7 @@ def test_lines_differ():
     assert len(set(style.COLOURS)) == len(set(style.MARKERS)) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [["sigmoid"], list(LOSSES)])
 def test_losses_lie_apart_from_their_legend(monkeypatch, tmp_path, names):
     figures = saved_figures(monkeypatch)
@@ -40,6 +41,7 @@ def test_losses_lie_apart_from_their_legend(monkeypatch, tmp_path, names):
     assert left.get_ylim()[1] <= 6 and right.get_ylim()[0] >= -6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sets", [["eval_"], ["eval_a_", "eval_b_"], ["eval_from_a_long_named_set_", "eval_other_"]])
 def test_legends_lie_apart_from_the_lines(monkeypatch, tmp_path, sets):
     names = ("loss", "logps/margins", "logps/chosen", "logps/rejected", "rewards/accuracies")

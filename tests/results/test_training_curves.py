@@ -1,6 +1,7 @@
 """The picture of a run: what is drawn, and when there is nothing to draw."""
 
 import matplotlib
+import pytest
 
 from pictures import saved_figures
 from simpo_trainer.results.training_curves import training_curves
@@ -59,6 +60,7 @@ def test_training_and_evaluation_share_the_panels(monkeypatch, tmp_path):
     assert {axis.get_xlabel() for axis in panels.values()} == {"optimiser step"}
 
 
+@pytest.mark.slow
 def test_several_evaluation_sets_have_lines_of_their_own(monkeypatch, tmp_path):
     log = [train_entry(1), eval_entry(1, "eval_easy_"), eval_entry(1, "eval_hard_")]
     loss = drawn(monkeypatch, tmp_path, log)["Loss"]
@@ -68,6 +70,7 @@ def test_several_evaluation_sets_have_lines_of_their_own(monkeypatch, tmp_path):
     assert len({entry.get_marker() for entry in loss.lines if "eval" in entry.get_label()}) == 2
 
 
+@pytest.mark.slow
 def test_many_logs_are_shown_by_their_running_mean(monkeypatch, tmp_path):
     log = [train_entry(step, loss=float(step % 2), learning_rate=float(step)) for step in range(100)]
     panels = drawn(monkeypatch, tmp_path, log)
@@ -79,6 +82,7 @@ def test_many_logs_are_shown_by_their_running_mean(monkeypatch, tmp_path):
     assert line(panels["Learning rate"], "train")[1] == [float(step) for step in range(100)]
 
 
+@pytest.mark.slow
 def test_sums_have_another_unit(monkeypatch, tmp_path):
     panels = drawn(monkeypatch, tmp_path, [train_entry(1)], unit="nats")
     assert panels["Log-probability of answers"].get_ylabel() == "nats"
@@ -90,6 +94,7 @@ def test_nothing_to_draw_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_settings_of_the_program_are_left_alone(tmp_path):
     before = dict(matplotlib.rcParams)
     training_curves([train_entry(1)], tmp_path / "curves.png")

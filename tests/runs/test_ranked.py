@@ -163,6 +163,7 @@ def whole(tmp_path_factory):
     return trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", [(4, 2), (2, 4), (1, 8)])
 def test_the_split_into_micro_batches_changes_nothing(tmp_path, whole, split):
     size, accumulation = split
@@ -533,6 +534,7 @@ def test_a_column_that_is_named_comes_before_its_rival(tmp_path):
     assert load(path, columns={"prompt": "instruction"})[0].column_names == ["prompt", "chosen", "rejected"]
 
 
+@pytest.mark.slow
 def test_mixtures_of_ranked_sets(tmp_path):
     files = {
         "whole": [{**ranked(1, 2), "scores": [1, 2]}, ranked(3, 4)],
@@ -574,6 +576,7 @@ def text_rows(count):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_recipe_with_ranked_answers(tmp_path, caplog, streaming):
     """The whole way from a file to a trained model; of a stream, pairs are not counted."""
@@ -656,6 +659,7 @@ def test_a_ranked_row_for_the_eye():
     ]
 
 
+@pytest.mark.slow
 def test_a_stream_of_token_rows_trains_as_a_set(tmp_path):
     rows = [ROWS[place] for place in (0, 1, 2, 3)] * 2
     settings = {**PLAIN_STEPS, "max_steps": 2, "max_length": 64, "max_prompt_length": 32}

@@ -57,6 +57,7 @@ def whole(tmp_path_factory):
     return trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 4, 5])
 def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, whole, step, caplog):
     """From the middle of an epoch, from its end, from the second epoch; weights come from the checkpoint alone."""
@@ -67,6 +68,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, whole, step, caplog):
     assert f"Resuming after step {step}." in caplog.text and "Starting margin" not in caplog.text
 
 
+@pytest.mark.slow
 def test_dropout_goes_on_where_it_stopped(tmp_path):
     """With dropout left on, the random state of the checkpoint counts."""
     settings = {**SETTINGS, "disable_dropout": False}
@@ -77,6 +79,7 @@ def test_dropout_goes_on_where_it_stopped(tmp_path):
     assert_resumed(resumed, whole, 4)
 
 
+@pytest.mark.slow
 def test_an_adapter_is_resumed(tmp_path):
     def adapter():
         torch.manual_seed(1)
@@ -136,6 +139,7 @@ def test_a_signal_ends_the_step_and_saves_it_for_a_resumed_run(tmp_path, whole, 
     assert_resumed(resumed, whole, step)
 
 
+@pytest.mark.slow
 def test_the_same_trainer_may_go_on_after_ctrl_c(tmp_path, whole):
     """An earlier interruption is forgotten when training starts again."""
     trainer = make_trainer(tmp_path, ROWS, arguments={"callbacks": [SendSignal(2)]}, **SETTINGS)
@@ -194,6 +198,7 @@ def test_signals_are_taken_over_during_training_only(tmp_path, number):
     assert signal.getsignal(number) is previous
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_is_ignored_stays_so(tmp_path, number):
     """As under nohup, and SIGINT in a background job of a shell."""

@@ -119,6 +119,7 @@ sys.exit(3)
 """
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_does_not_keep_its_process_from_ending():
     """Python ends the workers that are left by SIGTERM, and waits for them."""
     command = [sys.executable, "-c", STUCK]

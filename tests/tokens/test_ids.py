@@ -146,6 +146,7 @@ def test_ids_that_are_no_tokens_at_all(tmp_path):
             simpo(tmp_path, with_id(KEPT, 7, number))
 
 
+@pytest.mark.slow
 def test_evaluation_sets(tmp_path):
     good, bad = Dataset.from_list(TEXTS[:20]), with_token(TEXTS[:20], 9)
     with refused("eval: row 9"):
@@ -189,6 +190,7 @@ def streamed(folder, rows, **settings):
     return simpo(folder, Dataset.from_list(rows).to_iterable_dataset(), **lengths, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [with_token(TEXTS, 101), with_id(KEPT, 101)], ids=["texts", "ids"])
 def test_a_stream_is_checked_as_it_is_read(tmp_path, rows):
     """The steps before the row are made."""
@@ -198,6 +200,7 @@ def test_a_stream_is_checked_as_it_is_read(tmp_path, rows):
     assert trainer.state.global_step == 11  # of 8 rows each; micro-batches are read one ahead
 
 
+@pytest.mark.slow
 def test_ranked_rows_of_a_stream(tmp_path):
     rows = random_ranked(100)
     rows[80]["response_ids"][1].insert(0, -1)
@@ -225,6 +228,7 @@ def test_a_stream_of_texts_is_not_looked_through_where_every_token_has_an_embedd
 # ---- Baselines ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dpo", "sft"])
 def test_baselines(baseline, method):
     with refused("train: row 101"):
@@ -239,6 +243,7 @@ def test_baselines(baseline, method):
         baseline(method, rows)
 
 
+@pytest.mark.slow
 def test_sets_given_to_baselines_later(baseline):
     trainer = baseline("dpo", KEPT[:8])
     bad = Dataset.from_list(with_id(KEPT[:8], 3))
@@ -258,6 +263,7 @@ def test_sets_given_to_baselines_later(baseline):
         trainer.predict(rows)
 
 
+@pytest.mark.slow
 def test_whole_conversations(baseline):
     with refused("train: row 5"):
         baseline("sft", talks(8, 5))
@@ -309,6 +315,7 @@ def test_the_end_token_in_place_of_a_pad_token(tmp_path):
 # ---- What is no fault ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["simpo", "stream", "dpo", "sft"])
 def test_a_larger_tokenizer_trains_on_rows_without_its_new_tokens(tmp_path, baseline, method):
     """As many a published model is."""
@@ -413,6 +420,7 @@ def test_a_stream_for_trl_is_not_read_ahead():
     TokenIds(grown_tokenizer(), VOCAB_SIZE).check_prepared(rows, "test")
 
 
+@pytest.mark.slow
 def test_ten_thousand_rows_cost_next_to_nothing():
     lengths = {"prompt_ids": 300, "chosen_ids": 300, "rejected_ids": 300}
     row = {name: list(range(3, 93)) * (length // 90) + [EOS] for name, length in lengths.items()}

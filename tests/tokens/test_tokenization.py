@@ -715,6 +715,7 @@ def source(tmp_path):
     return tmp_path / "pairs.jsonl"
 
 
+@pytest.mark.slow
 def test_several_processes_give_the_rows_of_one(source):
     one, report = tokenize(load(source), toy_tokenizer())
     assert one["row"][:] == [0, 1, 2, 3, *range(5, 20)]

@@ -115,6 +115,7 @@ def resumed(folder: Path, checkpoint: str | bool, *, model=None, arguments=None,
     return trainer
 
 
+@pytest.mark.slow
 def test_true_means_the_newest_complete_one_in_python_too(tmp_path, earlier):
     shutil.copytree(Path(earlier.args.output_dir) / "checkpoint-4", tmp_path / "checkpoint-4")
     shutil.copytree(Path(earlier.args.output_dir) / "checkpoint-6", tmp_path / "checkpoint-6")
@@ -154,6 +155,7 @@ def test_a_model_of_another_shape_is_refused(tmp_path, earlier):
             resumed(tmp_path, f"{earlier.args.output_dir}/checkpoint-4", model=other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("other", "message"),
     [
@@ -173,6 +175,7 @@ def test_another_adapter_is_refused(tmp_path, other, message):
 EMBEDDING_AND_HEAD = {"target_modules": ["embedding", "head"]}  # refused where they are one weight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "adapter"),
     [
@@ -212,6 +215,7 @@ def test_the_same_adapter_goes_on(tmp_path, name, adapter):
     assert_same_weights(weights_of(again), weights_of(whole), tolerance=1e-6)
 
 
+@pytest.mark.slow
 def test_an_adapter_that_trains_the_embeddings_of_added_tokens_goes_on(tmp_path):
     """peft then writes them under the names of its wrapper too."""
 
@@ -242,6 +246,7 @@ class Flavoured(LlamaForCausalLM):
         self.flavour = flavour
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_goes_on(tmp_path):
     """Loaded as it is: its class may ask for more than a configuration, its weights may differ in dtype."""
 
@@ -276,6 +281,7 @@ def test_optimiser_state_of_other_weights_is_refused(tmp_path, earlier):
 # ---- A mixture of experts, whose experts are saved one by one ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
 def test_a_mixture_of_experts_goes_on_with_the_experts_that_were_saved(tmp_path, name):
     """transformers reads the file's names as the model's, and went on with the untrained experts."""
@@ -287,6 +293,7 @@ def test_a_mixture_of_experts_goes_on_with_the_experts_that_were_saved(tmp_path,
     assert_same_weights(weights_of(again), weights_of(whole), tolerance=1e-6)
 
 
+@pytest.mark.slow
 def test_the_best_mixture_of_experts_is_the_one_that_was_saved(tmp_path):
     settings = {"save_steps": 1, "eval_steps": 1, "eval_strategy": "steps", "max_steps": 3, "learning_rate": 1e-3}
     trainer = make_trainer(

@@ -204,6 +204,7 @@ def test_an_evaluation_that_broke_off_leaves_nothing_behind(tmp_path, slow):
     assert without_timings(trainer.evaluate()) == close(expected_metrics(score_pairs(slow, PAIRS), "eval"))
 
 
+@pytest.mark.slow
 def test_evaluating_during_training_leaves_the_run_as_it_was(tmp_path):
     """Training metrics of a logging window that an evaluation falls into stay those of its training pairs."""
     options = {"num_train_epochs": 2, "logging_steps": 2}
@@ -219,6 +220,7 @@ def test_evaluating_during_training_leaves_the_run_as_it_was(tmp_path):
     assert sum("eval_loss" in entry for entry in evaluated.state.log_history) == 4
 
 
+@pytest.mark.slow
 def test_the_best_model_by_margin_is_kept(tmp_path):
     """`metric_for_best_model` takes any metric's name; higher margins are better, which is told by the name."""
     trainer = make_trainer(

@@ -11,6 +11,7 @@ from simpo_trainer.train.logged_steps import LoggedSteps
 from simpo_trainer.train.start import too_few_steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "logged"),
     [
@@ -32,6 +33,7 @@ def test_steps_that_are_logged(tmp_path, settings, logged):
     assert "train_loss" in trainer.state.log_history[-1]
 
 
+@pytest.mark.slow
 def test_more_lines_change_no_weight(tmp_path):
     often, seldom = (make_trainer(tmp_path / name, random_pairs(8), max_steps=4) for name in ("often", "seldom"))
     seldom.remove_callback(LoggedSteps)

@@ -44,6 +44,7 @@ def test_what_needs_less_memory(tmp_path, settings, advice):
     assert advice in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_advice_gives_the_same_steps(tmp_path):
     large = make_trainer(tmp_path / "6", ROWS, per_device_train_batch_size=6, gradient_accumulation_steps=1)
     small = make_trainer(

@@ -55,6 +55,7 @@ def test_token_rows_with_nothing_in_them(tmp_path, column):
         make_trainer(tmp_path, rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("margin", [-5.0, None, math.nan, math.inf])
 @pytest.mark.parametrize("form", [list, Dataset.from_list, lambda rows: Dataset.from_list(rows).with_format("torch")])
 def test_margins_of_token_rows(tmp_path, form, margin):

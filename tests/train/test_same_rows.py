@@ -95,6 +95,7 @@ def by_hand(model, rows, average):
 # ---- The drift ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_that_learns_nothing_drifts_nowhere(tmp_path, method):
     """Its first training log and its last are far from each other: they are of other pairs."""
@@ -107,6 +108,7 @@ def test_a_run_that_learns_nothing_drifts_nowhere(tmp_path, method):
         assert abs(logged[-1] - logged[0]) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_the_drift_is_that_of_the_saved_model_on_the_same_rows(tmp_path, method):
     folder = tmp_path / "run"
@@ -125,6 +127,7 @@ def test_the_drift_is_that_of_the_saved_model_on_the_same_rows(tmp_path, method)
     assert found["measured_rows"]["rows"] == ROWS and found["end"]["step"] == 4
 
 
+@pytest.mark.slow
 def test_the_unit_of_dpo_is_that_of_its_logs(tmp_path):
     trainer = trainer_of("dpo", tmp_path / "run", PAIRS[:8], per_device_eval_batch_size=8)
     found = trainer.measure(trainer.rows_to_measure(8))
@@ -152,6 +155,7 @@ def test_ranked_answers_are_measured_as_they_are_trained_on(tmp_path, method):
     assert drift_of(tmp_path / "run") is not None
 
 
+@pytest.mark.slow
 def test_the_first_rows_of_a_stream_are_measured(tmp_path):
     """Also by a run that goes on: the training reads further, and begins the stream anew meanwhile."""
     settings = {**PLAIN_STEPS, "max_steps": 12, "save_strategy": "steps", "save_steps": 6}
@@ -179,6 +183,7 @@ def test_rows_that_are_not_an_answer_each_are_not_measured(tmp_path):
     assert drift_of(tmp_path / "run") is None
 
 
+@pytest.mark.slow
 def test_the_best_model_is_measured_where_it_is_the_one_that_is_saved(tmp_path):
     """It is of an earlier step than the last."""
     settings = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
@@ -221,6 +226,7 @@ def interrupted(method, folder, **settings):
     return record(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_keeps_the_start_of_its_first_part(tmp_path, method):
     folder = tmp_path / "run"
@@ -235,12 +241,14 @@ def test_a_resumed_run_keeps_the_start_of_its_first_part(tmp_path, method):
     assert drift_of(folder) == pytest.approx(after - first["start"]["logps/chosen"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_last_checkpoint_of_the_folder_is_the_runs_own(tmp_path):
     first = interrupted("simpo", tmp_path)
     trainer_of("simpo", tmp_path, max_steps=4).train(resume_from_checkpoint=True)
     assert record(tmp_path)["start"] == first["start"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["other folder", "set aside", "other rows", "other unit", "no manifest", "torn"])
 def test_the_start_of_another_run_is_not_taken(tmp_path, change):
     folder, rows, settings = tmp_path / "run", PAIRS, {}

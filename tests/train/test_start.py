@@ -12,6 +12,7 @@ from simpo_trainer.train.start import StartReport
 ROWS = random_pairs(22)
 
 
+@pytest.mark.slow
 def test_measuring_the_start_leaves_the_run_as_it_was(tmp_path):
     """The starting margin is that of pairs from all over the set; weights, gradients and later steps are untouched."""
     trainer = make_trainer(tmp_path / "measured", ROWS)
@@ -54,6 +55,7 @@ def test_another_batch_than_the_recipes_is_said(tmp_path, caplog, accumulation, 
     assert ("The global batch is 8 pairs, the recipe's is 16: its other numbers were chosen" in caplog.text) == said
 
 
+@pytest.mark.slow
 def test_without_the_start_message_the_metrics_are_the_same(tmp_path):
     """A reporter only reports: the window of the metrics and the starting measurement do not hang on it."""
     logs, manifests = [], []

@@ -97,6 +97,7 @@ def test_8x1_4x2_and_1x8_are_the_same_run(tmp_path, objective, batch_size):
     assert_same_run(split, whole, tolerance=2e-5)
 
 
+@pytest.mark.slow
 def test_the_reported_train_loss_is_the_mean_of_the_steps(tmp_path):
     trainer = make_trainer(tmp_path, ROWS, per_device_train_batch_size=2, gradient_accumulation_steps=4)
     result = trainer.train()
@@ -104,6 +105,7 @@ def test_the_reported_train_loss_is_the_mean_of_the_steps(tmp_path):
     assert result.training_loss == pytest.approx(sum(losses) / 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (4, 2), (1, 8)])
 def test_an_incomplete_last_global_batch_can_be_left_out(tmp_path, batch_size, accumulation):
     """Steps of 8 from 22 pairs: two of them an epoch, however the 8 are split."""
@@ -151,6 +153,7 @@ def test_a_step_equals_trls_simpo(tmp_path, ours, theirs):
     assert (weights_of(trainer)["lm_head.weight"] - tiny_model().lm_head.weight).abs().max() > 1e-3  # it was a step
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing(tmp_path):
     plain = make_trainer(tmp_path / "plain", ROWS)
     plain.train()
@@ -183,6 +186,7 @@ def test_lora_trains_the_adapter_alone_with_and_without_gradient_checkpointing(t
     assert_same_run(runs[1], runs[0], tolerance=1e-6)
 
 
+@pytest.mark.slow
 def test_bf16_autocast_keeps_float32_weights_and_comes_close(tmp_path):
     """bfloat16 rounds log-probabilities of about -6 to within 1/64, their averages to less."""
     exact = make_trainer(tmp_path / "float32", ROWS)
@@ -201,6 +205,7 @@ def test_bf16_autocast_keeps_float32_weights_and_comes_close(tmp_path):
 # ---- What can be exchanged ----
 
 
+@pytest.mark.slow
 def test_a_collator_with_another_layout_gives_the_same_run(tmp_path):
     plain = make_trainer(tmp_path / "plain", ROWS)
     plain.train()
@@ -239,6 +244,7 @@ def test_a_subclass_may_bring_another_loss(tmp_path):
     assert train_log(trainer, "loss", "preference_loss")[0] == pytest.approx((expected, expected), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_callbacks_are_called(tmp_path):
     events = []
 
@@ -254,6 +260,7 @@ def test_callbacks_are_called(tmp_path):
     assert events == [1, True, 2, True, 3, True, False]
 
 
+@pytest.mark.slow
 def test_rows_may_be_a_plain_list(tmp_path):
     from_dataset = make_trainer(tmp_path, ROWS)
     args = SimPOConfig(str(tmp_path), use_cpu=True, **PLAIN_STEPS)
@@ -263,6 +270,7 @@ def test_rows_may_be_a_plain_list(tmp_path):
     assert_same_run(from_list, from_dataset, tolerance=0)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_without_pad_token_gives_the_same_run(tmp_path):
     plain = make_trainer(tmp_path / "plain", ROWS)
     plain.train()
@@ -294,6 +302,7 @@ def test_a_model_by_name_brings_its_tokenizer_and_trains_in_float32(tmp_path, mo
 # ---- The log ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}])
 def test_logged_metrics_are_means_over_the_pairs_of_the_window(tmp_path, settings):
     """Windows of two steps, 8 + 8 and 6 + 8 pairs, with weights that stand still so that the reference can follow."""
@@ -313,6 +322,7 @@ def test_logged_metrics_are_means_over_the_pairs_of_the_window(tmp_path, setting
     assert train_log(trainer, "num_pairs_seen") == [(16,), (30,), (44,)]
 
 
+@pytest.mark.slow
 def test_tokens_and_pairs_seen_are_counted(tmp_path):
     """A pair's tokens are prompt + chosen and prompt + rejected."""
     trainer = make_trainer(tmp_path, ROWS, num_train_epochs=2)
@@ -370,6 +380,7 @@ def test_a_data_set_smaller_than_a_dropped_batch_is_refused(tmp_path):
 # ---- Settings of the optimiser that pass through ----
 
 
+@pytest.mark.slow
 def test_the_gradient_is_clipped_after_accumulation(tmp_path):
     """max_grad_norm bounds the step over the whole batch, not that of each micro-batch."""
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_grad_norm": 0.01}

@@ -64,6 +64,7 @@ def watched(folder, **settings):
     return trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["padded", "shared_prefix", "packed"])
 @pytest.mark.parametrize("name", ["llama", "mixtral"])  # mixtral has a sliding window
 @pytest.mark.parametrize("settings", [{}, {"loss_type": ["sigmoid", "cpo"], "sft_reduction": "token"}])
@@ -91,6 +92,7 @@ class Numbering(PairCollator):
         return {**batch, "num_responses": int(batch["num_responses"])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("collator", [Moving, Numbering])
 def test_a_collator_of_ones_own_need_not_know(tmp_path, collator):
     plain = watched(tmp_path / "plain", batch_layout="padded")
