@@ -1,8 +1,6 @@
 """Add to trl's trainers what a run needs: our token rows, float32 weights, the record, readable logs, a clean stop."""
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -21,6 +19,7 @@ from ..errors import SimPOError
 from ..log import get_logger
 from ..model.adapters import check_adapter, refusal
 from ..model.load import check_positions, check_trainable_dtypes, disable_dropout
+from ..model.renamed import without_rename_warning
 from ..tokens.ids import TokenIds
 from ..tokens.sets import TokenSet
 from ..train.config import SimPOConfig
@@ -73,7 +72,7 @@ class BaselineTrainer(RunTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Like :meth:`~simpo_trainer.train.run_trainer.RunTrainer.train`, without one warning of trl."""
-        with _quiet():
+        with without_rename_warning():
             return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -82,7 +81,7 @@ class BaselineTrainer(RunTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Like `Trainer.evaluate`, without one warning of trl."""
-        with _quiet():
+        with without_rename_warning():
             return super().evaluate(*args, **kwargs)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
@@ -98,14 +97,6 @@ class BaselineTrainer(RunTrainer):
 
     def _send_telemetry(self) -> None:
         """Override trl's method, which would send data about the run to its developers: send nothing."""
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the warning about a name that transformers has renamed and trl still uses."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing", FutureWarning)
-        yield
 
 
 def _float_adapters(model: torch.nn.Module) -> None:
@@ -139,7 +130,7 @@ def refused_as_error(build: Callable[[], Any], trainer: str) -> Any:
         SimPOError: trl refuses the settings; the message holds its own.
     """
     try:
-        with _quiet():
+        with without_rename_warning():
             return build()
     except SimPOError:
         raise

@@ -11,6 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperCommand
 
+from ..train.stop import NOTHING_YET, StopRequest
+
 _TRAINING_ARGUMENTS = "https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments"
 
 
@@ -113,13 +115,16 @@ def train(
 
 
 def _train(recipe: Path, overrides: list[str]) -> None:
-    from ..recipe.load import load_recipe
-    from ..run.one_run import Interrupted, run
-    from ..run.supervision import leave_group_of_parent
+    # Entered before the imports, which take seconds: a signal would end the process without a word. run() has its own.
+    with StopRequest(at_once=NOTHING_YET):
+        from ..recipe.load import load_recipe
+        from ..run.one_run import Interrupted, run
+        from ..run.supervision import leave_group_of_parent
 
-    leave_group_of_parent()
+        leave_group_of_parent()
+        loaded = load_recipe(recipe, overrides)
     try:
-        run(load_recipe(recipe, overrides))
+        run(loaded)
     except Interrupted as stop:  # run() has logged the command to resume
         from accelerate import PartialState
 

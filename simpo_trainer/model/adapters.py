@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ..errors import SimPOError, did_you_mean
 from ..log import get_logger
+from .renamed import without_rename_warning
 from .tied import check_tied
 from .weights import WRAPPED
 
@@ -59,7 +60,8 @@ def add_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         SimPOError: the configuration does not fit the model.
     """
     try:
-        return cast(PeftModel, get_peft_model(model, config))
+        with without_rename_warning():
+            return cast(PeftModel, get_peft_model(model, config))
     except (ValueError, TypeError, re.error) as error:  # its text says what: target modules that are not there, for one
         targets = getattr(config, "target_modules", None)
         hint = ""

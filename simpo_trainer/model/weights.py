@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..errors import SimPOError
 from ..log import get_logger
+from .renamed import without_rename_warning
 
 logger = get_logger(__name__)
 
@@ -80,7 +81,8 @@ def load_adapter(folder: str, **kwargs: Any) -> PeftModel:
     base = load_causal_lm(os.path.expanduser(config.base_model_name_or_path), **{**kwargs, "revision": config.revision})
     weights = load_peft_weights(folder, device="cpu")
     _make_room(base, weights)
-    model = PeftModel.from_pretrained(base, folder, is_trainable=True)
+    with without_rename_warning():
+        model = PeftModel.from_pretrained(base, folder, is_trainable=True)
     needed = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
     unexpected = weights.keys() - needed
     unexpected -= of_embeddings(unexpected, model)

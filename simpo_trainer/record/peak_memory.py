@@ -26,9 +26,14 @@ def peak_memory(accelerator: Accelerator) -> dict[str, Any] | None:
         None where the system does not report it.
     """
     found = _peak_of_accelerator(accelerator.device)
-    peaks = torch.tensor([found or _peak_of_process()], dtype=torch.int64, device=accelerator.device)
+    peaks = torch.tensor([own_peak(accelerator.device)], dtype=torch.int64, device=accelerator.device)
     highest = int(accelerator.gather(peaks).max())
     return {"bytes": highest, "of": ACCELERATOR if found else PROCESS} if highest else None
+
+
+def own_peak(device: torch.device) -> int:
+    """Returns the peak of this process alone in bytes, of the same memory as :func:`peak_memory`; 0 if unknown."""
+    return _peak_of_accelerator(device) or _peak_of_process()
 
 
 def _peak_of_accelerator(device: torch.device) -> int:

@@ -20,9 +20,10 @@ from ..record.folders import step_of
 from ..record.methods import METHODS
 from ..record.privacy import without_tokens
 from ..tokens.chat_templates import resolve_chat_template
+from ..train.bars import no_bars_in_a_file
 from ..train.checkpoints import find_checkpoint, set_aside_earlier
 from ..train.run_trainer import RunTrainer
-from ..train.stop import StopRequest
+from ..train.stop import NOTHING_YET, StopRequest
 from ..train.trainer import SimPOTrainer
 from .options import LAUNCHER_OPTIONS
 from .packages import check_packages
@@ -45,7 +46,7 @@ def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dic
 
     All checks that need neither data nor a model come first, and files of an earlier run in output_dir are not touched
     before both are loaded. Before training begins, Ctrl-C and SIGTERM end the process at once; after that, the current
-    step is finished and a checkpoint is saved first.
+    step is finished and a checkpoint is saved first. In a log file no library draws a progress bar meanwhile.
 
     Args:
         recipe: the result of :func:`~simpo_trainer.recipe.load_recipe`.
@@ -56,7 +57,7 @@ def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dic
         SimPOError: a setting, the data or the environment must be corrected.
         Interrupted: the run was stopped before its end and can be resumed.
     """
-    with StopRequest() as stop_request:
+    with StopRequest(at_once=NOTHING_YET) as stop_request, no_bars_in_a_file():
         return _run(recipe, trainer_class, stop_request)
 
 
@@ -103,6 +104,7 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
         metrics = _train(trainer, recipe, checkpoint)
         # Saved before the evaluation: if it fails, hours of training are not lost.
         _save(trainer, output_dir)
+    stop_request.at_once = f"Stopped: the trained model is in {output_dir}; what follows the training was left out."
     stop_request.obey()
     if test is not None:
         evaluation = _evaluate(trainer)

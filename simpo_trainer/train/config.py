@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 import warnings
 from copy import copy
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from ..loss.objective import Objective, settled_loss
 from ..loss.settings import LossSettings, loss_problems, loss_warnings
 from ..model.settings import ModelSettings
 from ..tokens.settings import RowSettings, row_problems, settled_rows
+from .bars import bars_can_be_seen
 from .best_metric import direction_problems, greater_is_better
 from .processes import check_one_accelerator, check_world_size
 
@@ -123,7 +123,7 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
             self.use_cpu = True
         if self.disable_tqdm is None:
             # In a log file a progress bar is noise; the lines of the log say where the run is.
-            self.disable_tqdm = not sys.stderr.isatty()
+            self.disable_tqdm = not bars_can_be_seen()
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False
         given = {name: getattr(self, name) for name in _FOLLOWING if hasattr(self, name)}

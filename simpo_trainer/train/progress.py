@@ -1,4 +1,4 @@
-"""Prints one readable line per log while a run trains, beside the usual progress bar."""
+"""Prints one readable line per log while a run trains, beside the usual progress bar or without one."""
 
 from collections.abc import Mapping
 
@@ -6,6 +6,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..record.metric_table import metrics_of, prefixes_of
+from .pace import Pace
 
 
 def log_line(logs: Mapping[str, float], step: int, max_steps: int) -> str | None:
@@ -32,12 +33,23 @@ class LineProgressCallback(ProgressCallback):
 
 
 class LineCallback(TrainerCallback):
-    """:func:`log_line` alone, for logs without a progress bar."""
+    """:func:`log_line` for logs without a progress bar, and behind a training log what the bar would show: the pace."""
+
+    pace: Pace | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self.pace = Pace(args, state)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs):
-        line = log_line(logs or {}, state.global_step, state.max_steps)
-        if line and state.is_world_process_zero:
-            print(line, flush=True)
+        logs = logs or {}
+        line = log_line(logs, state.global_step, state.max_steps)
+        if not line or not state.is_world_process_zero:
+            return
+        if self.pace and "loss" in logs:
+            line += f"  {self.pace.of(logs, state.global_step, state.max_steps)}"
+        elif self.pace:
+            self.pace.leave_out(logs)
+        print(line, flush=True)
 
 
 def show_lines(trainer: Trainer) -> None:

@@ -31,7 +31,8 @@ from .processes import end_group_at_exit
 from .progress import show_lines
 from .same_rows import SameRowsCallback
 from .saving import weights_rescued
-from .stop import StopCallback, StopRequest
+from .stop import StopRequest
+from .stop_callback import StopCallback
 
 
 class RunTrainer(HubTrainer):

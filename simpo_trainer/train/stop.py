@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: while a model trains, finish the step, save a checkpoint and end; at other times end at once."""
+"""Ctrl-C and SIGTERM: while a model trains, finish the step, save a checkpoint and end; at other times end at once.
+
+Torch and transformers are not imported here: the command line handles signals while they are loaded, which takes long.
+"""
 
 import os
 import signal
@@ -7,13 +10,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any, Protocol
-
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from typing import Any
 
 from ..log import get_logger
 
 logger = get_logger(__name__)
+
+# What a signal that comes before training says.
+NOTHING_YET = "Stopped before the first step: nothing was trained yet, and nothing was saved."
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Seconds within which a second SIGTERM is the first one again: schedulers signal a whole group, and its launcher passes
@@ -28,9 +32,13 @@ class StopRequest:
     remembered in `number`, and a second one ends the process. Signal handlers belong to the main thread; entered in
     another one it does nothing. It may be entered again while it is entered. Processes that are forked meanwhile do not
     defer.
+
+    Args:
+        at_once: what to say when a signal ends the process at once; it may be set anew while entered.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: str | None = None) -> None:
+        self.at_once = at_once
         self.number: int | None = None
         self._since = 0.0
         self._process = 0
@@ -70,13 +78,20 @@ class StopRequest:
 
     def obey(self) -> None:
         """End the process, in order, if a signal came that was deferred and nothing has acted on since."""
+        if self.number is None:
+            return
+        self._say()
         if self.number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.number is not None:
-            raise SystemExit(128 + self.number)
+        raise SystemExit(128 + self.number)
+
+    def _say(self) -> None:
+        if self.at_once and os.getpid() == self._process:  # not in a forked process, whose parent says it
+            logger.info(self.at_once)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if not self._deferred or os.getpid() != self._process:
+            self._say()
             _end_now(number)
         if self.number is None:
             self.number, self._since = number, time.monotonic()
@@ -87,29 +102,6 @@ class StopRequest:
             logger.info(f"{name}: finishing the step, then saving a checkpoint. {again}")
         elif number != signal.SIGTERM or time.monotonic() - self._since > _SAME:
             _end_now(number)
-
-
-class Stoppable(Protocol):
-    """A trainer that can be stopped."""
-
-    interrupted: bool
-
-    @property
-    def stop_requested(self) -> bool:
-        """Returns whether to stop after this step; the same on every process."""
-
-
-class StopCallback(TrainerCallback):
-    """Ends training after a step at which a stop was requested, with a checkpoint."""
-
-    def __init__(self, trainer: Stoppable):
-        self.trainer = trainer
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.trainer.stop_requested:
-            self.trainer.interrupted = True
-            control.should_save = True
-            control.should_training_stop = True
 
 
 def _end_now(number: int) -> None:

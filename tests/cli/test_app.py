@@ -16,6 +16,7 @@ from simpo_trainer._version import __version__
 from simpo_trainer.cli.app import app, main
 from simpo_trainer.run import one_run as run_module
 from simpo_trainer.run import supervision
+from simpo_trainer.train.stop import NOTHING_YET
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "model_name_or_path: some/model\ndataset_name: some/pairs\noutput_dir: runs/test\nbeta: 2.5\n"
@@ -155,6 +156,23 @@ def test_the_module_is_the_same_command(recipe, runs, monkeypatch):
         runpy.run_module("simpo_trainer", run_name="__main__")
     assert caught.value.code == 0
     assert runs[0].training.beta == 3
+
+
+@pytest.mark.parametrize("command", [["-m", "simpo_trainer", "train"], [str(ROOT / "scripts" / "run_simpo.py")]])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_libraries_are_loaded_is_answered(recipe, tmp_path, command, number):
+    """An import of torch that sends the signal to its own process, instead of seconds in which one may come."""
+    (tmp_path / "torch.py").write_text(f"import os, time\nos.kill(os.getpid(), {number:d})\ntime.sleep(9)")
+    done = subprocess.run(
+        [sys.executable, *command, recipe],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        # A test run in the background of a shell ignores them.
+        preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM)],
+    )
+    assert done.stderr == f"{NOTHING_YET}\n"
+    assert done.returncode in (128 + number, -number)  # both are the first to a shell
 
 
 @pytest.fixture

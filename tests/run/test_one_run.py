@@ -369,18 +369,19 @@ def test_a_trailing_slash_names_the_same_checkpoint(make, caplog):
 
 
 @pytest.mark.parametrize("stage", ["load_preferences", "load_tokenizer"])
-def test_sigterm_before_training_ends_the_run_at_once(make, stage, monkeypatch):
+def test_sigterm_before_training_ends_the_run_at_once(make, stage, monkeypatch, caplog):
     monkeypatch.setattr(stop, "_end_now", lambda number: sys.exit(128 + number))  # not the test run
     monkeypatch.setattr(run_module, stage, lambda *arguments, **settings: os.kill(os.getpid(), signal.SIGTERM))
     previous = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(SystemExit) as caught, caplog.at_level(logging.INFO, "simpo_trainer"):
         run(make(), StubTrainer)
     assert caught.value.code == 143
+    assert caplog.messages == [stop.NOTHING_YET]
     assert signal.getsignal(signal.SIGTERM) is previous
 
 
 @pytest.mark.parametrize("during", ["train", "save_model"])
-def test_sigterm_at_the_end_of_training_does_not_lose_the_model(make, during, monkeypatch):
+def test_sigterm_at_the_end_of_training_does_not_lose_the_model(make, during, monkeypatch, caplog):
     """Behind the last step, or while the model is saved: it is saved, and then the process ends."""
     plain = getattr(StubTrainer, during)
 
@@ -389,10 +390,11 @@ def test_sigterm_at_the_end_of_training_does_not_lose_the_model(make, during, mo
         return plain(self, *arguments, **settings)
 
     monkeypatch.setattr(StubTrainer, during, signalled)
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(SystemExit) as caught, caplog.at_level(logging.INFO, "simpo_trainer"):
         run(make(), StubTrainer)
     assert caught.value.code == 143
     assert StubTrainer.last.calls[-1] == "save_model"
+    assert caplog.messages[-1].startswith("Stopped: the trained model is in runs/out")
 
 
 @pytest.mark.parametrize("key", ["model_name_or_path", "tokenizer_name_or_path"])

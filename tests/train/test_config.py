@@ -203,6 +203,9 @@ def test_the_progress_bar_is_off_where_nobody_sees_it(config, monkeypatch):
         assert config().disable_tqdm != is_terminal
         assert config(disable_tqdm=True).disable_tqdm
         assert not config(disable_tqdm=False).disable_tqdm
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
+    monkeypatch.setattr("simpo_trainer.train.bars.is_in_notebook", lambda: True)
+    assert not config().disable_tqdm
 
 
 def test_model_init_kwargs_may_come_as_json_from_the_command_line(config):
