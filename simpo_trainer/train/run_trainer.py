@@ -174,6 +174,13 @@ class RunTrainer(HubTrainer):
             super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.accelerator.num_processes > 1:
+            # transformers asks every process whether the folder of the best checkpoint is there. With checkpoints in
+            # shards the fastest process makes it, and those that disagree wait for each other at the end of the run.
+            if self.args.should_save:
+                folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+                folder.mkdir(parents=True, exist_ok=True)
+            self.accelerator.wait_for_everyone()
         self._saves_checkpoint = True
         try:
             # Not `super()`: between this class and transformers', trl's would write a card for every checkpoint.

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Trainer
 
 from models import as_text, random_pairs, tiny_model, word_tokenizer
 from runs import make_trainer
@@ -92,3 +93,17 @@ def test_a_save_that_writes_no_weights_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.model, "save_pretrained", lambda *arguments, **settings: None)
     with pytest.raises(SimPOError, match="no weights were written into"):
         trainer.save_model(str(tmp_path / "out"))
+
+
+def test_the_folder_of_a_checkpoint_is_there_before_any_process_looks_for_it(tmp_path, monkeypatch):
+    """Whether the best checkpoint exists must be answered alike by all processes."""
+    trainer = make_trainer(tmp_path, random_pairs(4))
+    seen, waits = [], []
+    monkeypatch.setattr(Trainer, "_save_checkpoint", lambda *args: seen.append((tmp_path / "checkpoint-3").is_dir()))
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
+    monkeypatch.setattr(
+        trainer.accelerator, "wait_for_everyone", lambda: waits.append((tmp_path / "checkpoint-3").is_dir())
+    )
+    trainer.state.global_step = 3
+    trainer._save_checkpoint(trainer.model, None)
+    assert seen == waits == [True]
