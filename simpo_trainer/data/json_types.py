@@ -50,7 +50,7 @@ class OtherType(ValueError):
 
 
 def load_checked(where: str, config: str | None, *, streaming: bool, **options: Any) -> Any:
-    """What `load_dataset` returns; of JSON files never values that were turned into another type.
+    """Like `load_dataset`, but values of JSON files are never turned into another type.
 
     Raises:
         DatasetGenerationError: the files cannot be read; its cause is an `OtherType` where types differ. A stream
@@ -70,7 +70,7 @@ def load_checked(where: str, config: str | None, *, streaming: bool, **options: 
 
 
 def load_widened(read: Callable[..., Any]) -> tuple[DatasetDict | IterableDatasetDict, Callable[..., Any]]:
-    """What `read` returns, and `read` with the options that it took; types are widened until they hold all values.
+    """Returns the result of `read`, and `read` with the options that it took; types widen until they hold all values.
 
     A column whose values differ in type is of `Json`, however long the files are and whichever of them differs.
 
@@ -99,7 +99,7 @@ def load_widened(read: Callable[..., Any]) -> tuple[DatasetDict | IterableDatase
 
 
 def _has_stated_types(builder: JsonBuilder) -> bool:
-    """Whether a dataset's card says its types; of files that were read before, the cache says those it found."""
+    """Returns whether a dataset's card gives its types; for files that were read before, the cache gives them."""
     return builder.info.features is not None and not Path(builder.cache_dir).exists()
 
 

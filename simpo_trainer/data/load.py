@@ -84,7 +84,7 @@ def _shuffled_stream(train: IterableDataset, seed: int, sources: int) -> Iterabl
 
 
 def describe_sources(config: DataConfig) -> list[dict[str, Any]]:
-    """What a run was trained and evaluated on, for a manifest or a model card: no path of this machine.
+    """Returns the sources of a run, for a manifest or a model card, without a path of this machine.
 
     An evaluation split is told only where the settings name it.
     """

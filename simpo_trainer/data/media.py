@@ -132,7 +132,7 @@ def _is_there(value: Any) -> bool:
 
 
 def _are_there(array: pa.Array) -> list[bool]:
-    """What :func:`_is_there` says of each value of a table's column, of bytes without reading them."""
+    """Returns the answer of :func:`_is_there` for each value of a table's column, without reading bytes."""
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):  # JSON
         return [_is_there(text and json.loads(text)) for text in array.to_pylist()]

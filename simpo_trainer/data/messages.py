@@ -265,7 +265,7 @@ def row_template_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _given(row: Mapping[str, Any], column: str, kind: type) -> Any:
-    """What a row has in a column of template arguments; None for what is empty or blank."""
+    """Returns the content of a row's column of template arguments; None if it is empty or blank."""
     value = row.get(column)
     if isinstance(value, str):
         try:

@@ -30,12 +30,12 @@ def exact(number: float) -> Fraction:
 
 
 def rows_of_fraction(length: int, fraction: float) -> int:
-    """How many rows a fraction of a set is, rounded down."""
+    """Returns the number of rows that a fraction of a set is, rounded down."""
     return int(length * exact(fraction))
 
 
 def rows_of_shares(lengths: Sequence[int], shares: Sequence[float]) -> list[int]:
-    """How many rows each set gives to the largest mixture that has these shares and repeats no row.
+    """Returns the number of rows of each set in the largest mixture that has these shares and repeats no row.
 
     This is the meaning of `fraction` in trl's list of datasets; shares are relative to their sum.
     """
@@ -107,7 +107,7 @@ def _joined(sets: Mapping[str, Rows], columns: Sequence[str]) -> Rows:
 
 
 def _kind(feature: Any) -> str | None:
-    """What a type holds, in words; None for a column that is empty in all rows."""
+    """Returns the content of a type in words; None for a column that is empty in all rows."""
     if isinstance(feature, List | LargeList):
         return {"text": "texts", "number": "numbers"}.get(str(_kind(feature.feature)), "list")
     if isinstance(feature, dict):

@@ -159,7 +159,7 @@ def _named_prompt(features: Mapping[str, Any], columns: Mapping[str, Any]) -> di
 
 
 def _ways(pair: tuple[str, str], column: str, sample: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What `columns` may say of a verdict with such values; more than one where both directions are in use."""
+    """Returns the `columns` that fit a verdict with such values; more than one where both directions are in use."""
     first, second = pair
     values = {value for row in sample if (value := plain(row.get(column))) is not None}
     numbers = {value for value in values if isinstance(value, float)}

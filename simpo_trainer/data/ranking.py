@@ -24,7 +24,7 @@ def as_number(value: Any) -> float | None:
 
 
 def answer_values(row: Mapping[str, Any]) -> list[float | None]:
-    """How good each answer of a ranked row is, the higher the better; None where the row does not say it.
+    """Returns the value of each answer of a ranked row, the higher the better; None where the row lacks it.
 
     Raises:
         RowDropped: the row has no list of answers or of their scores or ranks, or they are not as many.

@@ -1,4 +1,4 @@
-"""How rows are written, told from their columns: pairs, ranked answers, ShareGPT, Alpaca; and hidden prompts."""
+"""Recognises the format of rows by their columns: pairs, ranked answers, ShareGPT, Alpaca; and hidden prompts."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
@@ -119,7 +119,7 @@ def refuse_hidden_prompt(rows: Rows, places: Mapping[str, Place], features: Mapp
 
 
 def recognise_format(rows: Rows, features: Mapping[str, Any]) -> Format:
-    """How rows are written, from their columns. HH-RLHF's texts look like any other: they are read on request only."""
+    """Returns the format of rows by their columns. HH-RLHF's texts look like any other and are read on request only."""
     if "prompt" in features:
         turn = _item_type(features["prompt"])
         return "sharegpt" if isinstance(turn, dict) and {"from", "value"} <= turn.keys() else "pairs"
@@ -137,7 +137,7 @@ def _item_type(feature: Any) -> Any:
 
 
 def _is_one_turn(rows: Rows, features: Mapping[str, Any], ranked: bool) -> bool:
-    """Whether answers are written as ShareGPT's turns, or each as one message; not as a whole conversation."""
+    """Returns whether answers are written as ShareGPT's turns, or each as one message; not as a whole conversation."""
     column = "responses" if ranked else "chosen"
     feature = _item_type(features[column]) if ranked else features.get(column)
     item = _item_type(feature)
@@ -152,13 +152,13 @@ def _is_one_turn(rows: Rows, features: Mapping[str, Any], ranked: bool) -> bool:
 
 
 def may_be_numbers(feature: Any) -> bool:
-    """Whether scores are lists that may be of numbers, but are written otherwise."""
+    """Returns whether scores are lists that may be of numbers, but are written otherwise."""
     item = _item_type(feature)
     return isinstance(item, Json) or (isinstance(feature, List | LargeList) and is_text(item))
 
 
 def is_text(feature: Any) -> bool:
-    """Whether a column of this type holds texts."""
+    """Returns whether a column of this type holds texts."""
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 

@@ -48,7 +48,7 @@ def message_of(turn: Any) -> Message:
 
 
 def parsed(value: Any) -> Any:
-    """What JSON text says; anything else as it is."""
+    """Returns the value of JSON text, and anything else as it is."""
     if not isinstance(value, str):
         return value
     try:

@@ -1,4 +1,4 @@
-"""How fast a training goes, how long it will take, and its memory: the end of its lines in a log file."""
+"""The pace of a training, the time left and its memory: the end of its lines in a log file."""
 
 import time
 from collections.abc import Mapping
