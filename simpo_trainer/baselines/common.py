@@ -20,9 +20,12 @@ from ..log import get_logger
 from ..model.adapters import check_adapter, refusal
 from ..model.load import check_positions, check_trainable_dtypes, disable_dropout
 from ..model.renamed import without_rename_warning
+from ..record.methods import METHODS
 from ..tokens.ids import TokenIds
 from ..tokens.sets import TokenSet
+from ..train.best_metric import check_best_metric
 from ..train.config import SimPOConfig
+from ..train.optimisation import check_optimisation
 from ..train.processes import keep_scores_float32
 from ..train.run_trainer import RunTrainer
 from ..train.saving import check_saves, settle_generation
@@ -47,6 +50,16 @@ class BaselineTrainer(RunTrainer):
     def method_settings(self) -> dict[str, Any]:
         """Returns the settings of the method and of its data, for the record of the run."""
         return method_settings(self.method, self.args, self.shared)
+
+    def _prepare(self, args: TrainingArguments, shared: SimPOConfig) -> None:
+        """Begin the construction: check the settings before model and data are loaded.
+
+        Raises:
+            SimPOError: optimiser or schedule cannot be built, or nothing measures the metric of the best model.
+        """
+        self.shared, self.token_sets = shared, {}
+        check_optimisation(args)
+        check_best_metric(args, absent=METHODS[self.method].unmeasured)
 
     def _tokens(self, dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase, model: Any) -> TokenSet:
         """Returns the token rows that SimPO would train on, for a set that the constructor got."""

@@ -14,13 +14,10 @@ from ..model.adapters import without_dropout
 from ..model.load import disable_dropout, load_model
 from ..model.modes import in_training
 from ..model.weights import folder_holds_adapter
-from ..record.methods import METHODS
 from ..tokens.ids import TokenIds, count_embeddings
 from ..tokens.rows import TOKEN_COLUMNS
 from ..tokens.sets import spread_rows
-from ..train.best_metric import check_best_metric
 from ..train.config import SimPOConfig
-from ..train.optimisation import check_optimisation
 from .common import BaselineTrainer, refused_as_error
 from .measure import mean_log_prob
 from .rows import labelled_text, pair_rows
@@ -59,9 +56,7 @@ class DPOBaseline(BaselineTrainer, DPOTrainer):
         processing_class: PreTrainedTokenizerBase,
         peft_config: PeftConfig | None = None,
     ):
-        self.shared, self.token_sets = shared, {}
-        check_optimisation(args)
-        check_best_metric(args, absent=METHODS[self.method].unmeasured)
+        self._prepare(args, shared)
         _check_noise(args, has_adapter=peft_config is not None or folder_holds_adapter(model))
         policy = load_model(model, shared, adapter_follows=peft_config is not None, bf16=bool(args.bf16))
         self.token_ids = TokenIds(processing_class, count_embeddings(policy))

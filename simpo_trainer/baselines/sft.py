@@ -9,12 +9,9 @@ from trl import SFTTrainer
 
 from ..model.adapters import without_dropout
 from ..model.load import check_positions, load_model
-from ..record.methods import METHODS
 from ..tokens.ids import TokenIds, count_embeddings
 from ..tokens.sets import columns_of, spread_rows
-from ..train.best_metric import check_best_metric
 from ..train.config import SimPOConfig
-from ..train.optimisation import check_optimisation
 from .common import BaselineTrainer, refused_as_error
 from .measure import mean_log_prob
 from .rows import answer_rows, conversation_rows, longest_row
@@ -51,9 +48,7 @@ class SFTBaseline(BaselineTrainer, SFTTrainer):
         processing_class: PreTrainedTokenizerBase,
         peft_config: PeftConfig | None = None,
     ):
-        self.shared, self.token_sets = shared, {}
-        check_optimisation(args)
-        check_best_metric(args, absent=METHODS[self.method].unmeasured)
+        self._prepare(args, shared)
         loaded = load_model(model, shared, adapter_follows=peft_config is not None, bf16=bool(args.bf16))
         self.token_ids = TokenIds(processing_class, count_embeddings(loaded))
         self.token_ids.check_pad_token(args.pad_token)

@@ -16,8 +16,8 @@ from ..log import get_logger
 
 logger = get_logger(__name__)
 
-# What a signal that comes before training says.
-NOTHING_YET = "Stopped before the first step: nothing was trained yet, and nothing was saved."
+# The message for a signal before training; also true of a run that was to go on from a checkpoint.
+NOTHING_YET = "Stopped before the first step: nothing was trained or saved since the start."
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Seconds within which a second SIGTERM is the first one again: schedulers signal a whole group, and its launcher passes
@@ -34,7 +34,7 @@ class StopRequest:
     defer.
 
     Args:
-        at_once: what to say when a signal ends the process at once; it may be set anew while entered.
+        at_once: a message to log when a signal ends the process at once; it may be replaced while entered.
     """
 
     def __init__(self, at_once: str | None = None) -> None:

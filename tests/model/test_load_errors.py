@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
 from models import tiny_model, word_tokenizer
 from simpo_trainer.errors import SimPOError
@@ -151,3 +151,20 @@ def test_a_model_read_from_a_gguf_file_can_be_saved(tmp_path):
     model.save_pretrained(tmp_path)
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
     load(tmp_path)
+
+
+def test_what_is_loaded_from_a_gguf_file_can_be_saved(good, tmp_path, monkeypatch):
+    """Without the package gguf: its model is as transformers leaves it, quantised by name alone."""
+
+    def read(name, **kwargs):
+        model = tiny_model()
+        model.config.quantization_config = {"quant_method": "gguf"}
+        model.hf_quantizer, model.is_quantized = object(), True
+        return model, {"missing_keys": [], "unexpected_keys": []}
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", read)
+    (good / "model.gguf").touch()
+    load(good, gguf_file="model.gguf").save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    with pytest.raises(AttributeError):
+        load(good).save_pretrained(tmp_path)
