@@ -136,3 +136,11 @@ def test_rows_for_flex_attention_come_in_few_widths():
     assert all(new < 1.125 * old + 128 for new, old in zip(found, widths, strict=True))
     assert len(set(found)) == 8 * 6
     assert flex_width(2049) == 2304
+
+
+def test_a_window_one_short_of_the_row_hides_its_first_token():
+    """A wider one is left out, as it hides nothing."""
+    one, positions = torch.zeros(1, 5, dtype=torch.long), torch.arange(5)[None]
+    for window, hidden in ((4, 1), (5, 0), (6, 0)):
+        mask = MaskPlan({"": window}).masks(one, one, positions, torch.float32)[0, 0]
+        assert int((mask.tril() < 0).sum()) == hidden
