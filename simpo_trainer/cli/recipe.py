@@ -65,11 +65,10 @@ def show(
 
 def _sections(names: list[str], method: str) -> list[tuple[str, list[str]]]:
     """Returns the keys under headings: method, model, data, the method's own settings, and training."""
-    from trl import ModelConfig
-
     from ..baselines.settings import MethodConfig
     from ..data.settings import DataConfig
     from ..recipe.keys import SIMPO_KEYS, keys_of
+    from ..recipe.model_keys import ModelKeys
     from ..record.methods import METHODS
     from ..train.config import SimPOConfig
 
@@ -79,7 +78,7 @@ def _sections(names: list[str], method: str) -> list[tuple[str, list[str]]]:
             return "Method"
         if owner is DataConfig:
             return "Data"
-        if owner is ModelConfig:
+        if owner is ModelKeys:
             return "Model"
         return own if owner is not SimPOConfig or name in SIMPO_KEYS else "Training"
 

@@ -36,23 +36,53 @@ def check_columns(columns: Sequence[str], name: str, found: Sequence[str] | None
         missing += [] if any(ranking in columns for ranking in RANKINGS) else ["scores"]
         needed = (
             "Ranked answers need 'prompt', 'responses' and 'scores' (higher is better) or 'ranks' (1 is the best); in "
-            "a recipe, `columns` says where they are. "
+            "a recipe, `columns` says where they are."
         )
     else:
         missing = [column for column in ("chosen", "rejected") if column not in columns]
         needed = (
             "Preference pairs need 'chosen' and 'rejected' (and 'prompt', unless both answers hold the whole "
             "conversation), ranked answers 'prompt', 'responses' and 'scores' or 'ranks'; two answers and a column "
-            "that tells the better one are named by `answers` and `better` in `columns`. "
+            "that tells the better one are named by `answers` and `better` in `columns`."
         )
-    if not missing:
-        return
-    hints = [f"is {likely[0]!r} meant to be {column!r}?" for column in missing if (likely := near(column, found))]
-    raise SimPOError(
-        f"{name}: column {' and '.join(map(repr, missing))} missing; the columns are {', '.join(map(repr, found))}. "
-        + needed
-        + " ".join(["Rename the columns:", *hints] if hints else ["Rename the columns or choose another dataset."])
-    )
+    if missing:
+        raise SimPOError(
+            f"{name}: column {' and '.join(map(repr, missing))} missing; the columns are "
+            f"{', '.join(map(repr, found))}. {_remedy(missing, found, needed)}"
+        )
+
+
+# Names that other data sets give to the two answers.
+_OTHER_NAMES = {
+    "chosen": ("preferred", "accepted", "better", "best", "winner", "win", "positive", "good", "response_j"),
+    "rejected": ("dispreferred", "worse", "worst", "loser", "lose", "negative", "bad", "response_k"),
+}
+
+
+def _remedy(missing: Sequence[str], found: Sequence[str], needed: str) -> str:
+    """Returns how to name the columns that hold the missing fields, or what else the rows can be trained by."""
+    conversation = next((column for column in ("messages", "conversations", "conversation") if column in found), None)
+    guesses = _guesses(missing, found)
+    if conversation and not guesses:
+        renamed = "" if conversation == "messages" else f" (once {conversation!r} is called 'messages')"
+        return (
+            f"Rows of {conversation!r} alone are one conversation each, with no worse answer to learn from: train on "
+            f"them with method: sft (--method sft){renamed}, or choose another dataset."
+        )
+    places = ", ".join(f"{column}: {guesses.get(column, 'ITS_COLUMN')}" for column in missing)
+    return f"Name those that hold them: in a recipe, columns: {{{places}}}; in Python, rename the columns. {needed}"
+
+
+def _guesses(missing: Sequence[str], found: Sequence[str]) -> dict[str, str]:
+    """Returns for missing columns those that seem to be meant, by another usual name or by a like spelling."""
+    lowered = {name.lower(): name for name in found}
+    usual = {column: [lowered[name] for name in _OTHER_NAMES.get(column, ()) if name in lowered] for column in missing}
+    guesses = {column: names[0] for column, names in usual.items() if names}
+    for column in missing:
+        free = [name for name in found if name not in guesses.values()]
+        if column not in guesses and (likely := near(column, free)):
+            guesses[column] = likely[0]
+    return guesses
 
 
 def check_margins(dataset: Dataset, name: str) -> None:

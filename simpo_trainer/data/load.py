@@ -101,6 +101,11 @@ def describe_sources(config: DataConfig) -> list[dict[str, Any]]:
     ]
 
 
+def source_names(config: DataConfig) -> list[str]:
+    """Returns the names of the sources as they were given: files, folders and datasets of the Hub."""
+    return [part.source.name for part in (*_train_parts(config), *_named_test_parts(config))]
+
+
 # --- From settings to splits ------------------------------------------------------------------------------------------
 
 

@@ -70,6 +70,19 @@ def add_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         raise SimPOError(f"peft_config does not fit the model: {refusal(error)}{hint}") from error
 
 
+def describe_adapter(model: Any) -> str:
+    """Returns ", by LoRA of rank 16 on q_proj, v_proj" with what the model has; "" for a model without an adapter."""
+    base = getattr(model, "module", model)
+    if not isinstance(base, PeftModel):
+        return ""
+    config = base.peft_config[base.active_adapters[0]]
+    kind, rank = getattr(config.peft_type, "value", config.peft_type), getattr(config, "r", None)
+    adapted = {name.rsplit(".", 1)[-1] for name in getattr(base.base_model, "targeted_module_names", ())}
+    return (
+        f", by {kind}" + (f" of rank {rank}" if rank else "") + (f" on {', '.join(sorted(adapted))}" if adapted else "")
+    )
+
+
 def refusal(error: Exception) -> str:
     """Returns the text of an error of peft, with the remedy where it gives none."""
     text = str(error)

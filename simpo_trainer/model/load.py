@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..errors import SimPOError
-from .adapters import add_adapter, check_adapter, drop_dropout, without_dropout
+from .adapters import add_adapter, check_adapter, describe_adapter, drop_dropout, without_dropout
 from .load_errors import not_loaded
 from .settings import ModelSettings
 from .weights import folder_holds_adapter, load_adapter, load_causal_lm
@@ -71,6 +71,13 @@ def load_tokenizer(name: str, settings: ModelSettings, *, instead: str | None = 
         raise not_loaded(f"The tokenizer of {instead or name!r}", error) from error
 
 
+def _of_quickstart(name: str) -> str:
+    """Returns the command that makes the quickstart's model, if that is the one that is missing."""
+    if Path(name) != Path("runs/quickstart/model"):
+        return ""
+    return " The quickstart makes its own: run `make quickstart` in a clone of the repository."
+
+
 def check_model_name(name: str, gguf_file: str | None = None) -> None:
     """Refuse a model folder that is not there or holds no model, before anything is loaded.
 
@@ -89,7 +96,8 @@ def check_model_name(name: str, gguf_file: str | None = None) -> None:
         if looks_local or path.exists():
             raise SimPOError(
                 f"The model folder {name!r} does not exist or is not a folder. model_name_or_path must be a folder "
-                "made by save_pretrained (with config.json) or a name on the Hugging Face Hub such as Qwen/Qwen3-0.6B."
+                f"made by save_pretrained (with config.json) or a name on the Hugging Face Hub such as Qwen/Qwen3-0.6B."
+                f"{_of_quickstart(name)}"
             )
         return
     if gguf_file:
@@ -203,7 +211,7 @@ def describe(model: nn.Module) -> str:
     """One line on size and trainable share, for the start of the log."""
     total = sum(weight_size(p) for p in model.parameters())
     trainable = sum(weight_size(p) for p in model.parameters() if p.requires_grad)
-    return f"{total:,} parameters, {trainable:,} of them train ({trainable / total:.2%})"
+    return f"{total:,} parameters, {trainable:,} of them train ({trainable / total:.2%}){describe_adapter(model)}"
 
 
 def weight_size(parameter: torch.Tensor) -> int:

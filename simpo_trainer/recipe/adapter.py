@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from trl import ModelConfig, get_peft_config
+from trl import get_peft_config
 
 from ..errors import SimPOError
 from ..model.settings import ModelSettings
+from ..train.rate import FULL_RATE, adapter_rate
+from .model_keys import ModelKeys
 
 # A text that peft reads as a word of its own, not as a pattern.
 _ALL_LINEAR = "all-linear"
@@ -15,7 +18,7 @@ _ALL_LINEAR = "all-linear"
 _NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 
-def settle_adapter(model: ModelConfig, given: Mapping[str, Any], settings: ModelSettings) -> None:
+def settle_adapter(model: ModelKeys, given: Mapping[str, Any], settings: ModelSettings) -> None:
     """Put what the recipe says of its adapter into trl's settings, and check that peft takes it.
 
     Args:
@@ -40,17 +43,34 @@ def settle_adapter(model: ModelConfig, given: Mapping[str, Any], settings: Model
     get_peft_config(model)
 
 
-def targets(given: list[str] | None) -> list[str] | str | None:
+def settle_rate(
+    model: ModelKeys, usual: Mapping[str, Any], given: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Returns the learning rate of a recipe that trains an adapter and names none, and a notice about it.
+
+    Args:
+        model: the settings of model and adapter.
+        usual: defaults of the method.
+        given: the values of the recipe.
+    """
+    saved = Path(str(model.model_name_or_path)) / "adapter_config.json"
+    if given.get("learning_rate") is not None or not (model.use_peft or saved.is_file()):
+        return {}, []
+    rate, told = adapter_rate(usual.get("learning_rate", FULL_RATE))
+    return {"learning_rate": rate}, [told]
+
+
+def targets(given: list[str] | None) -> list[str] | str:
     """Returns the targets as peft reads them: names in a list, `all-linear` or a regular expression as a text.
 
     Args:
-        given: the key's list; a text in a recipe comes as a list of one.
+        given: the key's list; a text in a recipe comes as a list of one. None means every linear layer.
 
     Raises:
         SimPOError: texts that stand alone are among others, or names are written into one text.
     """
     if given is None:
-        return None
+        return _ALL_LINEAR
     if len(given) == 1 and given[0].lower() == _ALL_LINEAR:
         return _ALL_LINEAR
     if any(name.lower() == _ALL_LINEAR for name in given):

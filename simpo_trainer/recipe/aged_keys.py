@@ -1,7 +1,7 @@
 """Old keys of the official SimPO files and the alignment handbook, and how each is translated to today's keys.
 
 The meaning of these keys has not changed, so those files load as they are; each translation gives a notice. Keys whose
-meaning or unit differs between trainers are errors, see `other_trainers.py`.
+meaning or unit differs between trainers are errors, see `train/other_trainers.py`.
 """
 
 from collections.abc import Callable
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..baselines.settings import own_keys
+from ..train.other_trainers import as_text
 from .file import Entry, Layer
-from .other_trainers import as_text
 
 
 @dataclass(frozen=True)

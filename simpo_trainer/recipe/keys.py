@@ -1,18 +1,11 @@
 """The keys of a recipe: the class that owns each, its type, and the message for a wrong value."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields, replace
-from enum import Enum
 from functools import cache
 from inspect import get_annotations
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
-from transformers import SchedulerType
-from trl import ModelConfig
+from typing import Any, Literal, get_type_hints
 
 from ..baselines.settings import ARGUMENTS, MethodConfig, own_keys, shared_keys
 from ..data.settings import DataConfig
@@ -22,8 +15,11 @@ from ..model.settings import ModelSettings
 from ..record.methods import METHODS
 from ..tokens.settings import RowSettings
 from ..train.config import SimPOConfig
+from ..train.other_trainers import OTHER_TRAINERS
+from ..value_types import convert, narrow, needed
+from ..value_types import takes_bool as takes_bool_type
 from .file import Entry
-from .other_trainers import OTHER_TRAINERS
+from .model_keys import ModelKeys
 
 
 @dataclass(frozen=True)
@@ -40,8 +36,6 @@ class Key:
         """Returns the value that is used without the key, in the key's type; None where it is decided elsewhere."""
         if self.own_default is not None:
             return self.own_default
-        if self.field.name == "dtype":
-            return None  # weights would load in trl's default; here the trainer decides by which weights train
         value = self.field.default_factory() if self.field.default_factory is not MISSING else self.field.default
         return None if value is None else convert(value, self.hint)
 
@@ -49,7 +43,6 @@ class Key:
 # Types of keys for which a recipe takes more, or less, than the field's annotation says.
 _OWN_HINTS: dict[str, Any] = {
     "fsdp": str | bool | None,  # annotated as text because of argparse
-    "lr_scheduler_type": SchedulerType,
     "method": Literal[tuple(METHODS)],
     "model_init_kwargs": dict[str, Any] | None,
     "resume_from_checkpoint": str | bool | None,  # true: the last checkpoint
@@ -61,22 +54,11 @@ def _keys(*owners: type) -> dict[str, Key]:
     for owner in owners:
         hints = get_type_hints(owner)
         for field in fields(owner):
-            keys[field.name] = Key(owner, field, _OWN_HINTS.get(field.name, _narrow(hints[field.name], field)))
+            keys[field.name] = Key(owner, field, _OWN_HINTS.get(field.name, narrow(hints[field.name], field)))
     return keys
 
 
-def _narrow(hint: Any, field: Field) -> Any:
-    """Returns the type with its choices: `Strategy` for `Strategy | str`, a `Literal` for choices in the metadata."""
-    enums = [part for part in get_args(hint) if isinstance(part, type) and issubclass(part, Enum)]
-    if enums:
-        return enums[0]
-    if choices := field.metadata.get("choices"):
-        literal: Any = Literal[tuple(choices)]
-        return literal | None if NoneType in get_args(hint) else literal
-    return hint
-
-
-KEYS = _keys(ModelConfig, DataConfig, SimPOConfig, MethodConfig)
+KEYS = _keys(ModelKeys, DataConfig, SimPOConfig, MethodConfig)
 
 # SimPO's own settings, stage by stage, without the fields of `TrainingArguments` that it does not redefine.
 SIMPO_KEYS = [
@@ -112,7 +94,7 @@ def check_entries(entries: Mapping[str, Entry], known: Mapping[str, Key] = KEYS)
                 values[key] = convert(entry.value, known[key].hint, entry.text)
             except ValueError:
                 found = json.dumps(entry.value, default=str, ensure_ascii=False)
-                problems.append(f"{entry.place}{key} is {found}; it must be {_needed(known[key].hint, entry.value)}")
+                problems.append(f"{entry.place}{key} is {found}; it must be {needed(known[key].hint, entry.value)}")
     return values, problems
 
 
@@ -130,57 +112,4 @@ def _meant(key: str, known: Mapping[str, Key]) -> str:
 
 def takes_bool(key: str) -> bool:
     """Returns whether `key` takes true and false, under any method."""
-    return any(key in known and _takes_bool(known[key].hint) for known in map(keys_of, METHODS))
-
-
-def convert(value: Any, hint: Any, text: str | None = None) -> Any:
-    """Returns the value (or `text`, as it was typed) converted to the type `hint`.
-
-    Raises:
-        ValueError: the value does not fit the type.
-    """
-    candidates = [value]
-    if text is not None:
-        candidates.append(text)  # --run_name 7 is text
-    if value is False:
-        candidates.append("no")  # YAML reads `eval_strategy: no` as false
-    if isinstance(value, str):
-        candidates.append([value])  # lora_target_modules: all-linear
-    adapter = TypeAdapter(hint)
-    for candidate in candidates:
-        if isinstance(candidate, bool) and not _takes_bool(hint):
-            continue  # pydantic would read true as the number 1
-        if isinstance(candidate, float) and math.isnan(candidate):
-            continue
-        try:
-            return adapter.validate_python(candidate)
-        except ValidationError:
-            continue
-    raise ValueError(value)
-
-
-def _takes_bool(hint: Any) -> bool:
-    return hint in (bool, Any) or isinstance(hint, bool) or any(_takes_bool(part) for part in get_args(hint))
-
-
-_TYPE_NAMES = {float: "a number", int: "a whole number", bool: "true or false", str: "text", NoneType: "null"}
-
-
-def _needed(hint: Any, value: Any) -> str:
-    """Returns in words which values `hint` allows; if they are many, only those near `value`."""
-    choices = list(get_args(hint)) if get_origin(hint) is Literal else []
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        choices = [member.value for member in hint]
-    if len(choices) > 12:
-        likely = near(str(value), choices, 3)
-        return f"one of {len(choices)} names" + (f", such as {' or '.join(likely)}" if likely else "")
-    if choices:
-        return f"one of {', '.join(map(str, choices))}"
-    if hint is str and not isinstance(value, str | bool | list | dict | None):
-        return "text; put it in quotes"
-    if hint in _TYPE_NAMES:
-        return _TYPE_NAMES[hint]
-    origin = get_origin(hint) or hint
-    if origin in (list, dict):
-        return "a list" if origin is list else "a mapping"
-    return " or ".join(_needed(part, value) for part in get_args(hint)) or getattr(hint, "__name__", str(hint))
+    return any(key in known and takes_bool_type(known[key].hint) for known in map(keys_of, METHODS))

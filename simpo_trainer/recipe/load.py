@@ -1,6 +1,6 @@
 """Read recipes (YAML files that may extend each other) and overrides from the command line into checked settings.
 
-A recipe's keys are the fields of `SimPOConfig`, `DataConfig` and trl's `ModelConfig`. Keys and types are checked before
+A recipe's keys are the fields of `SimPOConfig`, `DataConfig` and `ModelKeys`. Keys and types are checked before
 any of these classes is built, because building `SimPOConfig` initialises devices. One error lists all problems.
 """
 
@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from trl import ModelConfig, get_quantization_config
+from trl import get_quantization_config
 
 from ..baselines.settings import ARGUMENTS, BaselineArguments, MethodConfig, build_arguments
 from ..data.load import describe_sources
@@ -23,12 +23,13 @@ from ..record.facts import RecipeFacts
 from ..record.methods import METHODS
 from ..tokens.settings import settled_rows
 from ..train.config import SimPOConfig
-from .adapter import settle_adapter
+from ..train.other_trainers import as_text
+from .adapter import settle_adapter, settle_rate
 from .aged_keys import SWITCHES, translate
 from .file import Entry, Layer, merge_layers, read_layers, scalar
 from .keys import KEYS, check_entries, keys_of, takes_bool
 from .method import fit_to_method, method_of
-from .other_trainers import as_text
+from .model_keys import ModelKeys
 from .paths import find_recipe
 from .written_for import fit_to_loss
 
@@ -38,7 +39,7 @@ class Recipe:
     """A checked recipe: settings for training, model and data, and where each was given."""
 
     training: SimPOConfig
-    model: ModelConfig
+    model: ModelKeys
     data: DataConfig
     path: Path
     settings: dict[str, Any]  # the values of the files and the overrides, converted
@@ -58,6 +59,8 @@ class Recipe:
         # Values of settings that a recipe leaves open.
         settled = settled_rows(self.training)
         settled["lora_dropout"] = self.model.lora_dropout  # 0 where dropout is disabled
+        settled["lora_target_modules"] = self.model.lora_target_modules
+        settled["learning_rate"] = self.training.settled().learning_rate
         if METHODS[self.method].is_simpo:
             settled |= settled_loss(self.training)
         if "global_batch_size" not in self.settings:  # else it depends on the number of processes
@@ -65,6 +68,8 @@ class Recipe:
         for name, key in keys_of(self.method).items():
             default = settled.get(name, key.default)
             value = self.settings.get(name, default if self._counts(name) else None)
+            if value is None and name in self.settings:  # null leaves a setting open
+                value = settled.get(name)
             if name.endswith("model_init_kwargs") and value:
                 value = {kwarg: given for kwarg, given in value.items() if kwarg != "token"}
             if value is not None and name not in _SECRETS:
@@ -199,22 +204,27 @@ def _parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> tuple[dict
     return texts, problems
 
 
-def _build(read: ReadRecipe) -> tuple[SimPOConfig, ModelConfig, DataConfig, BaselineArguments | None]:
+def _build(read: ReadRecipe) -> tuple[SimPOConfig, ModelKeys, DataConfig, BaselineArguments | None]:
     path, values, keys = read.path, read.values, keys_of(read.method)
     parts = {
         owner: {key: value for key, value in values.items() if keys[key].owner is owner}
-        for owner in (SimPOConfig, ModelConfig, DataConfig, MethodConfig, *ARGUMENTS.values())
+        for owner in (SimPOConfig, ModelKeys, DataConfig, MethodConfig, *ARGUMENTS.values())
     }
     try:
-        # trl's default dtype is float32; unset must stay unset: the trainer decides by which weights train.
-        model = ModelConfig(**{"dtype": None} | parts[ModelConfig])
+        model = ModelKeys(**parts[ModelKeys])
         model.model_name_or_path = os.path.expanduser(values["model_name_or_path"])
         data = DataConfig(**parts[DataConfig])
-        _check_adapter(model, parts[ModelConfig])
+        _check_adapter(model, parts[ModelKeys])
         if not METHODS[read.method].is_simpo:
             parts[SimPOConfig].pop("neftune_noise_alpha", None)  # refused there for SimPO's layouts; trl's has its own
-        training = SimPOConfig(**dict(METHODS[read.method].usual) | parts[SimPOConfig])
-        settle_adapter(model, parts[ModelConfig], training)
+        if parts[SimPOConfig].get("learning_rate", 0) is None:
+            del parts[SimPOConfig]["learning_rate"]
+        usual = METHODS[read.method].usual
+        rate, told = settle_rate(model, usual, values)
+        _check_deepspeed(values)
+        training = SimPOConfig(**dict(usual) | rate | parts[SimPOConfig])
+        read.notices.extend(told)
+        settle_adapter(model, parts[ModelKeys], training)
         training.model_init_kwargs = _model_init_kwargs(model, training)
         baseline = None if METHODS[read.method].is_simpo else build_arguments(read.method, training, values)
     except SimPOError as error:
@@ -224,7 +234,12 @@ def _build(read: ReadRecipe) -> tuple[SimPOConfig, ModelConfig, DataConfig, Base
     return training, model, data, baseline
 
 
-def _check_adapter(model: ModelConfig, given: Mapping[str, Any]) -> None:
+def _check_deepspeed(values: Mapping[str, Any]) -> None:
+    if values.get("deepspeed") and not has_package("deepspeed"):  # else transformers' own error, a garbled line
+        raise SimPOError("deepspeed is set, but not installed. Run `pip install deepspeed`, or leave the key out.")
+
+
+def _check_adapter(model: ModelKeys, given: Mapping[str, Any]) -> None:
     if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
         raise SimPOError("load_in_4bit and load_in_8bit freeze the model; something must train. Set use_peft: true.")
     unused = [key for key in given if key.startswith(("lora_", "use_rslora", "use_dora"))]
@@ -234,7 +249,7 @@ def _check_adapter(model: ModelConfig, given: Mapping[str, Any]) -> None:
         )
 
 
-def _model_init_kwargs(model: ModelConfig, training: SimPOConfig) -> dict[str, Any]:
+def _model_init_kwargs(model: ModelKeys, training: SimPOConfig) -> dict[str, Any]:
     """Returns the keyword arguments of `from_pretrained`: those of the recipe's model keys and `model_init_kwargs`."""
     compute = "bfloat16" if training.settled().bf16 else "float16" if training.fp16 else "float32"
     ours: dict[str, Any] = {
@@ -243,7 +258,7 @@ def _model_init_kwargs(model: ModelConfig, training: SimPOConfig) -> dict[str, A
         "attn_implementation": model.attn_implementation,
     }
     if has_package("bitsandbytes"):  # if it is missing, `packages.py` raises an error at the start of training
-        ours["quantization_config"] = get_quantization_config(replace(model, dtype=model.dtype or compute))
+        ours["quantization_config"] = get_quantization_config(replace(model, dtype=cast(Any, model.dtype or compute)))
     ours = {key: value for key, value in ours.items() if value is not None}
     given = training.model_init_kwargs or {}
     assert isinstance(given, dict)  # checked by type above

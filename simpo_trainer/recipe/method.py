@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..record.methods import METHODS
+from ..train.other_trainers import as_text
 from .file import Entry, Layer
 from .keys import KEYS, keys_of
-from .other_trainers import as_text
 
 # Learning rates of preference training are not above this.
 _PREFERENCE_RATE = 5e-6

@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..loss.losses import LOSSES
+from ..train.other_trainers import as_text
 from .file import Entry, Layer
-from .other_trainers import as_text
 
 # Settings whose meaning depends on the loss. Others have one meaning, or belong to one loss only.
 _BY_LOSS = ("beta", "gamma_beta_ratio", "sft_weight", "loss_weights")

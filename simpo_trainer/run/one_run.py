@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import get_peft_config
 
-from ..data.load import load_preferences
+from ..data.load import load_preferences, source_names
 from ..errors import SimPOError, first_line
 from ..log import get_logger
 from ..model.load import check_model_name, init_kwargs, load_tokenizer
@@ -25,6 +25,7 @@ from ..train.checkpoints import find_checkpoint, set_aside_earlier
 from ..train.run_trainer import RunTrainer
 from ..train.stop import NOTHING_YET, StopRequest
 from ..train.trainer import SimPOTrainer
+from .network import settle_network
 from .options import LAUNCHER_OPTIONS
 from .packages import check_packages
 from .preflight import check_choices, prepare_folder
@@ -71,6 +72,9 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
     check_model_name(str(recipe.model.model_name_or_path), init_kwargs(args).get("gguf_file"))
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
     check_credentials(args)
+    if not args.push_to_hub:  # whose check has just reached the Hub
+        model_names = [recipe.model.model_name_or_path, recipe.data.tokenizer_name_or_path]
+        settle_network([*model_names, *source_names(recipe.data)])
     check_choices(recipe)
     chat_template = recipe.data.chat_template and resolve_chat_template(recipe.data.chat_template)
 

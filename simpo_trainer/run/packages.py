@@ -2,22 +2,20 @@
 
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from trl import ModelConfig
 
 from ..environment import has_package
 from ..errors import SimPOError, did_you_mean
+from ..recipe.model_keys import ModelKeys
 from ..train.config import SimPOConfig
 
 
-def check_packages(training: SimPOConfig, model: ModelConfig) -> None:
+def check_packages(training: SimPOConfig, model: ModelKeys) -> None:
     """Check that every optional package that the settings need is installed.
 
     Raises:
         SimPOError: packages are missing; the message gives the install command of each, or the setting without it.
     """
     problems = [*_reporting_problems(training), *_attention_problems(training), *_quantization_problems(model)]
-    if training.deepspeed and not has_package("deepspeed"):
-        problems.append("deepspeed is set, but not installed. Run `pip install deepspeed`, or leave the key out.")
     if problems:
         raise SimPOError("\n".join(problems))
 
@@ -67,7 +65,7 @@ def _attention_problems(training: SimPOConfig) -> list[str]:
     ]
 
 
-def _quantization_problems(model: ModelConfig) -> list[str]:
+def _quantization_problems(model: ModelKeys) -> list[str]:
     if not (model.load_in_4bit or model.load_in_8bit) or has_package("bitsandbytes"):
         return []
     key = "load_in_4bit" if model.load_in_4bit else "load_in_8bit"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from torch import nn
+from transformers import SchedulerType, TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
 from ..errors import SimPOError
@@ -18,9 +19,11 @@ from ..loss.objective import Objective, settled_loss
 from ..loss.settings import LossSettings, loss_problems, loss_warnings
 from ..model.settings import ModelSettings
 from ..tokens.settings import RowSettings, row_problems, settled_rows
+from .arguments import refuse_unknown_settings, settle_types
 from .bars import bars_can_be_seen
 from .best_metric import direction_problems, greater_is_better
 from .processes import check_one_accelerator, check_world_size
+from .rate import FULL_RATE, adapter_rate, has_adapter
 
 logger = get_logger(__name__)
 
@@ -31,6 +34,7 @@ _FOLLOWING = (
     *(
         "per_device_train_batch_size",
         "gradient_accumulation_steps",
+        "learning_rate",
         "bf16",
         "do_eval",
         "eval_steps",
@@ -94,13 +98,14 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
         "it must be 1 or more. Set gradient_accumulation_steps: 1, or leave it out.",
     )
     num_train_epochs: float = knob(1.0, "Passes over the training pairs.")
-    learning_rate: float = knob(
-        5e-7,
-        "Peak learning rate. The paper uses 3e-7 to 1e-6; 1e-5 ruins a 7B model.",
+    learning_rate: float | None = knob(  # type: ignore[assignment]
+        None,
+        "Peak learning rate. Unset means 5e-7 for all weights and ten times that for an adapter. The paper, which "
+        "trains all weights, uses 3e-7 to 1e-6; 1e-5 ruins a 7B model then.",
         lambda x: 0 <= x < math.inf,
         "it must be a number, 0 or above. Correct it, or leave it out.",
     )
-    lr_scheduler_type: str = knob("cosine", "Learning-rate schedule.")
+    lr_scheduler_type: SchedulerType | str = knob("cosine", "Learning-rate schedule.")
     warmup_steps: float = knob(
         0.1,
         "Warm-up: a number of optimiser steps, or below 1 a share of them.",
@@ -117,7 +122,14 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
         None, "Search for parameters without a gradient each step; unset means false, which saves a graph walk."
     )
 
+    def __new__(cls, *args: Any, **given: Any) -> "SimPOConfig":
+        """Make the object, once every name that is given is one of a setting."""
+        refuse_unknown_settings(cls, given)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
+        if problems := settle_types(self):
+            raise SimPOError("\n".join(problems))
         if not torch.accelerator.is_available():
             # Without this, processes started by a launcher on a machine without an accelerator stay unconnected.
             self.use_cpu = True
@@ -142,6 +154,7 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
         if self.metric_for_best_model is not None and self.greater_is_better is None:
             self.greater_is_better = greater_is_better(self.metric_for_best_model)
         self.gradient_accumulation_steps = accumulation
+        self.learning_rate = FULL_RATE if self.learning_rate is None else self.learning_rate
         self.bf16 = _uses_bf16(self)
         with warnings.catch_warnings():
             # The newer name is unknown to the oldest version of transformers that this package works with.
@@ -168,6 +181,14 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
                 setattr(copied, name, used)
         vars(copied).update({**settled_loss(self), **settled_rows(self)})
         return copied
+
+    def settled_for(self, model: nn.Module) -> "SimPOConfig":
+        """Returns :meth:`settled`, with the learning rate of an adapter where none is given and `model` has one."""
+        settled = self.settled()
+        if self.learning_rate is None and has_adapter(model):
+            settled.learning_rate, told = adapter_rate(FULL_RATE)
+            logger.info(told)
+        return settled
 
     @property
     def train_batch_size(self) -> int:

@@ -9,6 +9,7 @@ from ..log import get_logger
 from ..model.load import describe
 from ..tokens.rows import is_ranked
 from ..tokens.sets import columns_of, pair_counts
+from .rate import ADAPTER_FACTOR, has_adapter, low_rate
 
 logger = get_logger(__name__)
 
@@ -59,7 +60,9 @@ def say_size(trainer: Any, wanted: int | None, unit: str | None = None) -> None:
         f"Global batch: {batch} {unit} ({micro} per device x {processes} process{'es' if processes > 1 else ''} x "
         f"{accumulation} accumulation){pairs}. Optimiser steps: {trainer.state.max_steps}."
     )
-    if warning := too_few_steps(trainer.args, trainer.state.max_steps):
+    adapts = has_adapter(trainer.model)
+    warning = low_rate(trainer.args.learning_rate) if adapts else None
+    if warning := warning or too_few_steps(trainer.args, trainer.state.max_steps, adapts=adapts):
         logger.warning(warning)
     if wanted and wanted != batch:
         logger.warning(
@@ -73,11 +76,18 @@ def say_size(trainer: Any, wanted: int | None, unit: str | None = None) -> None:
 _REACH = 2e-5
 
 
-def too_few_steps(args: TrainingArguments, steps: int) -> str | None:
-    """Returns a warning where the steps are too few, or too small, for a trained model to differ from its start."""
+def too_few_steps(args: TrainingArguments, steps: int, *, adapts: bool = False) -> str | None:
+    """Returns a warning where the steps are too few, or too small, for a trained model to differ from its start.
+
+    Args:
+        args: their learning rate and optimiser are read.
+        steps: optimiser steps of the run.
+        adapts: whether an adapter trains, which needs larger steps.
+    """
     if args.learning_rate <= 0 or "adam" not in str(getattr(args.optim, "value", args.optim)):
         return None
-    needed = math.ceil(round(_REACH / args.learning_rate, 6))
+    reach = _REACH * (ADAPTER_FACTOR if adapts else 1)
+    needed = math.ceil(round(reach / args.learning_rate, 6))
     if steps >= needed:
         return None
     return (

@@ -7,7 +7,8 @@ them over all processes, `compute_loss` divides by that count.
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from inspect import signature
+from typing import Any, NamedTuple, Never, cast
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -40,6 +41,7 @@ from ..model.scoring import AnswerScores, add_scoring_forward, check_scoring, sc
 from ..record.methods import METHODS
 from ..tokens.ids import TokenIds, count_embeddings
 from ..tokens.sets import columns_of, spread_rows
+from .arguments import refuse_unknown_arguments
 from .best_metric import check_best_metric
 from .config import SimPOConfig
 from .evaluation import PairEvaluation, absent_metrics
@@ -52,6 +54,18 @@ from .saving import check_saves, settle_generation
 from .start import StartReport
 
 logger = get_logger(__name__)
+
+
+def _check_arguments(trainer: type, model: Any, args: Any, unknown: Mapping[str, Any]) -> None:
+    """Refuse arguments that the constructor does not have, and values that cannot be a model or settings."""
+    refuse_unknown_arguments(trainer.__name__, unknown, SimPOConfig, signature(SimPOTrainer.__init__).parameters)
+    if not isinstance(model, str | nn.Module):
+        raise SimPOError(
+            f"model is {'None' if model is None else f'a {type(model).__name__}'}; it must be a folder, a name on the "
+            "Hugging Face Hub, a PreTrainedModel or a PeftModel."
+        )
+    if args is not None and not isinstance(args, SimPOConfig):
+        raise SimPOError(f"args is a {type(args).__name__}; it must be a SimPOConfig: SimPOConfig(output_dir=...).")
 
 
 class _StepTotals(NamedTuple):
@@ -106,9 +120,12 @@ class SimPOTrainer(PairEvaluation):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         peft_config: PeftConfig | None = None,
+        **unknown: Never,
     ):
+        _check_arguments(type(self), model, args, unknown)
         name = os.path.expanduser(model) if isinstance(model, str) else model.config._name_or_path
-        args = (args or SimPOConfig(output_dir=f"{name.rstrip('/').split('/')[-1] or 'model'}-SimPO")).settled()
+        given = args or SimPOConfig(output_dir=f"{name.rstrip('/').split('/')[-1] or 'model'}-SimPO")
+        args = given.settled()
         check_given_sets(train_dataset, eval_dataset, args)
         check_optimisation(args, optimizers)
         if isinstance(model, str):
@@ -116,6 +133,7 @@ class SimPOTrainer(PairEvaluation):
         elif args.model_init_kwargs:
             raise SimPOError("model_init_kwargs is set, but the model is an object already; it would do nothing there.")
         model = prepare_model(model, args, peft_config, seed=args.seed)
+        args = given.settled_for(model)
         processing_class = processing_class or load_tokenizer(name, args)
         settle_generation(model)
         model.add_model_tags(list(METHODS[self.method].tags))

@@ -293,10 +293,25 @@ def test_unset_name():
 
 def test_missing_columns_name_what_was_found_and_near_names(tmp_path):
     path = write(tmp_path / "pairs.jsonl", [{"prompt": "p", "choosen": "a", "rejected": "b"}])
-    with pytest.raises(SimPOError, match=r"'chosen' missing; .*'prompt', 'choosen', 'rejected'.*is 'choosen' meant"):
+    with pytest.raises(SimPOError, match=r"'chosen' missing; .*'choosen', 'rejected'.*columns: \{chosen: choosen\}"):
         load(path)
-    with pytest.raises(SimPOError, match="train: column 'chosen' and 'rejected' missing; the columns are 'text'"):
+    missing = (
+        "train: column 'chosen' and 'rejected' missing; the columns are 'text'. .*chosen: ITS_COLUMN, rejected: ITS"
+    )
+    with pytest.raises(SimPOError, match=missing):
         check_columns(["text"], "train")
+    with pytest.raises(SimPOError, match=r"columns: \{chosen: Preferred, rejected: worst\}; in Python, rename"):
+        check_columns(["prompt", "Preferred", "worst"], "train")
+    with pytest.raises(SimPOError, match=r"columns: \{scores: score\}; in Python"):
+        check_columns(["prompt", "responses", "score"], "train")
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_rows_of_one_conversation_name_the_method_for_them(column):
+    with pytest.raises(SimPOError, match=f"Rows of '{column}' alone are one conversation each, .*--method sft"):
+        check_columns([column, "id"], "train")
+    with pytest.raises(SimPOError, match=r"columns: \{chosen: good, rejected: bad\}"):
+        check_columns([column, "good", "bad"], "train")
 
 
 def test_missing_columns_of_the_evaluation_set_are_found(tmp_path):

@@ -71,7 +71,7 @@ def test_the_commands_are_understood(tmp_path, monkeypatch):
         with pytest.raises(SystemExit) as exit:
             cli.main(shlex.split(line, comments=True)[1:])
         assert exit.value.code == 0, line
-    assert len(seen) == len([line for line in lines if line.startswith("simpo train")]) == 6
+    assert len(seen) == len([line for line in lines if line.startswith("simpo train")]) == 7
 
 
 def _launched(words, launcher):
@@ -89,7 +89,7 @@ def test_the_tree_lists_every_file_under_its_folder():
         if name != "quickstart":
             assert there == set(re.findall(r"[a-z_]+\.py", text)) - {"run_simpo.py"}, name
     assert {path.name for path in package.glob("[a-z]*.py")} == {
-        *("environment.py", "knobs.py", "errors.py", "log.py", "lazy.py")
+        *("environment.py", "knobs.py", "value_types.py", "errors.py", "log.py", "lazy.py")
     }
 
 

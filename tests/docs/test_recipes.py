@@ -159,3 +159,12 @@ def test_recipes_name_launchers_that_exist():
     for path in RECIPES.values():
         named = re.findall(r"--launcher (\w+)", Path(path).read_text())
         assert set(named) <= launchers, path
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("lora")])
+def test_recipes_of_adapters_have_ten_times_the_rate_of_their_size(name):
+    full = load_recipe(name.replace("-qlora", "").replace("-lora", ""))
+    adapted = load_recipe(name)
+    assert adapted.model.use_peft and not full.model.use_peft
+    assert adapted.model.load_in_4bit == name.endswith("-qlora")
+    assert adapted.training.learning_rate == pytest.approx(10 * full.training.learning_rate)

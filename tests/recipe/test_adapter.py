@@ -1,8 +1,10 @@
 """A recipe's keys for an adapter mean what they say, whatever trl and peft make of texts and lists of one."""
 
 import pytest
+from peft import get_peft_model
 from trl import get_peft_config
 
+from models import tiny_model
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.recipe.load import load_recipe
 
@@ -37,7 +39,7 @@ def lora_of(recipe):
         ("All-Linear", "all-linear"),
         (r"'.*\.(q|v)_proj'", r".*\.(q|v)_proj"),
         (r"['.*\.(q|v)_proj']", r".*\.(q|v)_proj"),
-        ("null", None),
+        ("null", "all-linear"),
     ],
 )
 def test_targets_are_those_that_were_written(load, written, targets):
@@ -103,3 +105,34 @@ def test_the_default_dropout_is_that_of_the_run(load, lines, dropout):
     recipe = load(lines)
     assert lora_of(recipe).lora_dropout == dropout
     assert recipe.resolved()["lora_dropout"] == dropout
+
+
+@pytest.mark.parametrize(("method", "rate"), [("simpo", 5e-6), ("dpo", 5e-6), ("sft", 2e-4)])
+def test_an_adapter_has_ten_times_the_rate_unless_one_is_given(load, method, rate):
+    recipe = load(f"method: {method}\n")
+    used = recipe.baseline or recipe.training.settled()
+    assert used.learning_rate == recipe.resolved()["learning_rate"] == pytest.approx(rate)
+    assert f"learning_rate is {rate:g}, 10 times the {rate / 10:g}" in recipe.notices[-1]
+    for lines, overrides in (("learning_rate: 1e-6\n", ()), ("", ("--learning_rate", "1e-6"))):
+        kept = load(f"method: {method}\n{lines}", overrides)
+        assert (kept.baseline or kept.training).learning_rate == kept.resolved()["learning_rate"] == 1e-6
+        assert not any("10 times" in notice for notice in kept.notices)
+    opened = load(f"method: {method}\nlearning_rate: 1e-6\n", ("--learning_rate", "null"))
+    assert opened.resolved()["learning_rate"] == pytest.approx(rate)
+    full = load(f"method: {method}\n", ("--use_peft", "false"))
+    assert full.resolved()["learning_rate"] == pytest.approx(rate / 10)
+
+
+def test_a_folder_with_an_adapter_is_one_too(load, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    words = ["--use_peft", "false", "--model_name_or_path"]
+    assert load(overrides=[*words, str(tmp_path)]).resolved()["learning_rate"] == 5e-6
+    assert load(overrides=[*words, str(tmp_path / "none")]).resolved()["learning_rate"] == 5e-7
+
+
+def test_all_linear_layers_adapt_by_default(load):
+    recipe = load()
+    assert recipe.resolved()["lora_target_modules"] == "all-linear"
+    model = get_peft_model(tiny_model(), lora_of(recipe))
+    adapted = {name.split(".")[-4] for name, _ in model.named_parameters() if name.endswith("lora_A.default.weight")}
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

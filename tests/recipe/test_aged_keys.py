@@ -7,7 +7,7 @@ from simpo_trainer.errors import SimPOError
 from simpo_trainer.recipe.aged_keys import _AGED
 from simpo_trainer.recipe.keys import KEYS
 from simpo_trainer.recipe.load import load_recipe
-from simpo_trainer.recipe.other_trainers import OTHER_TRAINERS
+from simpo_trainer.train.other_trainers import OTHER_TRAINERS
 
 # What differs between the six files of the official repository: model, attention, data, splits, beta, ratio, learning
 # rate, lengths.
@@ -270,7 +270,7 @@ def test_handbook_keys_keep_their_meaning(load):
     recipe = load(
         "use_peft: true\nload_in_4bit: true\nlora_r: 128\nlora_alpha: 128\nlora_dropout: 0.05\n"
         "lora_target_modules: [q_proj, v_proj]\ntruncation_mode: keep_start\nchat_template: '{{ messages }}'\n"
-        "auto_insert_empty_system_msg: true\ndataset_configs: null\nbnb_4bit_quant_type: nf4\n"
+        "auto_insert_empty_system_msg: true\ndataset_configs: null\nbnb_4bit_quant_type: nf4\nlearning_rate: 5e-6\n"
     )
     assert (recipe.model.use_peft, recipe.model.load_in_4bit, recipe.model.lora_r) == (True, True, 128)
     assert recipe.model.lora_target_modules == ["q_proj", "v_proj"]

@@ -5,15 +5,15 @@ from dataclasses import fields
 
 import pytest
 import yaml
-from trl import ModelConfig
 
 from simpo_trainer.baselines.settings import MethodConfig
 from simpo_trainer.data.settings import DataConfig
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.recipe.keys import KEYS
 from simpo_trainer.recipe.load import load_recipe
-from simpo_trainer.recipe.other_trainers import OTHER_TRAINERS
+from simpo_trainer.recipe.model_keys import ModelKeys
 from simpo_trainer.train.config import SimPOConfig
+from simpo_trainer.train.other_trainers import OTHER_TRAINERS
 
 BASE = "model_name_or_path: some/model\ndataset_name: some/pairs\noutput_dir: runs/test\n"
 
@@ -38,7 +38,7 @@ def test_keys_go_to_their_owners(load):
 
 
 def test_no_key_has_two_owners():
-    names = [field.name for owner in (SimPOConfig, DataConfig, ModelConfig, MethodConfig) for field in fields(owner)]
+    names = [field.name for owner in (SimPOConfig, DataConfig, ModelKeys, MethodConfig) for field in fields(owner)]
     assert len(names) == len(set(names)) == len(KEYS)
 
 
@@ -89,7 +89,7 @@ def test_lists_of_adapter_targets(load):
         ("learning_rate: abc", 'line 4: learning_rate is "abc"; it must be a number'),
         ("beta: true", "beta is true; it must be a number"),
         ("beta: .nan", "beta is NaN; it must be a number"),
-        ("learning_rate:", "learning_rate is null; it must be a number"),
+        ("num_train_epochs:", "num_train_epochs is null; it must be a number"),
         ("max_length: true", "max_length is true; it must be a whole number"),
         ("max_steps: 1.5", "max_steps is 1.5; it must be a whole number"),
         ("use_cpu: 2", "use_cpu is 2; it must be true or false"),

@@ -191,10 +191,8 @@ def test_credentials_and_packages_are_checked_before_anything_is_loaded(make, mo
     with pytest.raises(SimPOError, match="push_to_hub is true, but there is no token of the Hub here"):
         run(make("--push_to_hub"), StubTrainer)
     with pytest.raises(SimPOError, match="deepspeed is set, but not installed"):
-        recipe = make()
-        recipe.training.deepspeed = "ds.json"
-        monkeypatch.setattr("simpo_trainer.run.packages.has_package", lambda name: False)
-        run(recipe, StubTrainer)
+        monkeypatch.setattr("simpo_trainer.recipe.load.has_package", lambda name: False)
+        make("--deepspeed", "ds.json")
 
 
 def test_notices_of_the_recipe_are_said(make, caplog):

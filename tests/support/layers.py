@@ -2,5 +2,5 @@
 
 LAYERS = [
     *("cli", "quickstart", "run", "recipe", "baselines", "train", "publish", "results", "loss", "model", "record"),
-    *("batches", "tokens", "data", "environment", "knobs", "errors", "log", "lazy", "_version"),
+    *("batches", "tokens", "data", "environment", "knobs", "value_types", "errors", "log", "lazy", "_version"),
 ]

@@ -1,7 +1,7 @@
 """Keys that recipes of other trainers use, and an error for each that gives the key and value to write here.
 
 Names and units differ (a gamma copied as a ratio trains another objective), so these keys are never translated
-silently. Old keys with an unchanged meaning are translated: `aged_keys.py`.
+silently. Old keys with an unchanged meaning are translated: `recipe/aged_keys.py`.
 """
 
 import json
