@@ -47,7 +47,7 @@ PAIR_OF_MESSAGES = {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES
 
 _NUMBERS = List(Value("float64"))
 # Part of the cache's key: raise it with every change of this file or of turns.py that changes converted rows.
-_CODE_VERSION = 4
+_CODE_VERSION = 5
 
 
 def to_pairs(rows: Rows, columns: Mapping[str, Any] | None, row_format: Format | None, name: str) -> Rows:
@@ -81,9 +81,9 @@ def to_pairs(rows: Rows, columns: Mapping[str, Any] | None, row_format: Format |
         logger.info(f"{name}: read as {found} rows{prompt}. If they are not, set dataset_format: pairs.")
     if found in _QUESTIONS:
         features |= _name_question(places, features, _QUESTIONS[found])
-    elif "system" in places:
+    elif "system" in places and found != "chat":
         raise SimPOError(
-            f"{name}: `columns` names {'system'!r}, which {found} rows do not have. Set dataset_format: alpaca (texts) "
+            f"{name}: `columns` names {'system'!r}, which {found} rows do not have. Set dataset_format: chat (texts) "
             "or sharegpt (conversations), or remove it."
         )
     shape = _SHAPES[found]
@@ -299,6 +299,15 @@ def _from_alpaca(row: dict[str, Any]) -> dict[str, Any]:
     return row | answers | {"prompt": messages if query else None, "tools": _tools_text(row)}
 
 
+def _from_chat(row: dict[str, Any]) -> dict[str, Any]:
+    prompt = row["prompt"]
+    asked = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+    answers = _converted_answers(
+        row, lambda answer: [{"role": "assistant", "content": answer}] if isinstance(answer, str) else listed(answer)
+    )
+    return row | answers | {"prompt": _with_system(row, asked) if prompt else None, "tools": _tools_text(row)}
+
+
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -326,6 +335,11 @@ _SHAPES: dict[str, _Shape] = {
         lambda features: ["conversations", *_answer_columns(features)],
         _chat_features,
         _from_sharegpt,
+    ),
+    "chat": _Shape(
+        lambda features: ["prompt", *_answer_columns(features)],
+        _chat_features,
+        _from_chat,
     ),
     "alpaca": _Shape(
         lambda features: [

@@ -10,7 +10,7 @@ from .fields import has_ranked_answers
 from .places import SAMPLE, Place, value_at
 from .sources import Rows
 
-Format: TypeAlias = Literal["pairs", "sharegpt", "alpaca", "hh_rlhf"]
+Format: TypeAlias = Literal["pairs", "chat", "sharegpt", "alpaca", "hh_rlhf"]
 # Columns beside two texts without `prompt` that are likely to hold it.
 HIDDEN_PROMPTS = (
     "question",
@@ -104,7 +104,7 @@ def refuse_hidden_prompt(rows: Rows, places: Mapping[str, Place], features: Mapp
         return
     column = likely[0]
     if is_text(features[column]):
-        change = f"Set `columns: {{prompt: {column}}}`, and dataset_format: alpaca to make conversations of them"
+        change = f"Set `columns: {{prompt: {column}}}`, and dataset_format: chat to make conversations of them"
         if "system" in features:
             change += ", with the column 'system' as their system message; texts leave that out"
     else:

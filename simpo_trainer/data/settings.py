@@ -70,9 +70,9 @@ class DataConfig:
     )
     dataset_format: Format | None = knob(
         None,
-        "How rows are written: pairs (prompt, chosen, rejected; or prompt, responses, scores or ranks), sharegpt, "
-        "alpaca, or hh_rlhf (texts with Human: and Assistant: turns). Unset means what the columns look like; hh_rlhf "
-        "must be asked for.",
+        "How rows are written: pairs (prompt, chosen, rejected; or prompt, responses, scores or ranks), chat (the "
+        "same, texts that are to become a user's message and its answers), sharegpt, alpaca, or hh_rlhf (texts with "
+        "Human: and Assistant: turns). Unset means what the columns look like; chat and hh_rlhf must be asked for.",
     )
     chat_template: str | None = knob(
         None,

@@ -54,10 +54,10 @@ def read_written(
             f"To make conversations of them, set dataset_format: sharegpt and `columns: {{prompt: {found.prompt}}}` in "
             "a recipe, or write the answers as messages too."
         )
-    if is_set and tally.written and row_format == "alpaca":
+    if is_set and tally.written and row_format in ("alpaca", "chat"):
         raise SimPOError(
-            f"{name}: prompts and answers are messages written as text, and dataset_format: alpaca reads plain texts. "
-            "Remove dataset_format."
+            f"{name}: prompts and answers are messages written as text, and dataset_format: {row_format} reads plain "
+            "texts. Remove dataset_format."
         )
     _tell(kinds, is_set, tally, name)
     if not tally.written or not (is_set or kinds["conversation"]):

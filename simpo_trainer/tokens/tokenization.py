@@ -255,8 +255,10 @@ def _warn(columns: list[str], work: PairTokenizer, name: str) -> None:
                 f"if column {like[0]!r} holds it, rename that to 'prompt'."
             )
     elif work.tokenizer.chat_template:
-        logger.info(
-            f"{name}: trained as text, without the chat template; `dataset_format: alpaca` makes conversations of them."
+        logger.warning(
+            f"{name}: prompts and answers are texts, so they are trained on one behind the other as they stand, "
+            "without the tokenizer's chat template. To train a chat model as it is used, make messages of them: in a "
+            "recipe by `dataset_format: chat`, in Python as [{'role': 'user', 'content': ...}]."
         )
 
 

@@ -185,7 +185,7 @@ QUESTIONS = [
 def test_prompt_in_a_column_of_another_name_is_not_left_out(tmp_path, column, streaming):
     rows = [{column if key == "question" else key: text for key, text in row.items()} for row in QUESTIONS]
     path = write(tmp_path / "pairs.jsonl", rows)
-    with pytest.raises(SimPOError, match=rf"columns: {{prompt: {column}}}`, and dataset_format: alpaca .*'system'"):
+    with pytest.raises(SimPOError, match=rf"columns: {{prompt: {column}}}`, and dataset_format: chat .*'system'"):
         load(path, streaming=streaming)
     train, _ = load(path, streaming=streaming, columns={"prompt": column}, dataset_format="alpaca")
     system = {"role": "system", "content": "Be kind."}
@@ -222,7 +222,7 @@ def test_system_may_be_named():
     places = {"prompt": "question", "system": "said"}
     found = to_pairs(rows, places, "alpaca", "set")[0]
     assert found["prompt"] == [{"role": "system", "content": "Be kind."}, user("q")]
-    with pytest.raises(SimPOError, match="'system', which pairs rows do not have. Set dataset_format: alpaca"):
+    with pytest.raises(SimPOError, match="'system', which pairs rows do not have. Set dataset_format: chat"):
         to_pairs(rows, places, None, "set")
 
 
@@ -250,10 +250,30 @@ def test_fields_of_a_csv_may_be_json_or_empty(tmp_path):
     assert found["tools"][0] is None and json.loads(found["tools"][1])[0]["function"] == TOOL
 
 
-def test_text_pairs_become_conversations_by_alpaca(tmp_path):
-    found = load(write(tmp_path / "pairs.csv", TEXT), dataset_format="alpaca")[0]
+@pytest.mark.parametrize("row_format", ["chat", "alpaca"])
+def test_text_pairs_become_conversations(tmp_path, row_format):
+    found = load(write(tmp_path / "pairs.csv", TEXT), dataset_format=row_format)[0]
     assert found[0]["prompt"] == [user(TEXT[0]["prompt"])]
     assert found[0]["chosen"] == [assistant(TEXT[0]["chosen"])]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_chat_reads_what_columns_name_and_the_system_message(tmp_path, streaming):
+    """It leaves other columns alone, which Alpaca rows would add to the question."""
+    rows = [{"question": "q", "input": "more", "system": "s", "best": "a", "worst": "b"}, {"question": ""}]
+    path = write(tmp_path / "pairs.jsonl", rows)
+    columns = {"prompt": "question", "chosen": "best", "rejected": "worst"}
+    kept, empty = load(path, streaming=streaming, columns=columns, dataset_format="chat")[0]
+    assert kept["prompt"] == [{"role": "system", "content": "s"}, user("q")]
+    assert (kept["chosen"], kept["rejected"]) == ([assistant("a")], [assistant("b")])
+    assert empty["prompt"] is None  # which tokenization counts
+    messages = {"prompt": [user("q")], "chosen": [assistant("a")], "rejected": [assistant("b")]}
+    [same] = load(write(tmp_path / "same.jsonl", [messages]), dataset_format="chat")[0]
+    assert same == messages
+    ranked = write(tmp_path / "ranked.jsonl", [{"prompt": "q", "responses": ["a", "b"], "scores": [1, 0]}])
+    assert load(ranked, dataset_format="chat")[0][0]["responses"] == [[assistant("a")], [assistant("b")]]
+    with pytest.raises(SimPOError, match="chat rows need the column 'prompt'"):
+        load(path, streaming=streaming, columns={"chosen": "best", "rejected": "worst"}, dataset_format="chat")
 
 
 @pytest.mark.parametrize("streaming", [False, True])
