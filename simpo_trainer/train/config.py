@@ -100,7 +100,10 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
         lambda x: 0 <= x < math.inf,
         "it must be a number, 0 or above. Correct it, or leave it out.",
     )
-    lr_scheduler_type: str = knob("cosine", "Learning-rate schedule.")
+    lr_scheduler_type: str = knob(
+        "cosine",
+        "Learning-rate schedule, by its name in transformers: cosine, linear, constant_with_warmup, ...",
+    )
     warmup_steps: float = knob(
         0.1,
         "Warm-up: a number of optimiser steps, or below 1 a share of them.",
