@@ -5,22 +5,18 @@ test fails until the file says what the classes say.
 """
 
 import json
-import tempfile
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from keys_texts import DEFAULTS, GROUPS, MEANINGS
 
 from simpo_trainer.cli.keys_help import FILE, KeyHelp
 from simpo_trainer.loss.losses import DEFAULTS as OF_LOSSES
+from simpo_trainer.recipe.changed import REQUIRED, default_settings
 from simpo_trainer.recipe.keys import KEYS, SIMPO_KEYS
-from simpo_trainer.recipe.load import load_recipe
+from simpo_trainer.recipe.load import recipe_of
 from simpo_trainer.recipe.other_trainers import as_text
 from simpo_trainer.train.config import SimPOConfig
-
-# The keys that every recipe gives.
-_GIVEN = ("model_name_or_path", "dataset_name", "output_dir")
 
 
 def keys_help() -> dict[str, dict[str, KeyHelp]]:
@@ -54,15 +50,11 @@ def _problems() -> list[str]:
 
 
 def _used() -> dict[str, Any]:
-    """Returns the values of a run whose recipe has only what is required, and those of an adapter beside them."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "recipe.yaml"
-        path.write_text("".join(f"{key}: given\n" for key in _GIVEN))
-        plain, adapted = load_recipe(path), load_recipe(path, {"use_peft": True})
-    accumulation = plain.training.settled().gradient_accumulation_steps
-    found = {**OF_LOSSES, **vars(adapted.model), "gradient_accumulation_steps": accumulation}
-    found |= adapted.resolved() | plain.resolved()
-    return {name: value for name, value in found.items() if value is not None and name not in _GIVEN}
+    """Returns the values that a run uses where its recipe gives none."""
+    adapter = recipe_of(REQUIRED | {"use_peft": True}, "simpo").model
+    accumulation = recipe_of(REQUIRED, "simpo").training.settled().gradient_accumulation_steps
+    found = {**OF_LOSSES, **vars(adapter), "gradient_accumulation_steps": accumulation, **default_settings("simpo")}
+    return {name: value for name, value in found.items() if value is not None and name not in REQUIRED}
 
 
 def _default(name: str, used: dict[str, Any]) -> str:
