@@ -82,7 +82,7 @@ DEFAULTS: dict[str, str] = {
     "lora_target_modules": "default: the choice of peft for the model",
     "bnb_4bit_quant_storage": "default: uint8",
     "eval_steps": "default: logging_steps",
-    "metric_for_best_model": "default: loss, which is eval_loss",
+    "metric_for_best_model": "default: eval_loss, with load_best_model_at_end",
     "greater_is_better": "default: follows from the metric",
     "save_total_limit": "default: all are kept",
     "resume_from_checkpoint": "default: begin anew",

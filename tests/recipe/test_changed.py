@@ -25,7 +25,7 @@ CASES = [
     {"global_batch_size": 24},
     {"global_batch_size": 24, "per_device_train_batch_size": 8},
     {"global_batch_size": 24, "per_device_train_batch_size": 2},
-    {"lr_scheduler_type": "linear", "eval_strategy": "steps", "save_strategy": "best"},
+    {"lr_scheduler_type": "linear", "eval_strategy": "steps", "save_strategy": "epoch"},
     {"streaming": True, "max_steps": 10},
     {"method": "dpo"},
     {"method": "dpo", "beta": 0.1, "loss_type": "ipo", "use_peft": True},
