@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install quickstart compare-losses test test-fast check format bench clean
+.PHONY: help install quickstart compare-losses test test-fast check format keys-help bench clean
 
 help:
 	@echo "make install      make .venv and install the package and its tools into it"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-fast    the tests that take a moment each, in about a minute"
 	@echo "make check        lint, formatting, types"
 	@echo "make format       apply formatting"
+	@echo 'make keys-help    write what `simpo train --help` says of keys, after a change of a setting'
 	@echo "make bench        time training steps against trl and a floor; BENCH='--vocab 128256' adds options"
 	@echo "make clean        remove caches and builds; .venv and runs/ stay"
 
@@ -57,6 +58,9 @@ check: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+keys-help: install
+	$(BIN)/python scripts/keys_help.py
 
 bench: install
 	$(BIN)/python scripts/benchmark.py $(BENCH)

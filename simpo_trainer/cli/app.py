@@ -37,10 +37,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("train", cls=TrainCommand, context_settings={"ignore_unknown_options": True})(train)
+# An option's name may have underscores, as keys have. Overrides, which are no options, are passed on unchanged.
+_WORDS = {"token_normalize_func": lambda name: name.replace("_", "-")}
+app.command("train", cls=TrainCommand, context_settings={"ignore_unknown_options": True, **_WORDS})(train)
 app.command("compare")(compare)
 app.add_typer(recipe_app, name="recipe")
-app.command("losses")(losses)
+app.command("losses", context_settings=_WORDS)(losses)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -20,12 +20,8 @@ def losses(
         ),
     ] = None,
     beta: Annotated[float | None, typer.Option(help="For the picture, instead of each loss's default.")] = None,
-    gamma_beta_ratio: Annotated[
-        float | None, typer.Option("--gamma-beta-ratio", "--gamma_beta_ratio", help="For the picture, too.")
-    ] = None,
-    label_smoothing: Annotated[
-        float | None, typer.Option("--label-smoothing", "--label_smoothing", help="For the picture, too.")
-    ] = None,
+    gamma_beta_ratio: Annotated[float | None, typer.Option(help="For the picture, too.")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="For the picture, too.")] = None,
     alpha: Annotated[float | None, typer.Option(help="For the picture, too.")] = None,
 ) -> None:
     """Show the losses for `loss_type`: formula, settings with their defaults, paper."""

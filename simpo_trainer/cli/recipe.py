@@ -44,27 +44,32 @@ def show(
         list[str] | None, typer.Argument(metavar="--KEY VALUE", help="Replace values, as in `simpo train`.")
     ] = None,
     origins: Annotated[bool, typer.Option("--origins", help="Write the origin of each value behind it.")] = False,
+    only_changed: Annotated[
+        bool, typer.Option("--changed", help="Leave out settings that have their default value.")
+    ] = False,
 ) -> None:
     """Print all settings of a run of RECIPE, defaults included, as YAML that is a recipe itself.
 
     Settings that the machine decides are left out, and accumulation where it follows from global_batch_size.
     """
     from ..log import get_logger
+    from ..recipe.changed import changed
     from ..recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
     for notice in loaded.notices:
         get_logger(__name__).info(notice)
-    resolved = loaded.resolved()
-    for title, names in _sections(list(resolved), loaded.method):
+    settings = changed(loaded) if only_changed else loaded.resolved()
+    not_given = "follows from other settings" if only_changed else "default"
+    for title, names in _sections(list(settings), loaded.method):
         typer.echo(f"# {title}")
         for name in names:
-            origin = f"  # {loaded.origins.get(name, 'default')}" if origins else ""
-            typer.echo(_line(name, resolved[name]) + origin)
+            origin = f"  # {loaded.origins.get(name, not_given)}" if origins else ""
+            typer.echo(_line(name, settings[name]) + origin)
 
 
 def _sections(names: list[str], method: str) -> list[tuple[str, list[str]]]:
-    """Returns the keys under headings: method, model, data, the method's own settings, and training."""
+    """Returns the keys under headings: method, model, data, the method's own settings, and training; none is empty."""
     from ..baselines.settings import MethodConfig
     from ..data.settings import DataConfig
     from ..recipe.keys import SIMPO_KEYS, keys_of
@@ -87,7 +92,7 @@ def _sections(names: list[str], method: str) -> list[tuple[str, list[str]]]:
     for name in names:
         found[section(name)].append(name)
     found[own].sort(key=lambda name: SIMPO_KEYS.index(name) if name in SIMPO_KEYS else -1)
-    return list(found.items())
+    return [(title, keys_there) for title, keys_there in found.items() if keys_there]
 
 
 def _line(name: str, value: Any) -> str:

@@ -1,27 +1,22 @@
 """`simpo train`: one run, in this process or in processes that a launcher starts."""
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from typer.core import TyperCommand
 
 from ..train.stop import NOTHING_YET, StopRequest
-
-_TRAINING_ARGUMENTS = "https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments"
+from .keys_help import print_keys
 
 
 class TrainCommand(TyperCommand):
-    """Adds the keys of a recipe to `simpo train --help`, from the classes that own them."""
+    """Adds the keys of a recipe to `simpo train --help`."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         super().format_help(ctx, formatter)
-        _print_keys()
+        print_keys()
 
 
 def _launching(*names: str, help: str, least: int | None = None, metavar: str | None = None) -> Any:
@@ -40,7 +35,6 @@ _NumProcesses = Annotated[
     int | None,
     _launching(
         "--num-processes",
-        "--num_processes",
         least=1,
         help="Processes over all machines; unset means one for each visible accelerator, or one on the CPU.",
     ),
@@ -49,23 +43,19 @@ _NumMachines = Annotated[
     int | None,
     _launching(
         "--num-machines",
-        "--num_machines",
         least=1,
         help="Machines that train together; the same command is called on each, with its own rank.",
     ),
 ]
 _MachineRank = Annotated[
     int | None,
-    _launching("--machine-rank", "--machine_rank", least=0, help="Number of this machine, from 0."),
+    _launching("--machine-rank", least=0, help="Number of this machine, from 0."),
 ]
-_MainProcessIP = Annotated[
-    str | None, _launching("--main-process-ip", "--main_process_ip", help="Address of machine 0.")
-]
+_MainProcessIP = Annotated[str | None, _launching("--main-process-ip", help="Address of machine 0.")]
 _MainProcessPort = Annotated[
     int | None,
     _launching(
         "--main-process-port",
-        "--main_process_port",
         help="A free port of machine 0, the same on all machines; unset means 29500.",
     ),
 ]
@@ -148,24 +138,3 @@ def _launch(recipe_words: list[str], launcher: str, given: dict[str, Any]) -> in
     typer.echo(f"Launching: {shown(words)}", err=True)
     options = ["--launcher", launcher, *(str(word) for pair in given.items() for word in pair)]
     return supervise(words, shlex.join(options))
-
-
-def _print_keys() -> None:
-    from ..recipe.keys import KEYS, SIMPO_KEYS
-    from ..train.config import SimPOConfig
-
-    console = Console(file=sys.stdout)
-    console.print("Keys of a recipe, each also an override:")
-    for owner in reversed(dict.fromkeys(key.owner for key in KEYS.values())):
-        table = Table(title=f"\n{owner.__name__}", title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for name in ("key", "default", "meaning"):
-            table.add_column(name, no_wrap=name == "key")
-        owned = [name for name, key in KEYS.items() if key.owner is owner]
-        for name in SIMPO_KEYS if owner is SimPOConfig else owned:  # not all of TrainingArguments
-            field = KEYS[name].field
-            table.add_row(name, escape(str(field.default)), escape(field.metadata["help"]))
-        console.print(table)
-    console.print(
-        "\nmethod: dpo and method: sft read keys of trl too: simpo recipe show RECIPE --method dpo", soft_wrap=True
-    )
-    console.print(f"\nSimPOConfig also takes the fields of TrainingArguments: {_TRAINING_ARGUMENTS}", soft_wrap=True)

@@ -15,6 +15,13 @@ from .load_errors import not_loaded
 from .settings import ModelSettings
 from .weights import folder_holds_adapter, load_adapter, load_causal_lm
 
+_COARSE = (torch.bfloat16, torch.float16)
+_STAND_STILL = (
+    "at SimPO's learning rates steps are too small for 16-bit weights: they would stand still. Load the model with "
+    "dtype=float32 (bf16: true then means autocast over float32 weights), train an adapter, or use DeepSpeed, which "
+    "keeps its own float32 copy."
+)
+
 
 def load_model(name: str, settings: ModelSettings, *, adapter_follows: bool, bf16: bool) -> PreTrainedModel | PeftModel:
     """Load a causal language model by folder or Hub name, or a saved adapter with its base by folder.
@@ -176,15 +183,31 @@ def check_trainable_dtypes(model: nn.Module) -> None:
         SimPOError: names the first 16-bit weight that would train.
     """
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    coarse = [(name, p.dtype) for name, p in trainable if p.dtype in (torch.bfloat16, torch.float16)]
+    coarse = [(name, p.dtype) for name, p in trainable if p.dtype in _COARSE]
     if coarse:
         name, dtype = coarse[0]
-        raise SimPOError(
-            f"{len(coarse)} of {len(trainable)} trainable weights are {str(dtype).removeprefix('torch.')} (first: "
-            f"{name}); at SimPO's learning rates steps are too small for 16-bit weights: they would stand still. "
-            "Load the model with dtype=float32 (bf16: true then means autocast over float32 weights), train an "
-            "adapter, or use DeepSpeed, which keeps its own float32 copy."
-        )
+        found = f"{len(coarse)} of {len(trainable)} trainable weights are {_dtype_name(dtype)} (first: {name})"
+        raise SimPOError(f"{found}; {_STAND_STILL}")
+
+
+def check_dtype(name: str, settings: ModelSettings, *, adapter_follows: bool) -> None:
+    """Refuse settings that load 16-bit weights to train, like :func:`check_trainable_dtypes` but before a model is.
+
+    Args:
+        name: folder or Hub name of the model.
+        settings: read is the `dtype` in its `model_init_kwargs`.
+        adapter_follows: whether a new adapter will be put on the model, which freezes it.
+
+    Raises:
+        SimPOError: the whole model would train in 16 bits.
+    """
+    dtype = _dtype_name(init_kwargs(settings).get("dtype"))
+    if getattr(torch, dtype, None) in _COARSE and not (adapter_follows or folder_holds_adapter(name)):
+        raise SimPOError(f"dtype is {dtype}, and the whole model trains; {_STAND_STILL}")
+
+
+def _dtype_name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def check_positions(model: PreTrainedModel | PeftModel, longest: int, *, at_most: bool = False) -> None:

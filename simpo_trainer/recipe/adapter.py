@@ -18,6 +18,11 @@ _ALL_LINEAR = "all-linear"
 _NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 
+def is_of_adapter(key: str) -> bool:
+    """Returns whether a key describes an adapter, and does nothing without one."""
+    return key.startswith(("lora_", "use_rslora", "use_dora"))
+
+
 def settle_adapter(model: ModelKeys, given: Mapping[str, Any], settings: ModelSettings) -> None:
     """Put what the recipe says of its adapter into trl's settings, and check that peft takes it.
 

@@ -24,7 +24,7 @@ from ..record.methods import METHODS
 from ..tokens.settings import settled_rows
 from ..train.config import SimPOConfig
 from ..train.other_trainers import as_text
-from .adapter import settle_adapter, settle_rate
+from .adapter import is_of_adapter, settle_adapter, settle_rate
 from .aged_keys import SWITCHES, translate
 from .file import Entry, Layer, merge_layers, read_layers, scalar
 from .keys import KEYS, check_entries, keys_of, takes_bool
@@ -85,7 +85,7 @@ class Recipe:
         """Returns whether the default of a key is used in this run."""
         if name == "gradient_accumulation_steps":
             return "global_batch_size" not in self.settings
-        if name.startswith(("lora_", "use_rslora", "use_dora")):
+        if is_of_adapter(name):
             return self.model.use_peft
         if "bnb_" in name:
             return self.model.load_in_4bit
@@ -111,7 +111,25 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
     Raises:
         SimPOError: the file cannot be read, or keys or values are wrong; one message names all problems.
     """
-    read = check_recipe(path, overrides)
+    return _recipe(check_recipe(path, overrides))
+
+
+def recipe_of(values: Mapping[str, Any], method: str) -> Recipe:
+    """Returns a recipe that has no file.
+
+    Args:
+        values: keys to values of their types, as in the settings of a recipe that was loaded.
+        method: the method that it is for.
+
+    Raises:
+        SimPOError: the values do not fit together.
+    """
+    settle = METHODS[method].load("settle")
+    settled = settle(dict(values))[0] if settle else dict(values)
+    return _recipe(ReadRecipe(Path("recipe"), settled, {}, {}, [], method))
+
+
+def _recipe(read: "ReadRecipe") -> Recipe:
     training, model, data, baseline = _build(read)
     given = (read.values, read.origins, read.overrides, read.notices)
     return Recipe(training, model, data, read.path, *given, read.method, baseline)
@@ -242,7 +260,7 @@ def _check_deepspeed(values: Mapping[str, Any]) -> None:
 def _check_adapter(model: ModelKeys, given: Mapping[str, Any]) -> None:
     if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
         raise SimPOError("load_in_4bit and load_in_8bit freeze the model; something must train. Set use_peft: true.")
-    unused = [key for key in given if key.startswith(("lora_", "use_rslora", "use_dora"))]
+    unused = [key for key in given if is_of_adapter(key)]
     if unused and "use_peft" not in given:
         raise SimPOError(
             f"{', '.join(unused)} would do nothing: the whole model trains. Set use_peft to true or false."

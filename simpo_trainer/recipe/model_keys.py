@@ -23,7 +23,9 @@ class ModelKeys(ModelConfig):
         "for a model that is frozen under an adapter.",
     )
     attn_implementation: str | None = knob(
-        None, "Attention of the model: sdpa, eager, flash_attention_2, ...; unset means the model's own choice."
+        None,
+        "Attention of the model: sdpa, eager, flash_attention_2, flash_attention_3, flex_attention, or the name of a "
+        "kernel of the Hub; unset means the choice of transformers, mostly sdpa.",
     )
     use_peft: bool = knob(
         False, "Train a LoRA adapter on the frozen model instead of all its weights: a fraction of the memory."

@@ -1,10 +1,17 @@
 """Find mistakes in a run before anything is loaded."""
 
 import json
+import os
 import tempfile
 from pathlib import Path
 
-from ..errors import SimPOError
+import torch
+from accelerate.utils import DynamoBackend
+from transformers import TrainingArguments
+from transformers.training_args import ParallelMode
+
+from ..errors import SimPOError, did_you_mean, first_line
+from ..model.load import check_dtype
 from ..recipe.load import Recipe
 from ..record.folders import MANIFEST
 from ..record.methods import METHODS
@@ -14,10 +21,11 @@ from ..train.optimisation import check_optimisation
 
 
 def check_choices(recipe: Recipe) -> None:
-    """Check optimiser, schedule and the metric of the best model, which the trainer would build after the data.
+    """Check the choices that the trainer would find wrong only after the data: optimiser, schedule, weights' type, ...
 
     Raises:
-        SimPOError: one cannot be built, or is not measured.
+        SimPOError: optimiser or schedule cannot be built, the metric of the best model is not measured, 16-bit weights
+            would train, torch cannot compile as asked, or FSDP has one process.
     """
     method, args = METHODS[recipe.method], recipe.training.settled()
     check_optimisation(recipe.baseline or args)
@@ -26,6 +34,41 @@ def check_choices(recipe: Recipe) -> None:
         # Whether the model has experts is not known yet, nor whether the trainer has a loss of its own.
         absent = absent_metrics(args.objective, parts=len(args.objective.parts) > 1, balanced=True)
     check_best_metric(recipe.baseline or args, absent=absent)
+    if not _uses_deepspeed(recipe):
+        check_dtype(str(recipe.model.model_name_or_path), args, adapter_follows=recipe.model.use_peft)
+    if problems := [*_compile_problems(args), *_fsdp_problems(args)]:
+        raise SimPOError("\n".join(problems))
+
+
+def _uses_deepspeed(recipe: Recipe) -> bool:
+    """Returns whether DeepSpeed will train, by the recipe or by the launcher that started this process."""
+    launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    return launched or bool(recipe.training.deepspeed)
+
+
+def _compile_problems(args: TrainingArguments) -> list[str]:
+    """Returns a sentence if torch.compile does not know the backend or the mode."""
+    backend, mode = args.torch_compile_backend, args.torch_compile_mode
+    if backend and backend.upper() not in DynamoBackend.__members__:
+        names = [name.lower() for name in DynamoBackend.__members__]
+        meant = did_you_mean(backend, names, 1) or f" It must be one of {', '.join(names)}."
+        return [f"torch_compile_backend is {backend}, which accelerate does not have.{meant}"]
+    if mode:
+        try:
+            torch.compile(torch.nn.Linear(1, 1), mode=mode)  # compiles nothing before its first call
+        except RuntimeError as error:
+            return [f"torch_compile_mode is {mode}: {first_line(error).rstrip('.')}. Correct it, or leave it out."]
+    return []
+
+
+def _fsdp_problems(args: TrainingArguments) -> list[str]:
+    on_xla = bool(args.fsdp_config and args.fsdp_config.get("xla"))  # type: ignore[union-attr]
+    if not args.fsdp or on_xla or args.parallel_mode == ParallelMode.DISTRIBUTED:
+        return []
+    return [
+        "fsdp is set, which splits the model over processes, but this process trains alone. Leave fsdp out and start "
+        "the run with --launcher fsdp2."
+    ]
 
 
 def prepare_folder(output_dir: Path, recipe: Recipe) -> None:

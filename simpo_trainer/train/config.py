@@ -73,7 +73,12 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
 
-    dataset_num_proc: int | None = knob(None, "Processes that tokenize the data; unset means one.")
+    dataset_num_proc: int | None = knob(
+        None,
+        "Processes that tokenize the data; unset means one.",
+        lambda x: x >= 0,
+        "it must be a number of processes. Set dataset_num_proc: 4, or leave it out.",
+    )
     global_batch_size: int | None = knob(
         None,
         "Pairs (or prompts with ranked answers) of one optimiser step over all processes (the paper's is 128 pairs); "
@@ -105,7 +110,10 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
         lambda x: 0 <= x < math.inf,
         "it must be a number, 0 or above. Correct it, or leave it out.",
     )
-    lr_scheduler_type: SchedulerType | str = knob("cosine", "Learning-rate schedule.")
+    lr_scheduler_type: SchedulerType | str = knob(
+        "cosine",
+        "Learning-rate schedule, by its name in transformers: cosine, linear, constant_with_warmup, ...",
+    )
     warmup_steps: float = knob(
         0.1,
         "Warm-up: a number of optimiser steps, or below 1 a share of them.",
@@ -223,6 +231,7 @@ def _problems(config: SimPOConfig) -> list[str]:
         *knob_problems(ModelSettings, config),
         *knob_problems(SimPOConfig, config),
         *_number_problems(config),
+        *_incomplete(config),
         *direction_problems(config.metric_for_best_model, config.greater_is_better),
         *_parent_problems(config),
     ]
@@ -236,6 +245,13 @@ def _number_problems(config: SimPOConfig) -> list[str]:
             f"per_device_eval_batch_size is {config.per_device_eval_batch_size}; it must be 1 or more. Set "
             "per_device_eval_batch_size: 1, or leave it out."
         )
+    if config.eval_accumulation_steps is not None and config.eval_accumulation_steps < 1:
+        problems.append(
+            f"eval_accumulation_steps is {config.eval_accumulation_steps}; it must be 1 or more. Correct it, or leave "
+            "it out."
+        )
+    if config.dataloader_num_workers < 0:
+        problems.append(f"dataloader_num_workers is {config.dataloader_num_workers}; it must be 0 or more. Correct it.")
     for name in ("weight_decay", "max_grad_norm"):
         value = getattr(config, name)
         if value is not None and (not math.isfinite(value) or (value < 0 and name != "max_grad_norm")):
@@ -244,6 +260,22 @@ def _number_problems(config: SimPOConfig) -> list[str]:
         problems.append(
             f"max_steps is {config.max_steps} and num_train_epochs {config.num_train_epochs}; nothing would be "
             "trained. Set num_train_epochs: 1, or max_steps to a number of optimiser steps."
+        )
+    return problems
+
+
+def _incomplete(config: SimPOConfig) -> list[str]:
+    """A sentence for each setting of the parent's that needs another, which is missing."""
+    problems = []
+    has_metric = config.load_best_model_at_end or config.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
+    if config.save_strategy == "best" and config.metric_for_best_model is None and not has_metric:
+        problems.append(
+            "save_strategy is best, and nothing says by which metric. Set metric_for_best_model: eval_loss, or another."
+        )
+    if config.dataloader_persistent_workers and config.dataloader_num_workers == 0:
+        problems.append(
+            "dataloader_persistent_workers is true, but there are no workers. Set dataloader_num_workers: 2, or leave "
+            "it out."
         )
     return problems
 

@@ -66,6 +66,26 @@ def test_origins(call, tmp_path):
     assert yaml.safe_load(shown)["warmup_steps"] == 0.2
 
 
+def test_only_changed_settings(call, tmp_path):
+    """Under the same headings, without empty ones; what is not given but changed says so."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("model_name_or_path: m\ndataset_name: d\noutput_dir: o\nseed: 42\nmax_length: 1024\n")
+    assert call("recipe", "show", str(path), "--changed", "--origins", "--method", "dpo").out.splitlines() == [
+        "# Method",
+        "method: dpo  # command line",
+        "# Model",
+        "model_name_or_path: m  # mine.yaml:1",
+        "# Data",
+        "dataset_name: d  # mine.yaml:2",
+        "# DPO",
+        "max_length: 1024  # mine.yaml:5",
+        "max_prompt_length: 900  # follows from other settings",
+        "# Training",
+        "output_dir: o  # mine.yaml:3",
+    ]
+    assert "# Method" not in call("recipe", "show", str(path), "--changed").out
+
+
 def test_notices_do_not_disturb_the_output(call, caplog, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("model_name_or_path: m\ndataset_name: d\noutput_dir: o\nevaluation_strategy: 'no'\n")

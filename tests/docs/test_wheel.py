@@ -33,9 +33,12 @@ def files(folder, pattern):
 
 
 @pytest.mark.slow
-def test_every_module_and_recipe_is_installed(installed):
+def test_every_module_recipe_and_data_file_is_installed(installed):
     package = installed / "simpo_trainer"
     assert files(package, "*.py") == files(ROOT / "simpo_trainer", "*.py")
+    data = files(ROOT / "simpo_trainer", "*.json")
+    assert "cli/keys_help.json" in data
+    assert files(package, "*.json") == data
     recipes = files(ROOT / "recipes", "*.yaml")
     assert "paper/llama3-8b-base.yaml" in recipes
     assert files(package / "_recipes", "*.yaml") == recipes

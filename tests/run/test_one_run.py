@@ -195,6 +195,55 @@ def test_credentials_and_packages_are_checked_before_anything_is_loaded(make, mo
         make("--deepspeed", "ds.json")
 
 
+STAND_STILL = "at SimPO's learning rates steps are too small for 16-bit weights: they would stand still. Load the model"
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+@pytest.mark.parametrize("method", ["simpo", "dpo", "sft"])
+@pytest.mark.parametrize(
+    "given", ["--dtype=bfloat16", "--dtype=float16", "--model_init_kwargs={dtype: torch.bfloat16}"]
+)
+def test_16_bit_weights_that_train_are_refused_before_anything_is_loaded(make, method, given):
+    name = "bfloat16" if "bfloat16" in given else "float16"
+    with pytest.raises(SimPOError, match=f"dtype is {name}, and the whole model trains; {STAND_STILL}"):
+        run(make(given, f"--method={method}"), StubTrainer)
+
+
+def test_16_bit_weights_that_do_not_train_or_are_copied_are_accepted(make, monkeypatch):
+    run(make("--dtype=bfloat16", "--use_peft"), StubTrainer)
+    run(make("--dtype=float32"), StubTrainer)
+    run(make("--dtype=auto"), StubTrainer)  # the checkpoint's, which the trainer checks
+    with open("model/adapter_config.json", "w") as file:  # a saved adapter, whose base is frozen
+        file.write("{}")
+    run(make("--dtype=bfloat16"), StubTrainer)
+    os.remove("model/adapter_config.json")
+    recipe = make("--dtype=bfloat16")
+    with monkeypatch.context() as launched:
+        launched.setenv("ACCELERATE_USE_DEEPSPEED", "true")  # by `accelerate launch`
+        run(recipe, StubTrainer)
+    recipe.training.deepspeed = "zero2.json"
+    monkeypatch.setattr("simpo_trainer.run.packages.has_package", lambda name: True)
+    run(recipe, StubTrainer)
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--torch_compile_backend=inducter", "torch_compile_backend is inducter, .* Did you mean inductor"),
+        ("--torch_compile_mode=foo", "torch_compile_mode is foo: .*max-autotune.* Correct it, or leave it out"),
+        ("--fsdp=true", "fsdp is set, .* this process trains alone. Leave fsdp out and start the run with --launcher"),
+    ],
+)
+def test_choices_that_cannot_work_are_refused_before_anything_is_loaded(make, given, message):
+    with pytest.raises(SimPOError, match=message):
+        run(make(given), StubTrainer)
+
+
+def test_choices_that_work_are_accepted(make):
+    run(make("--torch_compile_backend=INDUCTOR", "--torch_compile_mode=reduce-overhead"), StubTrainer)
+
+
 def test_notices_of_the_recipe_are_said(make, caplog):
     recipe = make()
     recipe.notices.append("simpo_gamma was read as gamma_beta_ratio")

@@ -235,6 +235,32 @@ def test_numbers_with_which_nothing_would_be_trained(config, settings, message):
         config(**settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dataset_num_proc": -1}, "dataset_num_proc is -1; it must be a number of processes"),
+        ({"eval_accumulation_steps": 0}, "eval_accumulation_steps is 0; it must be 1 or more"),
+        ({"dataloader_num_workers": -1}, "dataloader_num_workers is -1; it must be 0 or more"),
+        (
+            {"dataloader_persistent_workers": True},
+            "dataloader_persistent_workers is true, .*Set dataloader_num_workers",
+        ),
+        ({"save_strategy": "best"}, "save_strategy is best, .*Set metric_for_best_model: eval_loss"),
+    ],
+)
+def test_settings_that_would_end_a_run_after_its_data_was_read(config, settings, message):
+    with pytest.raises(SimPOError, match=message):
+        config(**settings)
+
+
+def test_settings_that_look_like_those_but_work(config):
+    config(dataset_num_proc=0, eval_accumulation_steps=1, dataloader_num_workers=1, dataloader_persistent_workers=True)
+    evaluated = {"save_strategy": "best", "eval_strategy": "steps"}
+    config(**evaluated, metric_for_best_model="eval_loss")
+    config(**evaluated, load_best_model_at_end=True)
+    config(**evaluated, lr_scheduler_type="reduce_lr_on_plateau")  # both take eval_loss by themselves
+
+
 # ---- The global batch ----
 
 
