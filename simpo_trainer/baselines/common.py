@@ -32,7 +32,7 @@ from ..train.optimisation import check_optimisation
 from ..train.processes import keep_scores_float32
 from ..train.run_trainer import RunTrainer
 from ..train.saving import check_saves, settle_generation
-from ..train.start import say_size
+from ..train.start import say_size, say_unit
 from .settings import method_settings
 
 logger = get_logger(__name__)
@@ -160,6 +160,7 @@ class _BaselineStart(TrainerCallback):
     ) -> None:
         say_size(self.trainer, self.trainer.shared.global_batch_size, self.trainer.unit)
         logger.info(self.trainer.describe_loss())
+        say_unit(self.trainer)
         if state.global_step:
             logger.info(f"Resuming after step {state.global_step}.")
 

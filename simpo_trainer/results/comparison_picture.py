@@ -40,9 +40,10 @@ def comparison_picture(comparison: Comparison, path: Path) -> bool:
     with picture(rows, _COLUMNS, below=0.6 if rows == 1 else 0) as (figure, axes):
         for axis in axes.flatten():
             axis.set_axis_off()
+        last = max(step for panel in panels for steps, _ in panel.courses for step in steps)
         lines: dict[int, Any] = {}
         for panel in panels:
-            lines |= _draw(axes[panel.place], panel)
+            lines |= _draw(axes[panel.place], panel, last)
         names, title = _labels(comparison.runs)
         # With two rows the legend is in the free panel under the accuracy, else under all panels.
         handles = [lines[number] for number in sorted(lines)]
@@ -95,7 +96,8 @@ def _margins(runs: Sequence[Run], unit: str) -> list[Series]:
     def points(run: Run) -> tuple[Point, ...]:
         if unit == PER_TOKEN:
             return run.per_token
-        return run.evaluations if run.unit == unit else ()
+        # Beside the measurements per token, sums are worth a panel if they were measured more often.
+        return run.evaluations if run.unit == unit and len(run.evaluations) > len(run.per_token) else ()
 
     return [_course(points(run), lambda point: point.margin) for run in runs]
 
@@ -109,8 +111,8 @@ def _course(points: Sequence[Point], value: Callable[[Point], float | None]) -> 
     return [step for step, _ in known], [found for _, found in known]
 
 
-def _draw(axis: Any, panel: _Panel) -> dict[int, Any]:
-    """Draw a panel, and return the line of each run that has points in it, by the run's number."""
+def _draw(axis: Any, panel: _Panel, last: int) -> dict[int, Any]:
+    """Draw a panel up to the last step, and return the line of each run that has points in it, by the run's number."""
     axis.set_axis_on()
     axis.set(title=panel.title, ylabel=panel.unit, xlabel="optimiser step")
     lines = {}
@@ -129,5 +131,5 @@ def _draw(axis: Any, panel: _Panel) -> dict[int, Any]:
                 markeredgecolor="white",
                 markeredgewidth=0.3,
             )
-    finish_panel(axis)
+    finish_panel(axis, steps=last)
     return lines

@@ -249,8 +249,10 @@ def test_a_dpo_run_from_a_recipe_of_simpo(recipe, world, caplog):
     assert Path("out/training_curves.png").is_file()
     assert "beta: 2.0" in caplog.text and "ignored under method dpo, which takes beta: 0.01" in caplog.text
     # The tokens are those of a SimPO run, to the last one.
+    unit = "margin, chosen and rejected are sums over the tokens of an answer, in nats"
+    assert caplog.text.count(unit) == 1
     run(recipe(output_dir="simpo"))
-    assert manifest("simpo")["method"] == "simpo"
+    assert manifest("simpo")["method"] == "simpo" and caplog.text.count(unit) == 1
     tokens = [manifest(folder)["data"]["sets"]["train"]["tokens_sha256"] for folder in ("out", "simpo")]
     assert tokens[0] == tokens[1]
 

@@ -555,6 +555,23 @@ def test_the_picture_has_a_panel_for_each_unit(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [False, True])
+def test_the_picture_has_every_method_in_the_same_panels(monkeypatch, tmp_path, more):
+    """A panel of sums only shows what was measured more often than the untrained and the trained model."""
+    ends = held_out(UNTRAINED, scored(0.625, 1.5, -1.25, step=30))
+    dpo = write_run(tmp_path / "dpo", DPO if more else DPO[1:], method="dpo", held_out=ends)
+    figure = drawn(monkeypatch, tmp_path, write_run(tmp_path / "simpo", SIMPO, held_out=ends), dpo)
+    found = {(axis.get_title(), axis.get_ylabel()): len(axis.lines) for axis in figure.axes if axis.lines}
+    sums = {("Held-out margin (chosen - rejected)", "nats per answer"): 1}
+    assert found == {
+        ("Held-out accuracy", "share of pairs won"): 2,
+        ("Held-out margin (chosen - rejected)", "nats per token"): 2,
+        ("Chosen log-prob drift, held-out pairs", "nats per token"): 2,
+    } | (sums if more else {})
+    assert all(axis.get_xlim()[0] <= 0 and axis.get_xlim()[1] >= 30 for axis in figure.axes if axis.lines)
+
+
+@pytest.mark.slow
 def test_many_runs_are_told_apart(monkeypatch, tmp_path):
     figure = drawn(monkeypatch, tmp_path, *(write_run(tmp_path / f"run{number}", SIMPO) for number in range(10)))
     lines = figure.axes[0].lines
