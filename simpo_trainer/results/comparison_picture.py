@@ -116,6 +116,7 @@ def _draw(axis: Any, panel: _Panel, last: int) -> dict[int, Any]:
     axis.set_axis_on()
     axis.set(title=panel.title, ylabel=panel.unit, xlabel="optimiser step")
     lines = {}
+    most = max(len(steps) for steps, _ in panel.courses)
     for number, (steps, values) in enumerate(panel.courses):
         if steps:
             # Each run's line is thinner than the last, so that the edges of a covered line stay visible.
@@ -123,7 +124,8 @@ def _draw(axis: Any, panel: _Panel, last: int) -> dict[int, Any]:
             [lines[number]] = axis.plot(
                 steps,
                 values,
-                **line_style(number),
+                # A line through the start and the end alone would show a course that nobody measured.
+                **line_style(number) | ({"linestyle": "none"} if len(steps) < 3 <= most else {}),
                 marker=MARKERS[number % len(MARKERS)],
                 markevery=max(1, len(steps) // _MARKS),
                 linewidth=1.2 + 1.4 * below,

@@ -62,7 +62,7 @@ def training_curves(
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
         for axis in axes[: len(panels)]:
-            finish_panel(axis, steps=max(entry["step"] for entry in log_history))
+            finish_panel(axis, steps=int(max(entry["step"] for entry in log_history)))
         figure.savefig(path)
     return True
 

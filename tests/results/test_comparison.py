@@ -568,6 +568,9 @@ def test_the_picture_has_every_method_in_the_same_panels(monkeypatch, tmp_path, 
         ("Held-out margin (chosen - rejected)", "nats per token"): 2,
         ("Chosen log-prob drift, held-out pairs", "nats per token"): 2,
     } | (sums if more else {})
+    accuracy = next(axis for axis in figure.axes if axis.get_title() == "Held-out accuracy")
+    # Start and end alone are no course.
+    assert [line.get_linestyle() for line in accuracy.lines] == ["-", "None"]
     assert all(axis.get_xlim()[0] <= 0 and axis.get_xlim()[1] >= 30 for axis in figure.axes if axis.lines)
 
 
