@@ -14,12 +14,15 @@ from transformers import (
     TrainingArguments,
 )
 
+from ..batches.batch import PairCollator
+from ..batches.loader import evaluation_pairs, pair_loader
 from ..batches.workers import shield_workers
 from ..errors import SimPOError
 from ..log import get_logger
 from ..model.adapters import check_adapter, refusal
 from ..model.load import check_positions, check_trainable_dtypes, disable_dropout
 from ..model.renamed import without_rename_warning
+from ..model.scoring import add_scoring_forward, check_scoring
 from ..record.methods import METHODS
 from ..tokens.ids import TokenIds
 from ..tokens.sets import TokenSet
@@ -29,7 +32,7 @@ from ..train.optimisation import check_optimisation
 from ..train.processes import keep_scores_float32
 from ..train.run_trainer import RunTrainer
 from ..train.saving import check_saves, settle_generation
-from ..train.start import say_size
+from ..train.start import say_size, say_unit
 from .settings import method_settings
 
 logger = get_logger(__name__)
@@ -81,12 +84,37 @@ class BaselineTrainer(RunTrainer):
             _float_adapters(model)
             check_trainable_dtypes(model)
         keep_scores_float32(self.accelerator)
+        self._scores_pairs = bool(super().held_out_sets()) and self._prepare_scoring()
         self._attach(_BaselineStart(self))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Like :meth:`~simpo_trainer.train.run_trainer.RunTrainer.train`, without one warning of trl."""
         with without_rename_warning():
             return super().train(*args, **kwargs)
+
+    def _prepare_scoring(self) -> bool:
+        """Teach the model to score pairs as SimPO does; returns False for a model that this scoring does not fit."""
+        model: Any = self.model
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        try:
+            add_scoring_forward(base)
+            with self.accelerator.autocast():
+                check_scoring(base)
+        except SimPOError:
+            logger.warning(
+                f"The held-out pairs are not measured per token: SimPO's scoring does not fit a {type(base).__name__}."
+            )
+            return False
+        return True
+
+    def held_out_sets(self) -> dict[str, Any]:
+        """Like the method of the base class; nothing for a model that cannot be scored."""
+        return super().held_out_sets() if self._scores_pairs else {}
+
+    def held_out_batches(self, rows: Any) -> DataLoader:
+        """Returns this process's micro-batches of rows, an answer a row, of the size of its evaluations."""
+        pairs = evaluation_pairs(rows, self.args, self.accelerator)
+        return pair_loader(rows, pairs, PairCollator(self.token_ids.pad_id), self.args)
 
     def get_train_dataloader(self) -> DataLoader:
         """Override `Trainer.get_train_dataloader`: its workers ignore signals, which the training process handles."""
@@ -132,6 +160,7 @@ class _BaselineStart(TrainerCallback):
     ) -> None:
         say_size(self.trainer, self.trainer.shared.global_batch_size, self.trainer.unit)
         logger.info(self.trainer.describe_loss())
+        say_unit(self.trainer)
         if state.global_step:
             logger.info(f"Resuming after step {state.global_step}.")
 

@@ -75,7 +75,12 @@ def write_card(
     # Removed, not overwritten: a push in the background may hold a link to the last picture.
     (folder / CURVES).unlink(missing_ok=True)
     has_curves = training_curves(
-        log_history, folder / CURVES, target_margin=run["target_margin"], unit=run["log_prob_unit"] or _OF_TRL
+        log_history,
+        folder / CURVES,
+        target_margin=run["target_margin"],
+        unit=run["log_prob_unit"] or _OF_TRL,
+        start=run.get("start"),
+        held_out=run.get("held_out"),
     )
     title = model_name or (repo or "").split("/")[-1] or f"Model trained with {method.title}"
     parts = [

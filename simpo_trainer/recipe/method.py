@@ -4,13 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..record.methods import METHODS
+from ..record.methods import METHODS, PREFERENCE_RATE
 from ..train.other_trainers import as_text
 from .file import Entry, Layer
 from .keys import KEYS, keys_of
-
-# Learning rates of preference training are not above this.
-_PREFERENCE_RATE = 5e-6
 
 
 def method_of(layers: Sequence[Layer]) -> str:
@@ -99,6 +96,6 @@ def _other_rate(layers: Sequence[Layer], methods: Sequence[str]) -> list[str]:
         if "learning_rate" in layer.entries
     ]
     rate, written_for = rates[-1] if rates else (None, "sft")
-    if written_for == "sft" or not isinstance(rate, int | float) or rate > _PREFERENCE_RATE:
+    if written_for == "sft" or not isinstance(rate, int | float) or rate > PREFERENCE_RATE:
         return []
     return [f"learning_rate: {rate:g} was written for method {written_for} and is kept; SFT usually takes 2e-5."]

@@ -56,6 +56,7 @@ class ManifestCallback(TrainerCallback):
             "measured_rows": None,
             "start": None,
             "end": None,
+            "held_out": {},
         }
         self._write()
 
@@ -78,6 +79,32 @@ class ManifestCallback(TrainerCallback):
         """Add the metrics of the trained model on the same rows, and its step."""
         if self.manifest:
             self._write(end=metrics)
+
+    def record_held_out(
+        self,
+        name: str,
+        pairs: dict[str, Any],
+        *,
+        start: dict[str, Any] | None = None,
+        end: dict[str, Any] | None = None,
+    ) -> None:
+        """Add what was measured on a set of held-out pairs; what is None stays as it was.
+
+        Args:
+            name: the name of the set, as in `data.sets`.
+            pairs: a description of the pairs.
+            start, end: figures of the untrained model, and of a later one with its step. A run that resumes keeps the
+                start of its first part, if that was measured on the same pairs.
+        """
+        if not self.manifest:
+            return
+        known = self.manifest["held_out"].get(name)
+        if known is None:
+            known = (self._earlier.get("held_out") or {}).get(name) or {}
+            kept = known.get("start") if all(known.get(key) == value for key, value in pairs.items()) else None
+            known = {**pairs, "start": kept, "end": None}
+        news = {key: value for key, value in (("start", start), ("end", end)) if value is not None}
+        self._write(held_out={**self.manifest["held_out"], name: {**known, **news}})
 
     def _first_part(self) -> dict[str, Any]:
         """Returns the manifest of the run that is resumed; empty if the checkpoint is not in this output folder."""

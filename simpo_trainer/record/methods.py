@@ -7,6 +7,9 @@ from typing import Any
 
 from .metric_table import DPO_LACKS, SFT_LACKS, SIMPO_LACKS
 
+# Learning rates of preference training are not above this.
+PREFERENCE_RATE = 5e-6
+
 _SIMPO = """\
 ```bibtex
 @inproceedings{meng2024simpo,

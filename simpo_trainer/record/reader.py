@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SimPOError
+from .conditions import Conditions
 from .folders import MANIFEST, STATE, checkpoints
 from .methods import METHODS
 from .metric_table import ACCURACY, CHOSEN, CHOSEN_LENGTH, MARGINS, REJECTED, REJECTED_LENGTH
@@ -41,6 +42,12 @@ class Point:
             margin = chosen - rejected  # trl logs no margin; the difference of two means is the mean of differences
         return cls(step, get[ACCURACY], margin, chosen, get[CHOSEN_LENGTH], get[REJECTED_LENGTH])
 
+    @classmethod
+    def scored(cls, figures: Json, step: int) -> "Point":
+        """Returns the figures that stand under `held_out` in a manifest, averages per token."""
+        accuracy, margin, chosen = (_number(figures.get(name)) for name in ("accuracy", "margin", "chosen"))
+        return cls(step, accuracy, margin, chosen, None, None)
+
     @property
     def is_empty(self) -> bool:
         """Returns whether neither accuracy nor the log-probability of chosen answers was measured."""
@@ -58,14 +65,17 @@ class Run:
         name: its name in tables and pictures.
         status: "finished", or the state and step that it reached.
         method: "simpo", "dpo", ...; loss: the name of its loss.
-        unit: the unit of log-probabilities, `PER_TOKEN` or `PER_ANSWER`.
-        evaluations: evaluations on the held-out set during training and at its end.
+        conditions: its data, budget and settings.
+        unit: the unit of log-probabilities in its log, `PER_TOKEN` or `PER_ANSWER`.
+        evaluations: evaluations on the held-out set during training and at its end, by the method's own measure.
         final: the held-out evaluation of the model that was saved.
+        per_token: the same pairs scored per token, by step: before training, whenever that was done, and at the end.
+        scored: of those, the figures of the model that was saved.
         same_rows: the untrained and the trained model on the same training rows; empty points if not measured.
         seconds: duration of the training with its evaluations.
         resumed_from: the step at which the training of `seconds` began.
         memory: `bytes` at the peak, and `of` what.
-        held_out, trained_on: fingerprints of the sets; None if not known.
+        held_out, trained_on: fingerprints of the pairs of the sets; None if not known.
         held_out_rows: number of pairs in the held-out set.
         model: the name of the model that training started from.
     """
@@ -74,9 +84,12 @@ class Run:
     status: str
     method: str
     loss: str
+    conditions: Conditions
     unit: str
     evaluations: tuple[Point, ...]
     final: Point | None
+    per_token: tuple[Point, ...]
+    scored: Point | None
     same_rows: tuple[Point, ...]
     seconds: float | None
     resumed_from: int
@@ -87,8 +100,13 @@ class Run:
     model: str
 
     @property
+    def untrained(self) -> Point | None:
+        """Returns the figures per token of the untrained model."""
+        return self.per_token[0] if self.per_token and self.per_token[0].step == 0 else None
+
+    @property
     def best(self) -> Point | None:
-        """Returns the held-out evaluation with the highest accuracy, the earliest of equals."""
+        """Returns the held-out evaluation with the highest accuracy, the earliest of equals, by its own measure."""
         known = [point for point in self.evaluations if point.accuracy is not None and not math.isnan(point.accuracy)]
         return max(known, key=lambda point: point.accuracy or 0.0, default=None)
 
@@ -140,6 +158,11 @@ def _run(manifest: Json, log: Sequence[Json], results: Json, prefix: str, name: 
     method = str(manifest.get("method") or "simpo")
     sets, settings = _part(manifest, "data", "sets"), _part(manifest, method)
     held_out, trained_on = (_part(sets, which) for which in (prefix.rstrip("_"), "train"))
+    unit = _unit(manifest, method, settings)
+    # Evaluations of SimPO by averages are per token as they are.
+    own = unit == PER_TOKEN and not is_against_reference(method)
+    measured = _part(manifest, "held_out", prefix.rstrip("_"))
+    per_token, scored = _per_token(measured, evaluations if own else ())
     if is_against_reference(method):
         evaluations = tuple(map(_without_tie, evaluations))
     return Run(
@@ -147,16 +170,19 @@ def _run(manifest: Json, log: Sequence[Json], results: Json, prefix: str, name: 
         status=_status(manifest, log),
         method=method,
         loss=str(manifest.get("own_loss") or _loss(settings)),
-        unit=_unit(manifest, method, settings),
+        conditions=Conditions.of(manifest, results, log),
+        unit=unit,
         evaluations=evaluations,
         final=final,
+        per_token=per_token,
+        scored=scored or (final if own and final and not final.is_empty else None),
         same_rows=_same_rows(manifest),
         seconds=_number(results.get("train_runtime")),
         resumed_from=int(manifest.get("resumed_from_step") or 0),
         memory=_part(manifest, "peak_memory") or None,
-        held_out=held_out.get("tokens_sha256"),
+        held_out=measured.get("tokens_sha256") or _fingerprint(held_out, method),
         held_out_rows=held_out.get("pairs", held_out.get("rows")),
-        trained_on=trained_on.get("tokens_sha256"),
+        trained_on=_fingerprint(trained_on, method),
         model=str(_part(manifest, "model").get("label") or "not named"),
     )
 
@@ -175,6 +201,28 @@ def _evaluations(
     if not _part(manifest, "recipe", "settings").get("load_best_model_at_end"):
         points.append(last)
     return tuple(points), last
+
+
+def _per_token(measured: Json, evaluations: Sequence[Point]) -> tuple[tuple[Point, ...], Point | None]:
+    """Returns all measurements of the held-out pairs per token, by step, and that of the model that was saved.
+
+    Args:
+        measured: what the manifest holds of the pairs under `held_out`.
+        evaluations: the evaluations, if they are per token.
+    """
+    start, end = _part(measured, "start"), _part(measured, "end")
+    scored = Point.scored(end, _step(end)) if end else None
+    recorded = [Point.scored(start, 0)] if start else []
+    recorded += [scored] if scored else []
+    by_step = {point.step: point for point in (*recorded, *evaluations)}
+    return tuple(by_step[step] for step in sorted(by_step)), scored
+
+
+def _fingerprint(found: Json, method: str) -> str | None:
+    """Returns the hash of the pairs of a set; in an older manifest SFT has only that of its own rows, for no use."""
+    if "pairs_sha256" in found or method == "sft":
+        return found.get("pairs_sha256")
+    return found.get("tokens_sha256")
 
 
 def _same_rows(manifest: Json) -> tuple[Point, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..record.reader import PER_ANSWER, PER_TOKEN, Point, Run
-from .comparison import Comparison, won_by
+from .comparison import Comparison, Drift, won_by
 from .style import MARKERS, finish_panel, line_style, picture
 
 _COLUMNS = 3
@@ -40,9 +40,10 @@ def comparison_picture(comparison: Comparison, path: Path) -> bool:
     with picture(rows, _COLUMNS, below=0.6 if rows == 1 else 0) as (figure, axes):
         for axis in axes.flatten():
             axis.set_axis_off()
+        last = max(step for panel in panels for steps, _ in panel.courses for step in steps)
         lines: dict[int, Any] = {}
         for panel in panels:
-            lines |= _draw(axes[panel.place], panel)
+            lines |= _draw(axes[panel.place], panel, last)
         names, title = _labels(comparison.runs)
         # With two rows the legend is in the free panel under the accuracy, else under all panels.
         handles = [lines[number] for number in sorted(lines)]
@@ -58,7 +59,7 @@ def comparison_picture(comparison: Comparison, path: Path) -> bool:
 
 def _labels(runs: Sequence[Run]) -> tuple[list[str], str | None]:
     """Returns names of the runs for the legend and its title; they say what wins a pair if that differs by run."""
-    won = [won[0] if (won := won_by(run)) else None for run in runs]
+    won = [_won(run) for run in runs]
     if len(set(won) - {None}) < 2:
         return [run.name for run in runs], None
     names = [f"{run.name} ({how})" if how else run.name for run, how in zip(runs, won, strict=True)]
@@ -68,30 +69,54 @@ def _labels(runs: Sequence[Run]) -> tuple[list[str], str | None]:
 def _panels(comparison: Comparison) -> list[_Panel]:
     """Returns the panels that are not empty: accuracy, and for each unit margin and drift."""
     runs, source = comparison.runs, (comparison.drift_measure or "").partition(",")[0]
-    accuracies = [_course(run, lambda point: point.accuracy) for run in runs]
+    accuracies = [_course(_shown(run), lambda point: point.accuracy) for run in runs]
     panels = [_Panel((0, 0), "Held-out accuracy", "share of pairs won", accuracies)]
-    units = [unit for unit in (PER_TOKEN, PER_ANSWER) if any(run.unit == unit for run in runs)]
-    for row, unit in enumerate(units):
-        margins = [_course(run, lambda point: point.margin) if run.unit == unit else _NOTHING for run in runs]
-        changes = [
-            (drift.steps, drift.changes) if drift and run.unit == unit else _NOTHING
-            for run, drift in zip(runs, comparison.drifts, strict=True)
-        ]
+    shown = [(unit, _margins(runs, unit), _changes(comparison.drifts, unit)) for unit in (PER_TOKEN, PER_ANSWER)]
+    shown = [each for each in shown if any(steps for courses in each[1:] for steps, _ in courses)]
+    for row, (unit, margins, changes) in enumerate(shown):
         panels.append(_Panel((row, 1), "Held-out margin (chosen - rejected)", unit, margins))
         panels.append(_Panel((row, 2), f"Chosen log-prob drift, {source}", unit, changes))
     return [panel for panel in panels if any(steps for steps, _ in panel.courses)]
 
 
-def _course(run: Run, value: Callable[[Point], float | None]) -> Series:
-    points = [(point.step, found) for point in run.evaluations if (found := value(point)) is not None]
-    return [step for step, _ in points], [found for _, found in points]
+def _shown(run: Run) -> tuple[Point, ...]:
+    """Returns the measurements per token, or the run's own evaluations if there are none per token."""
+    return run.per_token or run.evaluations
 
 
-def _draw(axis: Any, panel: _Panel) -> dict[int, Any]:
-    """Draw a panel, and return the line of each run that has points in it, by the run's number."""
+def _won(run: Run) -> str | None:
+    """Returns the condition for winning a pair in the panel of the accuracy, in short; None without accuracy."""
+    if any(point.accuracy is not None for point in run.per_token):
+        return PER_TOKEN.removeprefix("nats ")
+    own = won_by(run)
+    return own[0] if own else None
+
+
+def _margins(runs: Sequence[Run], unit: str) -> list[Series]:
+    def points(run: Run) -> tuple[Point, ...]:
+        if unit == PER_TOKEN:
+            return run.per_token
+        # Beside the measurements per token, sums are worth a panel if they were measured more often.
+        return run.evaluations if run.unit == unit and len(run.evaluations) > len(run.per_token) else ()
+
+    return [_course(points(run), lambda point: point.margin) for run in runs]
+
+
+def _changes(drifts: Sequence[Drift | None], unit: str) -> list[Series]:
+    return [(drift.steps, drift.changes) if drift and drift.unit == unit else _NOTHING for drift in drifts]
+
+
+def _course(points: Sequence[Point], value: Callable[[Point], float | None]) -> Series:
+    known = [(point.step, found) for point in points if (found := value(point)) is not None]
+    return [step for step, _ in known], [found for _, found in known]
+
+
+def _draw(axis: Any, panel: _Panel, last: int) -> dict[int, Any]:
+    """Draw a panel up to the last step, and return the line of each run that has points in it, by the run's number."""
     axis.set_axis_on()
     axis.set(title=panel.title, ylabel=panel.unit, xlabel="optimiser step")
     lines = {}
+    most = max(len(steps) for steps, _ in panel.courses)
     for number, (steps, values) in enumerate(panel.courses):
         if steps:
             # Each run's line is thinner than the last, so that the edges of a covered line stay visible.
@@ -99,7 +124,8 @@ def _draw(axis: Any, panel: _Panel) -> dict[int, Any]:
             [lines[number]] = axis.plot(
                 steps,
                 values,
-                **line_style(number),
+                # A line through the start and the end alone would show a course that nobody measured.
+                **line_style(number) | ({"linestyle": "none"} if len(steps) < 3 <= most else {}),
                 marker=MARKERS[number % len(MARKERS)],
                 markevery=max(1, len(steps) // _MARKS),
                 linewidth=1.2 + 1.4 * below,
@@ -107,5 +133,5 @@ def _draw(axis: Any, panel: _Panel) -> dict[int, Any]:
                 markeredgecolor="white",
                 markeredgewidth=0.3,
             )
-    finish_panel(axis)
+    finish_panel(axis, steps=last)
     return lines

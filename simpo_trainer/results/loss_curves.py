@@ -4,16 +4,22 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SimPOError
-from .style import GUIDE, finish_panel, line_style, picture
+from .style import BLUE, GREY, GUIDE, finish_panel, picture
 
 # Log-probability per token half-way between the two answers of a pair, for all margins.
 _MIDDLE = -2.0
+# The loss that the others are compared with, SimPO's.
+_REFERENCE = "sigmoid"
+_COLUMNS = 4
+_LIMITS = (-2.5, 5.0)
 # Length of the answers for losses that compare whole answers, tokens.
 _TOKENS = 100
 
 
 def plot_losses(names: list[str], path: Path, settings: dict[str, float]) -> None:
-    """Draw the losses of pairs, and their gradients, over the margin between the answers.
+    """Draw the loss of a pair and its slope over the margin between the answers, in a panel for each loss.
+
+    The default loss stands in grey in the panels of the others.
 
     Args:
         names: the losses to draw.
@@ -25,33 +31,47 @@ def plot_losses(names: list[str], path: Path, settings: dict[str, float]) -> Non
     """
     from ..loss.losses import LOSSES
 
-    # Wider than other panels: up to a dozen lines cross each other.
-    with picture(1, 2, panel=(5.55, 4.6)) as (figure, [[left, right]]):
-        for number, name in enumerate(names):
-            margins, values, slopes = curve(name, settings)
-            left.plot(margins, values, **line_style(number))
-            right.plot(margins, slopes, **line_style(number))
-        labels = [f"{name}, answers of {_TOKENS} tokens" if LOSSES[name].compares == "sum" else name for name in names]
-        figure.legend(left.lines, labels, loc="outside right center")
-        for axis, title, unit in ((left, "Loss of a pair", "loss"), (right, "Its slope", "d loss / d margin")):
-            axis.set(title=title, ylabel=unit, xlabel="margin (chosen - rejected), nats per token")
+    columns = min(_COLUMNS, len(names))
+    rows = -(-len(names) // columns)
+    reference = curve(_REFERENCE, settings)
+    with picture(rows, columns, panel=(3.2, 2.8), below=0.4) as (figure, grid):
+        axes = grid.flatten()
+        for axis, name in zip(axes, names, strict=False):
+            if name != _REFERENCE:
+                _draw(axis, reference, color=GREY, linewidth=1.2)
+            _draw(axis, curve(name, settings), color=BLUE)
+            axis.set_title(f"{name}, {_TOKENS} tokens" if LOSSES[name].compares == "sum" else name)
             axis.axvline(0, **GUIDE)
             finish_panel(axis)
-        # Without limits, one steep loss would flatten all others.
-        left.set_ylim(*_limits(left, -1.2, 6.0))
-        right.set_ylim(*_limits(right, -6.0, 2.5))
+            # The same limits for all, so that panels compare; a steep loss leaves its panel.
+            axis.set_ylim(*_LIMITS)
+        for axis in axes[max(0, len(names) - columns) : len(names)]:  # the lowest of each column
+            axis.set_xlabel("margin (chosen - rejected), nats per token")
+        for axis in axes[len(names) :]:
+            axis.set_axis_off()
+        shown = [axes[0].lines[-3], axes[0].lines[-2]]
+        labels = ["loss of a pair", "its slope, d loss / d margin"]
+        if names != [_REFERENCE]:
+            other = next(axis for axis, name in zip(axes, names, strict=False) if name != _REFERENCE)
+            shown.append(other.lines[0])
+            labels.append(f"{_REFERENCE}, the default, for comparison")
+        figure.legend(shown, labels, loc="outside lower center", ncols=len(shown) if columns > 1 else 1)
         try:
             figure.savefig(path)
         except (OSError, ValueError) as error:
             raise SimPOError(f"The picture cannot be written to {path}: {error}. Give --plot another file.") from error
 
 
-def _limits(axis: Any, lowest: float, highest: float) -> tuple[float, float]:
-    low, high = axis.get_ylim()
-    return max(low, lowest), min(high, highest)
+Curve = tuple[list[float], list[float], list[float]]
 
 
-def curve(name: str, settings: dict[str, float]) -> tuple[list[float], list[float], list[float]]:
+def _draw(axis: Any, found: Curve, **style: Any) -> None:
+    margins, values, slopes = found
+    axis.plot(margins, values, **style)
+    axis.plot(margins, slopes, linestyle="--", **style)
+
+
+def curve(name: str, settings: dict[str, float]) -> Curve:
     """Returns margins in nats per token, the loss of a pair at each margin, and the slope of the loss there.
 
     The mean of the two answers' log-probabilities is -2 nats per token.

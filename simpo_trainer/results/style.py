@@ -21,6 +21,8 @@ GUIDE = {"color": "#555555", "linestyle": ":", "linewidth": 1.2}
 _PANEL = (3.7, 3.1)
 # Two labels of up to this many letters fit beside each other.
 _SHORT = 18
+# Height of a line of a legend, points.
+_LEGEND_LINE = 12.5
 _SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -32,10 +34,8 @@ _SETTINGS: dict[Any, Any] = {
     "axes.spines.right": False,
     "lines.linewidth": 1.6,
     "legend.fontsize": 8,
-    # A line under a legend shows through, and the text stays readable.
     "legend.facecolor": "white",
     "legend.edgecolor": "none",
-    "legend.framealpha": 0.8,
     # Without this, the numbers of a panel would touch those of the next one.
     "figure.constrained_layout.w_pad": 0.1,
     "figure.constrained_layout.h_pad": 0.08,
@@ -69,24 +69,30 @@ def line_style(number: int) -> dict[str, str]:
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number // len(COLOURS) % len(LINES)]}
 
 
-def finish_panel(axis: Any) -> None:
-    """Set numbers and margins of a panel, and add a legend if it has more than one labelled line."""
+def finish_panel(axis: Any, *, steps: int | None = None) -> None:
+    """Set numbers and margins of a panel, and add a legend above it if it has more than one labelled line.
+
+    Args:
+        axis: the panel.
+        steps: the last step of a panel over optimiser steps, which begins at step 0.
+    """
     axis.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
     axis.margins(x=0.02)
+    if steps is not None:  # a single point would otherwise lie in a span of its own
+        room = 0.02 * max(1, steps)
+        axis.set_xlim(-room, max(1, steps) + room)
     if axis.get_xlim()[1] - axis.get_xlim()[0] < 20:
         axis.xaxis.get_major_locator().set_params(integer=True)
     labels = axis.get_legend_handles_labels()[1]
-    if len(labels) > 1 and axis.get_autoscaley_on():
+    if len(labels) > 1:
         _add_legend_above(axis, labels)
-    elif len(labels) > 1:
-        axis.legend()
 
 
 def _add_legend_above(axis: Any, labels: list[str]) -> None:
-    """Add a legend, and make the panel higher than its lines, so that the legend hides none of them."""
-    columns = 2 if max(map(len, labels)) <= _SHORT else 1
+    """Add a legend between title and panel, where it can hide neither curves nor guides."""
+    columns = 1 if max(map(len, labels)) > _SHORT else 2 if len(labels) == 4 or max(map(len, labels)) > 9 else 3
     rows = -(-len(labels) // columns)
-    share = min(0.5, 0.03 + 0.085 * rows)
-    low, high = axis.get_ylim()
-    axis.set_ylim(low, high + (high - low) * share / (1 - share))
-    axis.legend(loc="upper center", ncols=columns, columnspacing=1)
+    axis.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns, columnspacing=1, borderaxespad=0.1, frameon=False
+    )
+    axis.set_title(axis.get_title(), pad=8 + _LEGEND_LINE * rows)

@@ -16,18 +16,55 @@ from .comparison import Comparison
 
 _DASH = "-"
 
+# Makes the text of a figure in the table from the figures of a run.
+Cell = Callable[[Mapping[str, Any]], str]
+
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Returns a table with a column for each run and a row for each figure; some rows are left out if all are empty."""
+    """Returns a table with a column for each run and a row for each figure; some rows are left out if all are empty.
+
+    Conditions have a row where they differ between the runs.
+    """
     table = Table()
     table.add_column("")
     for run in comparison.runs:
         table.add_column(escape(run.name), justify="right")
-    for title, needed, cell in _ROWS:
-        cells = [cell(figures) for figures in comparison.figures]
-        if needed or any(text != _DASH for text in cells):
-            table.add_row(title, *map(escape, cells))
+
+    def cells(cell: Cell) -> list[str]:
+        return [cell(figures) for figures in comparison.figures]
+
+    conditions = [(title, cells(cell)) for title, cell in (_CONDITIONS | _UNTRAINED).items()]
+    differing = [(title, found) for title, found in conditions if len(set(found)) > 1]
+    measured = [(title, cells(cell)) for title, needed, cell in _ROWS if needed or {*cells(cell)} != {_DASH}]
+    for title, found in (
+        ("status", cells(_figure("status", ""))),
+        ("method, loss", cells(_loss)),
+        *differing,
+        *measured,
+    ):
+        table.add_row(title, *map(escape, found))
     return table
+
+
+def same_for_all(comparison: Comparison) -> list[str]:
+    """Returns lines with the conditions that are equal in all runs, which therefore have no row in the table."""
+    several = len(comparison.runs) > 1
+    conditions, untrained = _equal(comparison, _CONDITIONS), _equal(comparison, _UNTRAINED)
+    lines = [f"{'Same for all' if several else 'Conditions'}: {', '.join(conditions)}."] if conditions else []
+    if untrained:
+        lines.append(f"Before training{', the same for all' if several else ''}: {', '.join(untrained)}.")
+    return lines
+
+
+def _equal(comparison: Comparison, conditions: Mapping[str, Cell]) -> list[str]:
+    """Returns the titles with their values of the conditions that are known and equal in all runs."""
+    found = []
+    for title, cell in conditions.items():
+        cells = {cell(figures) for figures in comparison.figures}
+        if len(cells) == 1 and _DASH not in cells:
+            name, _, unit = title.removeprefix("untrained ").partition(", ")
+            found.append(f"{name} {cells.pop()} {unit}".rstrip())
+    return found
 
 
 def show(comparison: Comparison, console: Console) -> None:
@@ -36,7 +73,7 @@ def show(comparison: Comparison, console: Console) -> None:
     if not console.is_terminal:  # a file has no fixed width
         console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
     console.print(table)
-    for note in comparison.notes:
+    for note in (*same_for_all(comparison), *comparison.notes):
         console.print(escape(note), highlight=False, soft_wrap=True)
     for warning in comparison.warnings:
         console.print(f"[bold yellow]Warning:[/bold yellow] {escape(warning)}", highlight=False, soft_wrap=True)
@@ -85,8 +122,6 @@ def _finite(value: Any) -> Any:
 
 # ---- Rows ----
 
-Cell = Callable[[Mapping[str, Any]], str]
-
 
 def _figure(name: str, fmt: str) -> Cell:
     return lambda figures: _DASH if figures[name] is None else f"{figures[name]:{fmt}}"
@@ -96,10 +131,21 @@ def _loss(figures: Mapping[str, Any]) -> str:
     return " ".join(part for part in (figures["method"], figures["loss"]) if part)
 
 
-def _best(figures: Mapping[str, Any]) -> str:
-    if figures["best_accuracy"] is None:
-        return _DASH
-    return f"{figures['best_accuracy']:.3f} ({figures['best_accuracy_step']})"
+def _best(prefix: str) -> Cell:
+    def cell(figures: Mapping[str, Any]) -> str:
+        best, step = figures[f"{prefix}best_accuracy"], figures[f"{prefix}best_accuracy_step"]
+        return _DASH if best is None else f"{best:.3f} ({step})"
+
+    return cell
+
+
+def _training_pairs(figures: Mapping[str, Any]) -> str:
+    """Returns the size of the training set, and its hash if the sets differ."""
+    data, pairs = figures["training_data"], figures["training_pairs"]
+    marks = [] if pairs is None else [f"{pairs:,}"]
+    if data and marks:
+        marks.append(f"({'the same' if data == 'same' else data})")
+    return " ".join(marks) or _DASH
 
 
 def _lengths(figures: Mapping[str, Any]) -> str:
@@ -125,16 +171,35 @@ def _memory(kind: str) -> Cell:
     return cell
 
 
+# Titles with the function for a run's cell; a condition that is equal in all runs has no row.
+_CONDITIONS: dict[str, Cell] = {
+    "optimiser steps": _figure("steps", ","),
+    "pairs seen": _figure("pairs_seen", ","),
+    "pairs a step": _figure("pairs_per_step", ".5g"),
+    "epochs": _figure("epochs", ".3g"),
+    "learning rate": _figure("learning_rate", "g"),
+    "weights trained": _figure("adapter", ""),
+    "training pairs": _training_pairs,
+    "seed": _figure("seed", ""),
+    "beta": _figure("beta", "g"),
+    "target margin": _figure("target_margin", "g"),
+}
+_UNTRAINED: dict[str, Cell] = {
+    "untrained held-out accuracy": _figure("untrained_accuracy", ".3f"),
+    "untrained margin, nats per token": _figure("untrained_margin_nats_per_token", "+.3f"),
+    "untrained chosen log-prob, nats per token": _figure("untrained_chosen_nats_per_token", ".3f"),
+}
 # Title, whether the row is shown even if it is empty for all runs, and the function for a run's cell.
 _ROWS: tuple[tuple[str, bool, Cell], ...] = (
-    ("status", True, lambda figures: figures["status"]),
-    ("method, loss", True, _loss),
-    ("pair won by log-prob", True, _figure("pair_won_by", "")),
     ("held-out accuracy, final", True, _figure("accuracy", ".3f")),
-    ("held-out accuracy, best (step)", True, _best),
+    ("held-out accuracy, best (step)", False, _best("")),
     ("margin, nats per token", False, _figure("margin_nats_per_token", "+.3f")),
-    ("margin, nats per answer", False, _figure("margin_nats_per_answer", "+.3f")),
+    ("chosen log-prob, nats per token", False, _figure("chosen_nats_per_token", ".3f")),
     ("chosen drift, nats per token", False, _figure("chosen_drift_nats_per_token", "+.3f")),
+    ("own accuracy, pair won by log-prob", False, _figure("own_pair_won_by", "")),
+    ("own accuracy, final", False, _figure("own_accuracy", ".3f")),
+    ("own accuracy, best (step)", False, _best("own_")),
+    ("margin, nats per answer", False, _figure("margin_nats_per_answer", "+.3f")),
     ("chosen drift, nats per answer", False, _figure("chosen_drift_nats_per_answer", "+.3f")),
     ("tokens, chosen / rejected", True, _lengths),
     ("training time", True, _duration),

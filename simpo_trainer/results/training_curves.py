@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..record.metric_table import ACCURACY, MARGINS, Metric, metrics_of, prefixes_of
+from ..record.metric_table import ACCURACY, CHOSEN, MARGINS, REJECTED, Metric, metrics_of, prefixes_of
+from ..record.reader import PER_TOKEN
 from .style import BLUE, COLOURS, GREEN, GUIDE, MARKERS, ORANGE, finish_panel, picture
 
 Log = Sequence[Mapping[str, float]]
@@ -25,6 +26,8 @@ def training_curves(
     *,
     target_margin: float | None = None,
     unit: str = "nats per token",
+    start: Mapping[str, Any] | None = None,
+    held_out: Mapping[str, Any] | None = None,
 ) -> bool:
     """Draw loss, margin, log-probabilities, accuracy, learning rate and gradient norm over the optimiser steps.
 
@@ -33,6 +36,8 @@ def training_curves(
         path: the PNG file to write.
         target_margin: drawn as a line in the panel of the margin.
         unit: the unit of log-probabilities and margins.
+        start: metrics of the untrained model on training rows, by their names in the log; drawn as a mark at step 0.
+        held_out: `held_out` of the run's manifest; evaluations per token begin with the untrained model's.
 
     Returns:
         False if there was nothing to draw, so that no file was written.
@@ -41,6 +46,8 @@ def training_curves(
     prefixes = sorted({prefix for entry in log_history for prefix in prefixes_of(entry, mark) if prefix})
     if not prefixes and not any("loss" in entry for entry in log_history):
         return False
+    if unit == PER_TOKEN:
+        log_history = [*_untrained(log_history, prefixes, held_out or {}), *log_history]
     panels: dict[tuple[str, str], list[Metric]] = {}
     for metric in metrics:
         if metric.panel:
@@ -50,11 +57,12 @@ def training_curves(
         for axis, ((title, measure), shown) in zip(axes, panels.items(), strict=False):
             axis.set(title=title, ylabel=measure.format(unit=unit), xlabel="optimiser step")
             _draw(axis, log_history, shown, prefixes)
+            _mark_start(axis, shown, start or {})
             _add_guides(axis, shown[0].name, target_margin)
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
         for axis in axes[: len(panels)]:
-            finish_panel(axis)
+            finish_panel(axis, steps=int(max(entry["step"] for entry in log_history)))
         figure.savefig(path)
     return True
 
@@ -66,6 +74,26 @@ def _add_guides(axis: Any, name: str, target_margin: float | None) -> None:
     if name == ACCURACY:
         axis.axhline(0.5, **GUIDE, label="chance")
         axis.set_ylim(-0.02, 1.02)
+
+
+def _untrained(log_history: Log, prefixes: Sequence[str], held_out: Mapping[str, Any]) -> list[dict[str, float]]:
+    """Returns log entries of step 0 for evaluation sets that were only scored before the first step, not evaluated."""
+    names = {"accuracy": ACCURACY, "margin": MARGINS, "chosen": CHOSEN, "rejected": REJECTED}
+    found = []
+    for prefix in prefixes:
+        start = (held_out.get(prefix.rstrip("_")) or {}).get("start")
+        if start and not any(entry["step"] == 0 and prefix + CHOSEN in entry for entry in log_history):
+            found.append({"step": 0} | {prefix + logged: start[name] for name, logged in names.items()})
+    return found
+
+
+def _mark_start(axis: Any, metrics: Sequence[Metric], start: Mapping[str, Any]) -> None:
+    """Mark the untrained model's values at step 0 in the colours of the training lines."""
+    label = "untrained, train"
+    for metric, own in zip(metrics, (BLUE,) if len(metrics) == 1 else _SIDES, strict=False):
+        if isinstance(start.get(metric.name), float | int):
+            axis.plot([0], [start[metric.name]], color=own, marker="*", markersize=9, linestyle="none", label=label)
+            label = "_nolegend_"  # one entry explains the mark
 
 
 def _draw(axis: Any, log_history: Log, metrics: Sequence[Metric], prefixes: Sequence[str]) -> None:

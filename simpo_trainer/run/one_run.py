@@ -112,6 +112,7 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
     stop_request.obey()
     if test is not None:
         evaluation = _evaluate(trainer)
+        trainer.held_out.measure_end()
         trainer.save_metrics("eval", evaluation)
         trainer.save_state()  # again: its log now has the evaluation
         metrics |= evaluation

@@ -133,6 +133,14 @@ def pair_counts(dataset: Any) -> list[int] | None:
     return [count for table in tables for count in pc.list_value_length(table["chosen"]).to_pylist()]
 
 
+def count_pairs(dataset: Any) -> int | None:
+    """Returns the number of pairs in a set, more than its rows where answers are ranked; None for a stream."""
+    if not hasattr(dataset, "__len__"):
+        return None
+    counts = pair_counts(dataset)
+    return len(dataset) if counts is None else sum(counts)
+
+
 def _say_unread_settings(columns: list[str], name: str, settings: RowSettings) -> None:
     """Warn of settings for ranked answers where the training set has none to make pairs of."""
     given = [

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, cast
 
+import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from torch import nn
@@ -20,7 +21,9 @@ from ..model.experts import BalanceTerm
 from ..model.modes import evaluating
 from ..record.methods import METHODS
 from ..record.metric_table import AUX_LOSS, PAST_TARGET
+from ..record.reader import PER_TOKEN
 from .config import SimPOConfig
+from .held_out import figures_of
 from .run_trainer import RunTrainer
 
 
@@ -48,9 +51,11 @@ class PairEvaluation(RunTrainer):
     """
 
     args: SimPOConfig
+    evaluates_per_token = True
     _balance: BalanceTerm | None
     _eval_sums: MetricSums
     _eval_records: PairRecords
+    _eval_averages: np.ndarray
 
     def _tokenized(self, dataset: Any, name: str, *, of_run: bool = False) -> Any:
         """Returns the token rows of a set, or of each set in a mapping; `of_run` puts them on the run's record."""
@@ -81,7 +86,17 @@ class PairEvaluation(RunTrainer):
         """Like `Trainer.evaluate`; sets may be raw rows or streams, and several sets a mapping."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = self._tokenized(eval_dataset, metric_key_prefix)
-        return super().evaluate(cast(Any, eval_dataset), ignore_keys, metric_key_prefix)
+        metrics = super().evaluate(cast(Any, eval_dataset), ignore_keys, metric_key_prefix)
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(rows, str):
+            rows = cast(Mapping[str, Any], self.eval_dataset)[rows]
+        if not isinstance(rows, Mapping):  # a mapping comes here again, set by set
+            self.held_out.note(metric_key_prefix, rows, figures_of(self._eval_averages))
+        return metrics
+
+    def held_out_batches(self, rows: Any) -> DataLoader:
+        """Returns the micro-batches of rows, laid out as in any evaluation."""
+        return self.get_eval_dataloader(rows)
 
     def evaluation_loop(
         self,
@@ -103,6 +118,7 @@ class PairEvaluation(RunTrainer):
         if self._balance:
             metrics["loss"] += self._balance.coefficient * metrics["aux_loss"]
         logps, lengths, tokens = self._eval_records.gather(self.accelerator)
+        self._eval_averages = logps if self.args.objective.unit == PER_TOKEN else logps / lengths
         metrics |= {"num_pairs": len(logps), "num_tokens": int(tokens.sum())}
         if self.compute_metrics is not None:
             found = self.compute_metrics(EvalPrediction(predictions=logps, label_ids=lengths))

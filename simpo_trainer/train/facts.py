@@ -14,7 +14,7 @@ from ..record.facts import RunFacts
 from ..record.fingerprints import rows_fingerprint, sha256_of, tokenizer_fingerprint
 from ..record.privacy import hub_name, public_label, public_settings
 from ..tokens.rows import is_ranked
-from ..tokens.sets import TokenSet, columns_of, pair_counts
+from ..tokens.sets import TokenSet, columns_of, count_pairs
 from .config import SimPOConfig
 
 
@@ -103,9 +103,10 @@ def _sets(trainer: Any) -> dict[str, Any]:
     return {
         name: {
             "rows": len(dataset) if hasattr(dataset, "__len__") else None,
-            "pairs": _count_pairs(dataset),
+            "pairs": count_pairs(dataset),
             "ranked": is_ranked(columns_of(dataset)),
             "tokens_sha256": rows_fingerprint(dataset),
+            "pairs_sha256": _pairs_fingerprint(trainer.token_sets.get(name)),
             "tokenization": _tokenization(trainer.token_sets.get(name)),
         }
         for name, dataset in sets.items()
@@ -113,12 +114,9 @@ def _sets(trainer: Any) -> dict[str, Any]:
     }
 
 
-def _count_pairs(dataset: Any) -> int | None:
-    """The number of pairs in a set, more than its rows where answers are ranked; None for a stream."""
-    if not hasattr(dataset, "__len__"):
-        return None
-    counts = pair_counts(dataset)
-    return len(dataset) if counts is None else sum(counts)
+def _pairs_fingerprint(found: TokenSet | None) -> str | None:
+    """Returns the hash of a set's pairs before a method makes its own rows of them; None for rows without pairs."""
+    return None if found is None else rows_fingerprint(found.rows)
 
 
 def _tokenization(found: TokenSet | None) -> dict[str, Any] | None:

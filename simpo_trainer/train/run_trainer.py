@@ -9,6 +9,7 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from peft import PeftModel
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,6 +26,7 @@ from ..tokens.sets import TokenSet, token_set
 from .checkpoints import check_adapter_fits, check_optimizer_fits, check_schedule_fits, find_checkpoint
 from .config import SimPOConfig
 from .facts import run_facts
+from .held_out import HeldOutCallback
 from .logged_steps import LoggedSteps
 from .memory import out_of_memory
 from .processes import end_group_at_exit
@@ -56,6 +58,9 @@ class RunTrainer(HubTrainer):
     token_sets: dict[str, TokenSet]
     stop_request: StopRequest
     same_rows: SameRowsCallback
+    held_out: HeldOutCallback
+    # Whether its evaluations measure the held-out pairs per token.
+    evaluates_per_token = False
     _saves_checkpoint = False
 
     def _attach(self, *reports: TrainerCallback) -> None:
@@ -68,7 +73,8 @@ class RunTrainer(HubTrainer):
             end_group_at_exit()
         self.stop_request = StopRequest()
         self.run_record, self.same_rows = ManifestCallback(self), SameRowsCallback(self)
-        for callback in (self.run_record, self.same_rows, *reports, LoggedSteps(), StopCallback(self)):
+        self.held_out = HeldOutCallback(self)
+        for callback in (self.run_record, self.same_rows, self.held_out, *reports, LoggedSteps(), StopCallback(self)):
             self.add_callback(callback)
         show_lines(self)
 
@@ -95,6 +101,14 @@ class RunTrainer(HubTrainer):
 
     def measure(self, rows: Any) -> dict[str, float]:
         """Returns the model's metrics on rows from `rows_to_measure`, without a graph; every process must call it."""
+        raise NotImplementedError
+
+    def held_out_sets(self) -> dict[str, Any]:
+        """Returns the token rows of the evaluation sets that the constructor got and that hold pairs, by name."""
+        return {name: found.rows for name, found in self.token_sets.items() if name.split("_")[0] == "eval"}
+
+    def held_out_batches(self, rows: Any) -> DataLoader:
+        """Returns this process's micro-batches of such rows, for scoring."""
         raise NotImplementedError
 
     def _token_set(

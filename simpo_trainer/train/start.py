@@ -7,6 +7,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..log import get_logger
 from ..model.load import describe
+from ..record.methods import METHODS
+from ..record.reader import PER_TOKEN
 from ..tokens.rows import is_ranked
 from ..tokens.sets import columns_of, pair_counts
 from .rate import ADAPTER_FACTOR, has_adapter, low_rate
@@ -25,6 +27,7 @@ class StartReport(TrainerCallback):
     ) -> None:
         trainer = self.trainer
         say_size(trainer, trainer.args.global_batch_size)
+        say_unit(trainer)
         if state.global_step:
             logger.info(f"Resuming after step {state.global_step}.")
             return
@@ -68,6 +71,15 @@ def say_size(trainer: Any, wanted: int | None, unit: str | None = None) -> None:
         logger.warning(
             f"The global batch is {batch} {unit}, the recipe's is {wanted}: its other numbers were chosen for that. "
             "Leave gradient_accumulation_steps out to have it derived."
+        )
+
+
+def say_unit(trainer: Any) -> None:
+    """Log the unit of the log-probabilities in the lines of a run whose numbers are not per token, as SimPO's are."""
+    if METHODS[trainer.method].won and trainer.log_prob_unit != PER_TOKEN:
+        logger.info(
+            "In the lines below, margin, chosen and rejected are sums over the tokens of an answer, in nats, not "
+            "averages per token."
         )
 
 

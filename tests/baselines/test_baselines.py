@@ -249,8 +249,10 @@ def test_a_dpo_run_from_a_recipe_of_simpo(recipe, world, caplog):
     assert Path("out/training_curves.png").is_file()
     assert "beta: 2.0" in caplog.text and "ignored under method dpo, which takes beta: 0.01" in caplog.text
     # The tokens are those of a SimPO run, to the last one.
+    unit = "margin, chosen and rejected are sums over the tokens of an answer, in nats"
+    assert caplog.text.count(unit) == 1
     run(recipe(output_dir="simpo"))
-    assert manifest("simpo")["method"] == "simpo"
+    assert manifest("simpo")["method"] == "simpo" and caplog.text.count(unit) == 1
     tokens = [manifest(folder)["data"]["sets"]["train"]["tokens_sha256"] for folder in ("out", "simpo")]
     assert tokens[0] == tokens[1]
 
@@ -303,8 +305,11 @@ def test_a_resumed_dpo_run_ends_as_an_uninterrupted_one(recipe):
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(recipe):
     """The global batch of 4 pairs is 2 x 2 in one process and 2 x 1 in each of two, under either method."""
+    # Three held-out pairs in batches of two: of two processes, one has a pair less.
+    Path("three.jsonl").write_text("".join(json.dumps(as_text(row)) + "\n" for row in PAIRS[12:15]))
+    evaluated = {"eval_dataset_name": "three.jsonl", "eval_strategy": "epoch", "per_device_eval_batch_size": 2}
     for method in ARGUMENTS:
-        run(recipe(method=method, output_dir=method, max_steps=3, use_cpu=True, dataloader_drop_last=True))
+        run(recipe(method=method, output_dir=method, max_steps=3, use_cpu=True, dataloader_drop_last=True, **evaluated))
     words = [["r.yaml", {"method": method, "output_dir": f"{method}-two"}] for method in ARGUMENTS]
     Path("runs.json").write_text(json.dumps(words))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -320,6 +325,8 @@ def test_two_processes_take_the_steps_of_one(recipe):
         assert losses_of(f"{method}-two") == pytest.approx(losses_of(method), rel=1e-4)
         for measured in ("start", "end"):
             assert two[measured] == pytest.approx(one[measured], rel=1e-4)
+            scored = (found["held_out"]["eval"][measured] for found in (one, two))
+            assert next(scored) == pytest.approx(next(scored), rel=1e-4, abs=1e-6)
         assert one["measured_rows"] == two["measured_rows"]
 
 
@@ -455,6 +462,7 @@ def test_sft_on_conversations(recipe, world):
     metrics = run(recipe(method="sft", max_steps=1, **settings))
     assert metrics["train_loss"] > 0
     assert manifest()["data"]["sets"]["train"]["rows"] == 8
+    assert manifest()["held_out"] == {} and manifest()["data"]["sets"]["train"]["pairs_sha256"] is None
     assert "a mean over the tokens of whole conversations" in Path("out/README.md").read_text()
     # No other method can do with them.
     with pytest.raises(SimPOError, match="column 'chosen' and 'rejected' missing; the columns are 'messages'"):

@@ -18,6 +18,7 @@ from runs import make_trainer
 from simpo_trainer.cli import app as cli
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.quickstart import losses as quickstart_losses
+from simpo_trainer.record.conditions import Conditions
 from simpo_trainer.record.folders import MANIFEST, run_names
 from simpo_trainer.results.command import compare
 from simpo_trainer.results.comparison_picture import comparison_picture
@@ -100,16 +101,18 @@ def test_figures_of_a_run(tmp_path):
     assert rows(text) == {
         "status": ["finished"],
         "method, loss": ["simpo sigmoid"],
-        "pair won by log-prob": ["per token"],
         "held-out accuracy, final": ["0.750"],
         "held-out accuracy, best (step)": ["0.875 (10)"],  # the earliest of equals
         "margin, nats per token": ["+2.000"],
+        "chosen log-prob, nats per token": ["-1.500"],
         "chosen drift, nats per token": ["-0.500"],
         "tokens, chosen / rejected": ["3.0 / 12.5"],
         "training time": ["1 min 15 s"],
         "peak memory, accelerator": ["3,072 MiB"],
     }
     assert "held-out pairs, from the untrained model to the last evaluation." in text
+    assert "Conditions: optimiser steps 30, training pairs 20." in text
+    assert "Before training: held-out accuracy 0.500, margin +0.250 nats per token, chosen log-prob -1.000" in text
     assert "Warning:" not in text
 
 
@@ -123,9 +126,12 @@ def test_sums_of_log_probs_never_stand_beside_averages(tmp_path):
     assert table["chosen drift, nats per token"] == ["-0.500", "-"]
     assert table["chosen drift, nats per answer"] == ["-", "-5.000"]
     assert table["tokens, chosen / rejected"] == ["3.0 / 12.5", "-"]
-    assert table["pair won by log-prob"] == ["per token", "vs. reference"]
-    assert "Accuracy: measured in different ways, " in text
-    assert "average log-prob per token (simpo); the log-prob raised more over the reference model's (dpo)." in text
+    assert table["held-out accuracy, final"] == ["0.750", "-"]
+    assert table["own accuracy, final"] == ["-", "0.500"]
+    assert table["own accuracy, pair won by log-prob"] == ["-", "vs. reference"]
+    assert (
+        "Own accuracy: as the method measures it, by the log-prob raised more over the reference model's (dpo)." in text
+    )
     # A model that is its own reference wins and loses no pair.
     assert [point.accuracy for point in found.runs[1].evaluations] == [None, 0.625, 0.5]
 
@@ -188,7 +194,7 @@ def test_what_was_not_measured_is_a_dash(tmp_path):
     sft = write_run(tmp_path / "sft", [{"step": 30, "eval_loss": 1.0}], method="sft", peak_memory=None, runtime=None)
     found, text = compared(sft)
     table = rows(text)
-    assert set(table) >= {"held-out accuracy, best (step)", "tokens, chosen / rejected", "training time"}
+    assert set(table) >= {"held-out accuracy, final", "tokens, chosen / rejected", "training time"}
     assert all(cells == ["-"] for title, cells in table.items() if title not in ("status", "method, loss"))
     assert not comparison_picture(found, tmp_path / "none.png") and not (tmp_path / "none.png").exists()
 
@@ -290,6 +296,161 @@ def test_memory_of_a_process_and_of_an_accelerator_are_two_figures(tmp_path):
     assert "of the last part of resumed runs: cpu from step 5." in text
 
 
+# ---- What is measured per token under every method ----
+
+
+def scored(accuracy, margin, chosen, **more):
+    return {"accuracy": accuracy, "margin": margin, "chosen": chosen, "rejected": chosen - margin, **more}
+
+
+def held_out(start, end):
+    return {"eval": {"tokens_sha256": "c" * 64, "pairs": 8, "start": start, "end": end}}
+
+
+UNTRAINED = scored(0.5, 0.25, -1.0)
+
+
+def test_every_method_stands_in_the_same_rows(tmp_path):
+    """The record of the pairs comes before the log, whose unit for DPO is another, and which SFT does not have."""
+    sft_sets = {name: SETS[name] | {"pairs_sha256": "d" * 64} for name in SETS}
+    folders = (
+        write_run(tmp_path / "simpo", SIMPO, held_out=held_out(UNTRAINED, scored(0.75, 2.0, -1.5, step=30))),
+        write_run(
+            tmp_path / "dpo", DPO, method="dpo", held_out=held_out(UNTRAINED, scored(0.625, 1.5, -1.25, step=30))
+        ),
+        write_run(
+            tmp_path / "sft",
+            [{"step": 30, "eval_loss": 1.0}],
+            method="sft",
+            data={"sets": sft_sets},
+            held_out=held_out(UNTRAINED, scored(0.875, 0.5, -0.5, step=30)),
+        ),
+    )
+    found, text = compared(*folders)
+    table = rows(text)
+    assert table["held-out accuracy, final"] == ["0.750", "0.625", "0.875"]
+    assert table["margin, nats per token"] == ["+2.000", "+1.500", "+0.500"]
+    assert table["chosen log-prob, nats per token"] == ["-1.500", "-1.250", "-0.500"]
+    assert table["chosen drift, nats per token"] == ["-0.500", "-0.250", "+0.500"]
+    assert "chosen drift, nats per answer" not in table and table["margin, nats per answer"] == ["-", "+20.000", "-"]
+    assert table["own accuracy, final"] == ["-", "0.500", "-"]
+    assert "Before training, the same for all: held-out accuracy 0.500, margin +0.250 nats per token, chosen" in text
+    assert "held-out pairs differ" not in text and "training pairs differ" in text
+    assert [[point.step for point in run.per_token] for run in found.runs] == [[0, 10, 20, 30], [0, 30], [0, 30]]
+
+
+def test_the_figures_are_of_the_model_that_was_saved(tmp_path):
+    """The best one, of step 10: what came later is no part of its drift."""
+    run = write_run(tmp_path / "run", SIMPO, held_out=held_out(UNTRAINED, scored(0.875, 0.75, -0.75, step=10)))
+    found, text = compared(run)
+    assert rows(text)["held-out accuracy, final"] == ["0.875"]
+    assert (found.drifts[0].steps, found.drifts[0].changes) == ((0, 10), (0.0, 0.25))
+
+
+def test_conversations_have_no_pairs(tmp_path):
+    sets = {"train": {"rows": 20, "pairs": 20, "tokens_sha256": "e" * 64, "pairs_sha256": None}}
+    talks = write_run(tmp_path / "talks", [], method="sft", data={"sets": sets}, held_out={})
+    _, text = compared(write_run(tmp_path / "simpo", SIMPO), talks)
+    assert rows(text)["training pairs"] == ["20 (hash aaaaaaaa)", "-"]
+    assert "talks: trained on conversations, which hold no pairs to score; hence the dashes." in text
+    assert "Warning: Trained on conversations, not on the pairs of the other runs: talks." in text
+    assert text.count("Warning:") == 1
+
+
+# ---- Conditions, and what is not fair ----
+
+CONDITIONS = {
+    "training": {"learning_rate": 5e-7},
+    "model": {"label": "org/base", "adapter": None},
+    "batch": {"global": 4, "per_device": 2, "processes": 1, "accumulation": 2, "optimiser_steps": 30},
+    "seeds": {"seed": 42},
+    "simpo": {"loss_type": "sigmoid", "beta": 2.0},
+    "target_margin": 0.5,
+}
+LORA = {"label": "org/base", "adapter": {"peft_type": "LORA", "r": 16}}
+
+
+def test_conditions_that_differ_have_a_row_and_others_a_line(tmp_path):
+    one = write_run(tmp_path / "one", [*SIMPO, {"step": 30, "epoch": 6.0}], **CONDITIONS)
+    other = CONDITIONS | {"seeds": {"seed": 7}, "simpo": {"loss_type": "hinge", "beta": 2.5}, "target_margin": None}
+    two = write_run(tmp_path / "two", [*SIMPO, {"step": 30, "epoch": 6.0}], **other)
+    found, text = compared(one, two, output=tmp_path / "out")
+    table = rows(text)
+    assert (table["seed"], table["beta"], table["target margin"]) == (["42", "7"], ["2", "2.5"], ["0.5", "-"])
+    assert (
+        "Same for all: optimiser steps 30, pairs seen 120, pairs a step 4, epochs 6, learning rate 5e-07, weights "
+        "trained full, training pairs 20 (the same)." in text
+    )
+    # Only method and settings of the loss differ: nothing is unfair.
+    assert "Warning:" not in text
+    [first, _] = json.loads((tmp_path / "out" / "comparison.json").read_text())["runs"]
+    [line, _] = csv.DictReader(io.StringIO((tmp_path / "out" / "comparison.csv").read_text()))
+    for name, value in {"pairs_seen": 120, "learning_rate": 5e-7, "adapter": "full", "training_data": "same"}.items():
+        assert first[name] == value and line[name] == str(value)
+
+
+def test_a_manifest_without_conditions_is_read(tmp_path):
+    bare = write_run(tmp_path / "older", SIMPO, batch={}, data={}, results={})
+    _, text = compared(bare, write_run(tmp_path / "newer", SIMPO, **CONDITIONS))
+    table = rows(text)
+    for title in ("optimiser steps", "pairs seen", "learning rate", "weights trained", "seed", "target margin"):
+        assert table[title][0] == "-" and table[title][1] != "-"
+
+
+@pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        ({"results": {"steps": 15}}, "have seen different numbers of pairs, so more training may be all that"),
+        ({"model": LORA}, "Some runs train an adapter and others the whole model: run: all weights; other: LoRA r 16."),
+        (
+            {"method": "sft", "sft": {"loss_type": "nll"}},
+            "other had a learning rate of preference training, 5e-07, at which SFT learns next to nothing; it usually",
+        ),
+    ],
+    ids=["budget", "weights", "rate"],
+)
+def test_what_is_not_fair_is_told_and_nothing_else(tmp_path, change, warning):
+    sets = {name: found | {"pairs_sha256": found["tokens_sha256"]} for name, found in SETS.items()}
+    base = CONDITIONS | {"data": {"sets": sets}}
+    run = write_run(tmp_path / "run", SIMPO, **base)
+    _, text = compared(run, write_run(tmp_path / "other", SIMPO, **{**base, **change}))
+    assert text.count("Warning:") == 1 and warning in text
+
+
+@pytest.mark.parametrize(
+    ("method", "change"),
+    [
+        ("dpo", {}),
+        ("sft", {"training": {"learning_rate": 2e-5}}),
+        ("dpo", {"model": LORA | {"adapter": {"peft_type": "LORA", "r": 8}}}),
+        # A step more or less at the end of an epoch is no other budget.
+        ("simpo", {"results": {"steps": 3000, "metrics": {"num_pairs_seen": 11999}}}),
+    ],
+)
+def test_another_method_alone_is_fair(tmp_path, method, change):
+    sets = {name: found | {"pairs_sha256": found["tokens_sha256"]} for name, found in SETS.items()}
+    base = CONDITIONS | {"data": {"sets": sets}}
+    if "model" in change:
+        base |= {"model": LORA}
+    if method == "simpo":
+        base |= {"results": {"steps": 3000, "metrics": {"num_pairs_seen": 12000}}}
+    run = write_run(tmp_path / "run", SIMPO, **base)
+    _, text = compared(run, write_run(tmp_path / "other", SIMPO, **{**base, "method": method, method: {}, **change}))
+    assert "Warning:" not in text
+
+
+def test_pairs_seen_by_a_trainer_of_trl_count_the_smaller_last_batch():
+    """20 pairs in batches of 2 x 2 x 2: three steps an epoch, the last of four pairs."""
+    batch = {"global": 8, "per_device": 2, "processes": 2, "accumulation": 2}
+    for steps, seen in ((1, 8), (2, 16), (3, 20), (4, 28), (6, 40)):
+        manifest = {"method": "dpo", "batch": batch, "results": {"steps": steps}, "data": {"sets": SETS}}
+        assert Conditions.of(manifest, {}, []).pairs_seen == seen
+    dropped = {"recipe": {"settings": {"dataloader_drop_last": True}}, "data": {"sets": {"train": {"rows": 19}}}}
+    assert Conditions.of(manifest | dropped, {}, []).pairs_seen == 48  # three epochs of 16: 4 batches, 2 steps
+    # A packed row holds several texts.
+    assert Conditions.of({**manifest, "method": "sft", "sft": {"packing": True}}, {}, []).pairs_seen is None
+
+
 # ---- Folders ----
 
 
@@ -355,7 +516,7 @@ def test_files_hold_the_figures_and_no_path(tmp_path):
     first, second = whole["runs"]
     assert (first["name"], first["accuracy"], first["margin_nats_per_token"]) == ("a/run", 0.75, None)
     assert [point["step"] for point in second["evaluations"]] == [0, 15, 30]
-    assert second["chosen_drift"] == {"steps": [0, 15, 30], "changes": [0.0, -2.0, -5.0]}
+    assert second["chosen_drift"] == {"unit": "nats per answer", "steps": [0, 15, 30], "changes": [0.0, -2.0, -5.0]}
     lines = list(csv.DictReader(io.StringIO((output / "comparison.csv").read_text())))
     assert [line["run"] for line in lines] == ["a/run", "b/run"]
     assert (lines[1]["margin_nats_per_answer"], lines[1]["margin_nats_per_token"]) == ("20.0", "")
@@ -391,6 +552,26 @@ def test_the_picture_has_a_panel_for_each_unit(monkeypatch, tmp_path):
     # A run is drawn alike everywhere.
     colours = [{line.get_color() for line in axis.lines} for (_, unit), axis in panels.items() if "answer" in unit]
     assert len(set.union(*colours)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [False, True])
+def test_the_picture_has_every_method_in_the_same_panels(monkeypatch, tmp_path, more):
+    """A panel of sums only shows what was measured more often than the untrained and the trained model."""
+    ends = held_out(UNTRAINED, scored(0.625, 1.5, -1.25, step=30))
+    dpo = write_run(tmp_path / "dpo", DPO if more else DPO[1:], method="dpo", held_out=ends)
+    figure = drawn(monkeypatch, tmp_path, write_run(tmp_path / "simpo", SIMPO, held_out=ends), dpo)
+    found = {(axis.get_title(), axis.get_ylabel()): len(axis.lines) for axis in figure.axes if axis.lines}
+    sums = {("Held-out margin (chosen - rejected)", "nats per answer"): 1}
+    assert found == {
+        ("Held-out accuracy", "share of pairs won"): 2,
+        ("Held-out margin (chosen - rejected)", "nats per token"): 2,
+        ("Chosen log-prob drift, held-out pairs", "nats per token"): 2,
+    } | (sums if more else {})
+    accuracy = next(axis for axis in figure.axes if axis.get_title() == "Held-out accuracy")
+    # Start and end alone are no course.
+    assert [line.get_linestyle() for line in accuracy.lines] == ["-", "None"]
+    assert all(axis.get_xlim()[0] <= 0 and axis.get_xlim()[1] >= 30 for axis in figure.axes if axis.lines)
 
 
 @pytest.mark.slow

@@ -60,6 +60,33 @@ def test_training_and_evaluation_share_the_panels(monkeypatch, tmp_path):
     assert {axis.get_xlabel() for axis in panels.values()} == {"optimiser step"}
 
 
+def test_the_untrained_model_is_shown_at_step_0(monkeypatch, tmp_path):
+    log = [train_entry(2), eval_entry(2)]
+    start = {"logps/margins": 0.125, "logps/chosen": -1.5, "logps/rejected": -1.625}
+    figures = {"accuracy": 0.5, "margin": 0.0625, "chosen": -1.25, "rejected": -1.3125}
+    options = {"start": start, "held_out": {"eval": {"start": figures, "end": None}}}
+    panels = drawn(monkeypatch, tmp_path, log, **options)
+    margin, both = panels["Margin (chosen - rejected)"], panels["Log-probability of answers"]
+    assert line(margin, "untrained, train") == ([0], [0.125])
+    assert line(margin, "eval") == ([0, 2], [0.0625, 0.25])
+    assert line(margin, "train")[0] == [2]
+    assert line(panels["Accuracy"], "eval") == ([0, 2], [0.5, 0.75])
+    assert line(both, "chosen, eval") == ([0, 2], [-1.25, -3.0])
+    marks = [entry for entry in both.lines if entry.get_marker() == "*"]
+    assert [list(mark.get_ydata()) for mark in marks] == [[-1.5], [-1.625]]
+
+
+@pytest.mark.slow
+def test_figures_per_token_are_not_drawn_beside_sums(monkeypatch, tmp_path):
+    held_out = {"eval": {"start": {"accuracy": 0.5, "margin": 0.1, "chosen": -1.0, "rejected": -1.1}}}
+    panels = drawn(monkeypatch, tmp_path, [eval_entry(2)], unit="nats", held_out=held_out)
+    assert line(panels["Margin (chosen - rejected)"], "eval") == ([2], [0.25])
+    # A measured evaluation of step 0 is shown as it is, once.
+    log = [eval_entry(0), eval_entry(2)]
+    panels = drawn(monkeypatch, tmp_path, log, held_out=held_out)
+    assert line(panels["Margin (chosen - rejected)"], "eval") == ([0, 2], [0.25, 0.25])
+
+
 @pytest.mark.slow
 def test_several_evaluation_sets_have_lines_of_their_own(monkeypatch, tmp_path):
     log = [train_entry(1), eval_entry(1, "eval_easy_"), eval_entry(1, "eval_hard_")]

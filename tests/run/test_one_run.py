@@ -34,6 +34,7 @@ class StubTrainer:
             global_step=7, log_history=[{"step": 6, "eval_loss": 0.75}, {"step": 7, "loss": 1.0}]
         )
         self.model = SimpleNamespace(config=SimpleNamespace(use_cache=False))
+        self.held_out = SimpleNamespace(measure_end=lambda: self.calls.append("measure_end"))
         StubTrainer.last = self
 
     def agreed_signal(self):

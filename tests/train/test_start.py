@@ -30,6 +30,13 @@ def test_measuring_the_start_leaves_the_run_as_it_was(tmp_path):
     assert_same_run(trainer, plain, tolerance=0)
 
 
+@pytest.mark.parametrize(("settings", "said"), [({}, False), ({"average_log_prob": False, "beta": 0.1}, True)])
+def test_sums_in_the_lines_are_told(tmp_path, caplog, settings, said):
+    with caplog.at_level("INFO", "simpo_trainer"):
+        make_trainer(tmp_path, ROWS[:8], max_steps=1, **settings).train()
+    assert ("sums over the tokens of an answer, in nats, not averages per token." in caplog.text) == said
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_measuring_leaves_the_mode_of_the_model(tmp_path, training):
     trainer = make_trainer(tmp_path, ROWS)
