@@ -112,10 +112,10 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
     stop_request.obey()
     if test is not None:
         evaluation = _evaluate(trainer)
-        trainer.held_out.measure_end()
         trainer.save_metrics("eval", evaluation)
         trainer.save_state()  # again: its log now has the evaluation
         metrics |= evaluation
+        trainer.held_out.measure_end()
     _publish(trainer, output_dir)
     logger.info(f"Done: model, tokenizer and metrics are in {output_dir}")
     return metrics

@@ -123,6 +123,7 @@ def test_order_of_a_run(make, caplog):
         "evaluate",
         ("save_metrics", "eval"),
         "save_state",
+        "measure_end",
         "create_model_card",
     ]
     assert trainer.recipe_facts.name == "my recipe.yaml"
@@ -151,7 +152,7 @@ def test_the_evaluation_of_the_last_step_is_not_repeated(make):
             self.state.log_history.append({"step": 7, "eval_loss": 0.125, "epoch": 1.0})
 
     assert run(make(), EvaluatedTrainer) == {"train_loss": 0.5, "eval_loss": 0.125}
-    assert StubTrainer.last.calls[-3] == ("save_metrics", "eval") and "evaluate" not in StubTrainer.last.calls
+    assert StubTrainer.last.calls[-4] == ("save_metrics", "eval") and "evaluate" not in StubTrainer.last.calls
     # The best model, loaded at the end, may be another than the last.
     best = make("--eval_strategy=epoch", "--save_strategy=epoch", "--load_best_model_at_end")
     assert run(best, EvaluatedTrainer)["eval_loss"] == 0.25
@@ -165,7 +166,7 @@ def test_adapter(make):
 def test_a_push_brings_the_card_itself(make, monkeypatch):
     monkeypatch.setattr(run_module, "check_credentials", lambda args: None)
     run(make("--push_to_hub"), StubTrainer)
-    assert StubTrainer.last.calls[-3:] == [("save_metrics", "eval"), "save_state", "push_to_hub"]
+    assert StubTrainer.last.calls[-4:] == [("save_metrics", "eval"), "save_state", "measure_end", "push_to_hub"]
     assert not StubTrainer.last.model.config.use_cache
 
 
