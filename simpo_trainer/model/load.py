@@ -1,5 +1,6 @@
 """The model that a run trains: loading by name, adapters, dropout, and the rule on weight dtypes."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any, cast
@@ -238,5 +239,7 @@ def describe(model: nn.Module) -> str:
 
 
 def weight_size(parameter: torch.Tensor) -> int:
-    """The number of elements of a weight; ZeRO-3 leaves an empty tensor and keeps the size of the whole beside it."""
+    """The number of elements of a weight, of which ZeRO-3 leaves an empty tensor, and 4 bits put two into a byte."""
+    if shape := getattr(getattr(parameter, "quant_state", None), "shape", None):
+        return math.prod(shape)
     return getattr(parameter, "ds_numel", None) or parameter.numel()

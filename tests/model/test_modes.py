@@ -1,6 +1,10 @@
 """Which mode a model is in, whatever it is wrapped in."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from models import random_pairs, tiny_model
@@ -68,3 +72,19 @@ def test_a_weight_that_lies_elsewhere_has_its_whole_size():
     model.weight.ds_numel = 12
     assert weight_size(model.weight) == 12
     assert describe(model) == "12 parameters, 12 of them train (100.00%)"
+
+
+def test_the_size_of_a_weight_of_which_two_numbers_are_in_a_byte():
+    weight = torch.nn.Parameter(torch.zeros(6, dtype=torch.uint8), requires_grad=False)
+    weight.quant_state = SimpleNamespace(shape=torch.Size([3, 4]))
+    assert weight_size(weight) == 12
+
+
+@pytest.mark.parametrize(
+    ("targets", "told"),
+    [(["q_proj", "v_proj"], "by LORA of rank 2 on q_proj, v_proj"), (["down_proj"], "by LORA of rank 2 on down_proj")],
+)
+def test_the_size_of_a_model_tells_what_adapts(targets, told):
+    model = get_peft_model(tiny_model(), LoraConfig(target_modules=targets, r=2))
+    assert describe(model).endswith(told)
+    assert "by " not in describe(tiny_model())
