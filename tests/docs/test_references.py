@@ -55,3 +55,20 @@ def test_files_and_names_of_documents(page):
     files = re.findall(r"`((?:simpo_trainer|tests|scripts|recipes|docs)/[\w/.-]+)`", text)
     assert [file for file in files if not (ROOT / file).exists()] == []
     assert [name for name in re.findall(r"simpo_trainer(?:\.\w+)+", text) if not _in_package(name)] == []
+
+
+def _anchors(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL), re.M
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_documents_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8"))
+    for file, anchor in links:
+        target = page.parent / file if file else page
+        assert target.is_file(), file
+        assert not anchor or anchor in _anchors(target), f"{file}#{anchor}"
