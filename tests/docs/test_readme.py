@@ -16,15 +16,17 @@ from runs import make_trainer
 from simpo_trainer.cli import app as cli
 from simpo_trainer.cli import train
 from simpo_trainer.recipe import check_recipe, load_recipe
+from simpo_trainer.results import command
 from simpo_trainer.run.launcher import launcher_files
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 PAIRS = random_pairs(8)
 
 
-def _blocks(language: str) -> list[str]:
-    fences = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+def _blocks(language: str, page: str = README) -> list[str]:
+    fences = re.findall(r"```(\w*)\n(.*?)```", page, re.DOTALL)
     return [text for name, text in fences if name == language]
 
 
@@ -63,15 +65,17 @@ def test_the_commands_are_understood(tmp_path, monkeypatch):
     """Recipes that exist, overrides that are keys, launchers that there are: each command up to the work itself."""
     (tmp_path / "my_run.yaml").write_text(_blocks("yaml")[0])
     monkeypatch.chdir(tmp_path)
-    seen = []
+    seen, compared = [], []
     monkeypatch.setattr(train, "_train", lambda recipe, overrides: seen.append(check_recipe(recipe, overrides)))
     monkeypatch.setattr(train, "_launch", lambda words, launcher, given: seen.append(_launched(words, launcher)) or 0)
+    monkeypatch.setattr(command, "compare", lambda folders, output, console: compared.append(folders))
     lines = [line for block in _blocks("bash") for line in block.splitlines() if line.startswith("simpo ")]
     for line in lines:
         with pytest.raises(SystemExit) as exit:
             cli.main(shlex.split(line, comments=True)[1:])
         assert exit.value.code == 0, line
-    assert len(seen) == len([line for line in lines if line.startswith("simpo train")]) == 7
+    trained = [line for line in lines if line.startswith("simpo train") and "--help" not in line]
+    assert len(seen) == len(trained) == 7 and compared == [[Path("runs/mine"), Path("runs/dpo")]]
 
 
 def _launched(words, launcher):
@@ -79,9 +83,19 @@ def _launched(words, launcher):
     return check_recipe(words[0], words[1:])
 
 
+def _tree(page):
+    tree = next(block for block in _blocks("", page) if "simpo_trainer/" in block).partition("\nrecipes/")[0]
+    return re.findall(r"^  ([a-z]+)/ (.*?)(?=^  \S|\Z)", tree, re.MULTILINE | re.DOTALL)
+
+
+def test_it_is_short_and_its_tree_lists_every_folder():
+    assert len(README.splitlines()) <= 250
+    package = ROOT / "simpo_trainer"
+    assert [name for name, _ in _tree(README)] == [layer for layer in LAYERS if (package / layer).is_dir()]
+
+
 def test_the_tree_lists_every_file_under_its_folder():
-    tree = next(block for block in _blocks("") if "simpo_trainer/" in block).partition("\nrecipes/")[0]
-    entries = re.findall(r"^  ([a-z]+)/ (.*?)(?=^  \S|\Z)", tree, re.MULTILINE | re.DOTALL)
+    entries = _tree(CONTRIBUTING)
     package = ROOT / "simpo_trainer"
     assert [name for name, _ in entries] == [layer for layer in LAYERS if (package / layer).is_dir()]
     for name, text in entries:
@@ -98,13 +112,16 @@ def test_documents_that_are_linked_exist():
     assert "docs/data.md" in links
     for link in links:
         assert link.startswith("https://") or (ROOT / link).is_file(), link
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"docs/{page.name}" in links, page.name
 
 
 def test_metrics_in_the_table_are_logged(tmp_path):
     trainer = make_trainer(tmp_path, PAIRS, max_steps=1, eval_dataset=Dataset.from_list(PAIRS))
     trainer.train()
     logged = set(trainer.state.log_history[0]) | set(trainer.evaluate())
-    table = README[README.index("| metric | meaning |") :].split("\n\n")[0]
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    table = page[page.index("| metric | meaning |") :].split("\n\n")[0]
     named = {name for line in table.splitlines()[2:] for name in re.findall(r"`([a-z_/]+)`", line.split("|")[1])}
     assert len(named) > 15
     assert named <= logged
