@@ -32,7 +32,7 @@ from .memory import out_of_memory
 from .processes import end_group_at_exit
 from .progress import show_lines
 from .same_rows import SameRowsCallback
-from .saving import weights_rescued
+from .saving import weights_rescued, without_card
 from .stop import StopRequest
 from .stop_callback import StopCallback
 
@@ -183,8 +183,11 @@ class RunTrainer(HubTrainer):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Like `Trainer._save`, but the weights are written even where something beside them cannot be."""
-        with weights_rescued(self.model, state_dict, str(output_dir or self.args.output_dir)):
+        """Like `Trainer._save`, but the weights are written even where something beside them cannot be.
+
+        An adapter comes without peft's card, which is a form to fill in; a README.md in the folder stays as it is.
+        """
+        with without_card(self.model), weights_rescued(self.model, state_dict, str(output_dir or self.args.output_dir)):
             super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
