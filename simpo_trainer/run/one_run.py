@@ -2,8 +2,6 @@
 
 import os
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +9,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import get_peft_config
 
 from ..data.load import load_preferences, source_names
-from ..errors import SimPOError, first_line
+from ..errors import SimPOError
 from ..log import get_logger
 from ..model.load import check_model_name, init_kwargs, load_tokenizer
-from ..publish.hub import check_credentials, push_later
+from ..publish.hub import check_credentials
 from ..recipe.load import Recipe
-from ..record.folders import step_of
 from ..record.methods import METHODS
 from ..record.privacy import without_tokens
 from ..tokens.chat_templates import resolve_chat_template
@@ -104,21 +101,10 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
     trainer.recipe_facts, trainer.stop_request = recipe.facts(), stop_request
     if args.process_index == 0:
         trainer.add_callback(_SetAside(output_dir, checkpoint))
+    # One deferral over both: a signal between them must not lose the model.
     with stop_request.deferred():
-        metrics = _train(trainer, recipe, checkpoint)
-        # Saved before the evaluation: if it fails, hours of training are not lost.
-        _save(trainer, output_dir)
-    stop_request.at_once = f"Stopped: the trained model is in {output_dir}; what follows the training was left out."
-    stop_request.obey()
-    if test is not None:
-        evaluation = _evaluate(trainer)
-        trainer.save_metrics("eval", evaluation)
-        trainer.save_state()  # again: its log now has the evaluation
-        metrics |= evaluation
-        trainer.held_out.measure_end()
-    _publish(trainer, output_dir)
-    logger.info(f"Done: model, tokenizer and metrics are in {output_dir}")
-    return metrics
+        _train(trainer, recipe, checkpoint)
+        return trainer.finish()
 
 
 class _SetAside(TrainerCallback):
@@ -153,61 +139,13 @@ def _trainer(recipe: Recipe, trainer_class: type[SimPOTrainer], arguments: dict[
     return baseline(args=recipe.baseline, shared=recipe.training.settled(), **arguments)
 
 
-def _train(trainer: RunTrainer, recipe: Recipe, checkpoint: Path | None) -> dict[str, float]:
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+def _train(trainer: RunTrainer, recipe: Recipe, checkpoint: Path | None) -> None:
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.interrupted:
         folder = Path(str(recipe.training.output_dir)) / f"checkpoint-{trainer.state.global_step}"
         command = resume_command(recipe, folder)
         logger.info(f"Stopped at step {trainer.state.global_step}. Go on with:\n  {command}")
         raise Interrupted(command, trainer.agreed_signal())
-    if checkpoint and trainer.state.global_step == step_of(checkpoint):
-        logger.warning(f"{checkpoint} is already the last step of this run; nothing was trained.")
-        return {}
-    trainer.save_metrics("train", result.metrics)
-    trainer.save_state()
-    return dict(result.metrics)
-
-
-def _save(trainer: RunTrainer, output_dir: Path) -> None:
-    with _generation_cache(trainer):
-        # Not pushed to the Hub yet: this is done once, with the evaluation in the card.
-        trainer.save_model(str(output_dir), _internal_call=True)
-
-
-def _publish(trainer: RunTrainer, output_dir: Path) -> None:
-    """Write the model card, and push if `push_to_hub` is true."""
-    if not trainer.args.push_to_hub:
-        trainer.create_model_card()
-        return
-    try:
-        with _generation_cache(trainer):
-            trainer.push_to_hub()
-    except Exception as error:  # for any error, the user must know that the training is not lost
-        repo = trainer.hub_model_id or output_dir.absolute().name
-        raise SimPOError(
-            f"The training is done and the model is saved in {output_dir}, but it could not be pushed to the Hub: "
-            f"{first_line(error)}. Nothing is lost. Push it when the Hub can be reached: {push_later(repo, output_dir)}"
-        ) from error
-
-
-@contextmanager
-def _generation_cache(trainer: RunTrainer) -> Iterator[None]:
-    """Switch the cache on in the saved configuration, for generation; Trainer switches it off during training."""
-    model: Any = trainer.model
-    model.config.use_cache = True
-    try:
-        yield
-    finally:
-        model.config.use_cache = trainer.args.use_cache
-
-
-def _evaluate(trainer: RunTrainer) -> dict[str, float]:
-    """Returns the evaluation of the trained model; an evaluation at the last training step is not repeated."""
-    if not trainer.args.load_best_model_at_end:
-        for entry in trainer.state.log_history:
-            if entry["step"] == trainer.state.global_step and "eval_loss" in entry:
-                return {name: value for name, value in entry.items() if name.startswith("eval_")}
-    return trainer.evaluate()
 
 
 def resume_command(recipe: Recipe, checkpoint: Path) -> str:

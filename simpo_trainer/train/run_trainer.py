@@ -26,13 +26,14 @@ from ..tokens.sets import TokenSet, token_set
 from .checkpoints import check_adapter_fits, check_optimizer_fits, check_schedule_fits, find_checkpoint
 from .config import SimPOConfig
 from .facts import run_facts
+from .finish import finish_run
 from .held_out import HeldOutCallback
 from .logged_steps import LoggedSteps
 from .memory import out_of_memory
 from .processes import end_group_at_exit
 from .progress import show_lines
 from .same_rows import SameRowsCallback
-from .saving import weights_rescued
+from .saving import weights_rescued, without_card
 from .stop import StopRequest
 from .stop_callback import StopCallback
 
@@ -41,8 +42,9 @@ class RunTrainer(HubTrainer):
     """A trainer that loses nothing; each method says how it differs from `Trainer`'s.
 
     `stop_request` holds the signals that came, `interrupted` whether the last training ended because of one,
-    `resumed_from` the checkpoint that it went on from, `recipe_facts` the recipe of a run from one, and `token_sets`
-    the sets that the constructor got, by name.
+    `resumed_from` the checkpoint that it went on from, `train_metrics` what it returned, `logged_in_training` how many
+    entries of the log it made, `recipe_facts` the recipe of a run from one, and `token_sets` the sets that the
+    constructor got, by name.
     """
 
     # The name that a recipe gives to the method.
@@ -54,6 +56,8 @@ class RunTrainer(HubTrainer):
     target_margin: float | None = None
     interrupted = False
     resumed_from: Path | None = None
+    train_metrics: dict[str, float] | None = None
+    logged_in_training = 0
     recipe_facts: RecipeFacts | None = None
     token_sets: dict[str, TokenSet]
     stop_request: StopRequest
@@ -137,17 +141,39 @@ class RunTrainer(HubTrainer):
             SimPOError: the checkpoint is incomplete, or is of another model, adapter or optimiser; or the memory of the
                 accelerator was not enough.
         """
-        self.interrupted = False
+        self.interrupted, self.train_metrics = False, None
         self.resumed_from = checkpoint = find_checkpoint(Path(str(self.args.output_dir)), resume_from_checkpoint)
         if checkpoint and isinstance(self.model, PeftModel):
             check_adapter_fits(checkpoint, self.model)
         with self.stop_request, self.stop_request.deferred():
             try:
-                return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+                output = super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
             except RuntimeError as error:
                 if should_reduce_batch_size(error):
                     raise out_of_memory(self.args, self.state.global_step) from error
                 raise
+        self.train_metrics, self.logged_in_training = dict(output.metrics), len(self.state.log_history)
+        return output
+
+    def finish(self) -> dict[str, float]:
+        """Save, evaluate and describe the trained model: all that `simpo train` leaves in `output_dir`. Call it last.
+
+        After :meth:`train`, in this order: metrics and state of the training are saved, then model (or adapter) and
+        tokenizer; the evaluation set, if there is one, is evaluated, unless the training has done so at its last step,
+        and its pairs are scored per token for `simpo compare`; the metrics are saved, and README.md, a model card with
+        training curves, is written. With `push_to_hub` all of it is pushed. A checkpoint that was saved only because
+        training ended is removed then. Every process must call it.
+
+        Ctrl-C and SIGTERM wait until the model is saved, and then end the process.
+
+        Returns:
+            The metrics of the training (`train_loss`, `train_runtime`, ...) and of the evaluation (`eval_...`).
+
+        Raises:
+            SimPOError: there was no training, or it was stopped before its end; or the push failed, when all else was
+                saved.
+        """
+        return finish_run(self)
 
     def agreed_signal(self) -> int:
         """Returns the signal that stopped the training, on every process the same; every process must call it."""
@@ -183,8 +209,11 @@ class RunTrainer(HubTrainer):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Like `Trainer._save`, but the weights are written even where something beside them cannot be."""
-        with weights_rescued(self.model, state_dict, str(output_dir or self.args.output_dir)):
+        """Like `Trainer._save`, but the weights are written even where something beside them cannot be.
+
+        An adapter comes without peft's card, which is a form to fill in; a README.md in the folder stays as it is.
+        """
+        with without_card(self.model), weights_rescued(self.model, state_dict, str(output_dir or self.args.output_dir)):
             super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

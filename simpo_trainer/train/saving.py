@@ -121,6 +121,19 @@ def weights_rescued(model: Any, state_dict: dict[str, Any] | None, folder: str) 
 
 
 @contextmanager
+def without_card(model: Any) -> Iterator[None]:
+    """While entered, saving an adapter neither writes README.md nor adds to one; other models write none anyway."""
+    if not isinstance(model, PeftModel):
+        yield
+        return
+    model.create_or_update_model_card = lambda output_dir: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.create_or_update_model_card
+
+
+@contextmanager
 def _no_progress_bar() -> Iterator[None]:
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

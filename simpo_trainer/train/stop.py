@@ -76,14 +76,29 @@ class StopRequest:
         finally:
             self._deferred = before
 
+    @contextmanager
+    def heeded(self, at_once: str) -> Iterator[None]:
+        """While entered, a signal ends the process at once, also inside of :meth:`deferred`; so does one that came.
+
+        Args:
+            at_once: the message for it from now on.
+        """
+        before, self._deferred, self.at_once = self._deferred, False, at_once
+        try:
+            self.obey()
+            yield
+        finally:
+            self._deferred = before
+
     def obey(self) -> None:
         """End the process, in order, if a signal came that was deferred and nothing has acted on since."""
-        if self.number is None:
+        number, self.number = self.number, None
+        if number is None:
             return
         self._say()
-        if self.number == signal.SIGINT:
+        if number == signal.SIGINT:
             raise KeyboardInterrupt
-        raise SystemExit(128 + self.number)
+        raise SystemExit(128 + number)
 
     def _say(self) -> None:
         if self.at_once and os.getpid() == self._process:  # not in a forked process, whose parent says it

@@ -262,6 +262,8 @@ def test_an_adapter_of_a_local_base(home, hub, caplog):
     assert str(home) in (home / "runs/out/checkpoint-4/trainer_state.json").read_text()
     card = ModelCard(repo.files["README.md"].decode())
     assert card.data.library_name == "peft" and card.data.base_model is None
+    assert {"checkpoint-2", "checkpoint-4"} == folders(repo)
+    assert [name for name in repo.files if name.endswith("README.md")] == ["README.md"]  # none of peft's
     assert f"The adapter's base {home}/base is a folder of this machine" in caplog.text
 
 

@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from simpo_trainer.run import one_run as run_module
 from simpo_trainer.run.one_run import Interrupted, resume_command, run
 from simpo_trainer.train import stop
 from simpo_trainer.train.config import SimPOConfig
+from simpo_trainer.train.finish import finish_run
 
 
 class StubTrainer:
@@ -28,10 +30,14 @@ class StubTrainer:
         self.arguments = arguments
         self.args = arguments["args"]
         self.calls, self.callbacks = [], []
-        self.interrupted = False
+        self.eval_dataset = arguments["eval_dataset"]
+        self.interrupted, self.train_metrics, self.resumed_from = False, None, None
         self.hub_model_id = "tester/out"
         self.state = SimpleNamespace(
-            global_step=7, log_history=[{"step": 6, "eval_loss": 0.75}, {"step": 7, "loss": 1.0}]
+            global_step=7,
+            max_steps=7,
+            save_steps=500,
+            log_history=[{"step": 6, "eval_loss": 0.75}, {"step": 7, "loss": 1.0}],
         )
         self.model = SimpleNamespace(config=SimpleNamespace(use_cache=False))
         self.held_out = SimpleNamespace(measure_end=lambda: self.calls.append("measure_end"))
@@ -47,8 +53,12 @@ class StubTrainer:
         for callback in self.callbacks:
             callback.on_train_begin(self.args, self.state, None)
         self.calls.append(("train", resume_from_checkpoint))
-        self.interrupted = self.interrupt
-        return SimpleNamespace(metrics={"train_loss": 0.5})
+        self.resumed_from = resume_from_checkpoint and Path(resume_from_checkpoint)
+        self.interrupted, self.train_metrics = self.interrupt, {"train_loss": 0.5}
+        self.logged_in_training = len(self.state.log_history)
+
+    def finish(self):
+        return finish_run(self)
 
     def evaluate(self):
         self.calls.append("evaluate")

@@ -384,7 +384,7 @@ def test_only_answers_in_a_pair_decide_on_the_length():
         ({"ranks": [1, 2]}, r"'scores' \(higher is better\) beside 'ranks' .*need one of them. Remove or rename"),
         ({"margin": 1.0}, "a column 'margin' beside 'responses'; .* Set margin_scale instead, and remove or rename"),
         ({"scores": ...}, "column 'scores' missing; .*'scores' .higher is better. or 'ranks' .1 is the best"),
-        ({"scores": ..., "score": [1, 2]}, "is 'score' meant to be 'scores'"),
+        ({"scores": ..., "score": [1, 2]}, "column 'scores' missing; .*in a recipe, columns: {scores: score}"),
         ({"prompt": ...}, "column 'prompt' missing; .*Ranked answers need 'prompt', 'responses' and"),
     ],
 )
