@@ -260,9 +260,9 @@ def test_text_pairs_become_conversations(tmp_path, row_format):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_chat_reads_what_columns_name_and_the_system_message(tmp_path, streaming):
     """It leaves other columns alone, which Alpaca rows would add to the question."""
-    rows = [{"question": "q", "input": "more", "system": "s", "best": "a", "worst": "b"}, {"question": ""}]
+    rows = [{"question": "q", "input": "more", "persona": "s", "best": "a", "worst": "b"}, {"question": ""}]
     path = write(tmp_path / "pairs.jsonl", rows)
-    columns = {"prompt": "question", "chosen": "best", "rejected": "worst"}
+    columns = {"prompt": "question", "system": "persona", "chosen": "best", "rejected": "worst"}
     kept, empty = load(path, streaming=streaming, columns=columns, dataset_format="chat")[0]
     assert kept["prompt"] == [{"role": "system", "content": "s"}, user("q")]
     assert (kept["chosen"], kept["rejected"]) == ([assistant("a")], [assistant("b")])

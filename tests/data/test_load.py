@@ -302,6 +302,8 @@ def test_missing_columns_name_what_was_found_and_near_names(tmp_path):
         check_columns(["text"], "train")
     with pytest.raises(SimPOError, match=r"columns: \{chosen: Preferred, rejected: worst\}; in Python, rename"):
         check_columns(["prompt", "Preferred", "worst"], "train")
+    with pytest.raises(SimPOError, match=r"columns: \{chosen: Preferred, rejected: ITS_COLUMN\}"):
+        check_columns(["prompt", "Preferred"], "train")
     with pytest.raises(SimPOError, match=r"columns: \{scores: score\}; in Python"):
         check_columns(["prompt", "responses", "score"], "train")
 

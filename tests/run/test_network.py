@@ -38,7 +38,7 @@ def online(monkeypatch):
 def test_no_network(online, caplog):
     online(Session(ConnectionError("no route to host\nmore")))
     settle_network(["someone/model", None])
-    assert huggingface_hub.is_offline_mode()
+    assert huggingface_hub.is_offline_mode() and datasets.config.HF_HUB_OFFLINE
     [warning] = warnings(caplog)
     assert "cannot be reached (no route to host): only what is in the cache" in warning
     # Both libraries fail at once: a request would be refused before it is sent.

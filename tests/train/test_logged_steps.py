@@ -62,6 +62,13 @@ def test_too_few_steps_for_the_learning_rate(rate, steps, needed):
     assert too_few_steps(SimpleNamespace(learning_rate=rate, optim="sgd"), steps) is None
 
 
+def test_an_adapter_needs_ten_times_as_much():
+    args = SimpleNamespace(learning_rate=5e-6, optim="adamw_torch")
+    assert too_few_steps(args, 4) is None
+    assert too_few_steps(args, 40, adapts=True) is None
+    assert "at least 40" in too_few_steps(args, 39, adapts=True)
+
+
 def test_the_warning_stands_at_the_start(tmp_path, caplog):
     make_trainer(tmp_path, random_pairs(4), max_steps=2, learning_rate=5e-7, optim="adamw_torch").train()
     assert any("hardly move the model" in warning for warning in warnings(caplog))
