@@ -231,6 +231,7 @@ def losses_of(folder="out"):
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
+@pytest.mark.slow
 def test_a_dpo_run_from_a_recipe_of_simpo(recipe, world, caplog):
     metrics = run(recipe("--method", "dpo", beta=2.0, gamma_beta_ratio=0.3, loss_type="hinge", batch_layout="padded"))
     # Policy and reference are one model at the first step.
@@ -405,6 +406,7 @@ def test_a_push_brings_the_card_of_the_method(recipe, monkeypatch):
     assert all(TOKEN.encode() not in content for content in repo.files.values())
 
 
+@pytest.mark.slow
 def test_sft_trains_on_chosen_answers_only(recipe):
     loaded = recipe("--method=sft", "--learning_rate=2e-5")
     metrics = run(loaded)

@@ -57,6 +57,7 @@ def streamed_trainer(folder, rows, **settings):
 # ---- The same training ----
 
 
+@pytest.mark.slow
 def test_a_stream_trains_as_the_same_rows_in_a_set(tmp_path):
     whole = make_trainer(tmp_path / "set", ROWS[:16], num_train_epochs=1)
     whole.train()
@@ -246,7 +247,14 @@ def test_positions_are_checked_for_the_longest_possible_row(tmp_path):
 
 
 @pytest.mark.parametrize("rows", [ROWS[:6], [as_text(row) for row in TEXT_ROWS[:6]]], ids=["ids", "texts"])
-@pytest.mark.parametrize("shape", ["one", "dict", "IterableDatasetDict", "evaluate", "predict"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "dict",
+        "evaluate",
+        *(pytest.param(shape, marks=pytest.mark.slow) for shape in ("one", "IterableDatasetDict", "predict")),
+    ],
+)
 def test_a_stream_to_evaluate_on_is_read_once_and_kept(tmp_path, rows, shape):
     whole = Dataset.from_list(rows)
     reads = []

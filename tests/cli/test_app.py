@@ -19,6 +19,8 @@ from simpo_trainer.run import supervision
 from simpo_trainer.train.stop import NOTHING_YET
 
 ROOT = Path(__file__).parents[2]
+# Two ways to start a training without the installed command.
+MODULE, SCRIPT = ["-m", "simpo_trainer", "train"], [str(ROOT / "scripts" / "run_simpo.py")]
 RECIPE = "model_name_or_path: some/model\ndataset_name: some/pairs\noutput_dir: runs/test\nbeta: 2.5\n"
 
 
@@ -152,8 +154,15 @@ def test_the_module_is_the_same_command(recipe, runs, monkeypatch):
     assert runs[0].training.beta == 3
 
 
-@pytest.mark.parametrize("command", [["-m", "simpo_trainer", "train"], [str(ROOT / "scripts" / "run_simpo.py")]])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "command"),
+    [
+        (signal.SIGINT, MODULE),
+        pytest.param(signal.SIGTERM, MODULE, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, SCRIPT, marks=pytest.mark.slow),
+        (signal.SIGTERM, SCRIPT),
+    ],
+)
 def test_a_signal_while_the_libraries_are_loaded_is_answered(recipe, tmp_path, command, number):
     """An import of torch that sends the signal to its own process, instead of seconds in which one may come."""
     (tmp_path / "torch.py").write_text(f"import os, time\nos.kill(os.getpid(), {number:d})\ntime.sleep(9)")

@@ -44,6 +44,7 @@ def first_loss(tmp_path, rows=ROWS, **settings):
     return train_log(trainer, "loss")[0][0]
 
 
+@pytest.mark.slow
 @every_loss
 def test_training_begins_at_the_slow_loss(tmp_path, name):
     assert first_loss(tmp_path, loss_type=name) == pytest.approx(slow_loss(ROWS, name), rel=1e-4)

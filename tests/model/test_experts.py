@@ -140,7 +140,13 @@ def test_no_router_is_read_unasked():
 
 
 @every_model
-@pytest.mark.parametrize("split", [{"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}, {}])
+@pytest.mark.parametrize(
+    "split",
+    [
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3},
+        pytest.param({}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_step_adds_the_mean_of_its_micro_batches(tmp_path, name, split):
     """The last micro-batch has one pair of the five; the two before it have two each."""
     recorder = GradientRecorder()

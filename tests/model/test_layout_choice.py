@@ -123,6 +123,7 @@ def test_flex_attention_scores_as_single_sequences_do(name, layout):
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_flex_attention_drops_what_it_pads():
     """Rows are widened to whole blocks inside the forward; router logits too are those of the batch's own columns."""

@@ -205,12 +205,13 @@ def test_a_run_from_the_command_line(home, tmp_path):
     assert repo.files["training_curves.png"].startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "messages", "checkpoints"),
     [
-        pytest.param("end", [], set(), marks=pytest.mark.slow),
-        pytest.param("every_save", ["step 2", "step 4"], set(), marks=pytest.mark.slow),
-        pytest.param("checkpoint", ["step 2", "step 4"], {"last-checkpoint"}, marks=pytest.mark.slow),
+        ("end", [], set()),
+        ("every_save", ["step 2", "step 4"], set()),
+        ("checkpoint", ["step 2", "step 4"], {"last-checkpoint"}),
         ("all_checkpoints", ["step 2", "step 4"], {"checkpoint-2", "checkpoint-4"}),
     ],
 )

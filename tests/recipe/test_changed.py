@@ -56,6 +56,7 @@ def test_they_are_a_recipe_with_the_same_settings(load, case):
     assert list(found) == [name for name in recipe.resolved() if name in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", recipe_files())
 def test_the_recipes_of_the_package(load, name):
     for overrides in ({}, {"method": "dpo"}):
@@ -63,6 +64,7 @@ def test_the_recipes_of_the_package(load, name):
         assert load(changed(recipe)).resolved() == recipe.resolved()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=names)
 def test_none_that_is_given_could_be_left_out(load, case):
     recipe = load({"model_name_or_path": "m", "dataset_name": "d", "output_dir": "o"} | case)

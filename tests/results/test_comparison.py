@@ -593,6 +593,7 @@ def simpo(capsys, *words):
     return exit.value.code, capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_two_real_runs(tmp_path, capsys):
     pairs, finals = random_pairs(16), []
     for loss in ("sigmoid", "hinge"):

@@ -74,7 +74,7 @@ def test_a_legend_on_a_panel_is_found():
         check_apart(figure)
 
 
-@pytest.mark.parametrize("points", [[20], [1, 20]])
+@pytest.mark.parametrize("points", [[20], pytest.param([1, 20], marks=pytest.mark.slow)])
 def test_a_panel_over_steps_begins_at_the_first(monkeypatch, tmp_path, points):
     """Also where it has a single point, which has no span of its own."""
     figures = saved_figures(monkeypatch)

@@ -252,6 +252,7 @@ def test_choices_that_cannot_work_are_refused_before_anything_is_loaded(make, gi
         run(make(given), StubTrainer)
 
 
+@pytest.mark.slow
 def test_choices_that_work_are_accepted(make):
     run(make("--torch_compile_backend=INDUCTOR", "--torch_compile_mode=reduce-overhead"), StubTrainer)
 

@@ -31,6 +31,7 @@ use_cpu: true
 PACE = r"  (pairs|rows)/s \S+  tokens/s \d+  memory \d+\.\d\dGB  time 0:\d\d:\d\d  left 0:\d\d:\d\d$"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [("--use_peft", "true"), ("--method", "dpo")])
 def test_lines_with_their_pace_and_no_bar_nor_warning(tmp_path, options):
     tiny_model().save_pretrained(tmp_path / "model")

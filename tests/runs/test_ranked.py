@@ -142,7 +142,9 @@ def test_loss_and_gradient_are_those_of_pairs_two_by_two(layout):
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("layout", ["padded", "shared_prefix", "packed"])
+@pytest.mark.parametrize(
+    "layout", [*(pytest.param(layout, marks=pytest.mark.slow) for layout in ("padded", "shared_prefix")), "packed"]
+)
 def test_a_run_is_that_of_pairs_two_by_two(tmp_path, layout):
     rows = ROWS[:8]
     pairs = make_trainer(tmp_path / "pairs", two_by_two(rows), per_device_train_batch_size=99, max_steps=3)

@@ -119,7 +119,7 @@ class SendSignal(TrainerCallback):
 @pytest.mark.parametrize(
     ("number", "said"), [(signal.SIGINT, "Interrupted"), (signal.SIGTERM, "Asked to stop by SIGTERM")]
 )
-@pytest.mark.parametrize("step", [3, 4])
+@pytest.mark.parametrize("step", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_step_and_saves_it_for_a_resumed_run(tmp_path, whole, step, number, said, caplog):
     """At an end of an epoch and inside one, though the settings save nothing."""
     settings = {**SETTINGS, "save_strategy": "no"}

@@ -103,7 +103,7 @@ def test_python_leaves_what_the_command_line_leaves(world, method, adapter):
     assert all(weights[name].equal(others[name]) for name in weights)
 
 
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("several", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_an_evaluation_is_made_once(tmp_path, several):
     """At the last step training has made it; what the caller evaluates afterwards is of other rows, perhaps."""
     one = Dataset.from_list(PAIRS[12:])
@@ -153,7 +153,7 @@ def test_what_was_not_trained_to_its_end_is_not_finished(tmp_path):
     assert not (tmp_path / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("during", ["the end of training", "the save"])
+@pytest.mark.parametrize("during", ["the end of training", pytest.param("the save", marks=pytest.mark.slow)])
 def test_ctrl_c_waits_for_the_model(tmp_path, monkeypatch, caplog, during):
     caplog.set_level(logging.INFO, "simpo_trainer")
     trainer = make_trainer(tmp_path, PAIRS[:8], max_steps=1, eval_dataset=Dataset.from_list(PAIRS[12:]))
@@ -183,14 +183,18 @@ def test_ctrl_c_waits_for_the_model(tmp_path, monkeypatch, caplog, during):
 # ---- The checkpoint of the last step ----
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("settings", "left"),
     [
         ({"save_steps": 2}, ["checkpoint-2"]),
-        ({"save_steps": 500}, []),
-        ({"save_steps": 3}, ["checkpoint-3"]),
-        ({"save_strategy": "epoch"}, ["checkpoint-1", "checkpoint-2", "checkpoint-3"]),
-        (
+        slow({"save_steps": 500}, []),
+        slow({"save_steps": 3}, ["checkpoint-3"]),
+        slow({"save_strategy": "epoch"}, ["checkpoint-1", "checkpoint-2", "checkpoint-3"]),
+        slow(
             {"save_steps": 2, "eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True},
             ["checkpoint-2", "checkpoint-3"],
         ),
@@ -206,6 +210,7 @@ def test_a_checkpoint_that_only_the_end_asked_for_goes_when_all_is_saved(tmp_pat
     assert (tmp_path / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_it_stays_where_something_failed_after_the_training(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, PAIRS[:8], max_steps=3, save_strategy="steps", save_steps=2)
     trainer.train()
@@ -218,7 +223,7 @@ def test_it_stays_where_something_failed_after_the_training(tmp_path, monkeypatc
 # ---- Cards that a save leaves ----
 
 
-@pytest.mark.parametrize("method", ["simpo", *(pytest.param(name, marks=pytest.mark.slow) for name in BASELINES)])
+@pytest.mark.parametrize("method", ["simpo", *map(slow, BASELINES)])
 def test_a_saved_adapter_has_no_card_of_peft(world, method):
     recipe = load_recipe("recipe.yaml", {"method": method, "use_peft": "true", "lora_target_modules": "q_proj"})
     trainer = in_python(recipe)

@@ -76,6 +76,7 @@ def test_the_figures_are_those_of_an_evaluation_by_simpo(tmp_path, method):
     assert pairs["start"] == evaluated(tiny_model(), tmp_path / "evaluated")
 
 
+@pytest.mark.slow
 def test_the_pairs_of_all_methods_are_known_as_the_same(tmp_path):
     """The rows that each trains on differ: SFT has no rejected answers."""
     found = {}

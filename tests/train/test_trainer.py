@@ -76,12 +76,12 @@ def test_a_step_of_another_architecture_equals_the_reference(tmp_path, name):
 # ---- The split into micro-batches does not matter ----
 
 
-@pytest.mark.parametrize("batch_size", [4, 1])
+@pytest.mark.parametrize("batch_size", [pytest.param(4, marks=pytest.mark.slow), 1])
 @pytest.mark.parametrize(
     "objective",
     [
         {},
-        {"sft_weight": 0.3, "label_smoothing": 0.1},
+        pytest.param({"sft_weight": 0.3, "label_smoothing": 0.1}, marks=pytest.mark.slow),
         {"loss_type": "hinge", "sft_weight": 0.3, "sft_reduction": "token"},
     ],
     ids=["sigmoid", "sft by sequence", "hinge, sft by token"],
