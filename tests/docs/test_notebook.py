@@ -94,4 +94,4 @@ def test_its_cells_run(tmp_path):
     assert found["losses"] == ["sigmoid", "ipo"]
     assert found["same"], "the saved model is another one than was trained"
     assert found["right"].keys() == {"before", "after"} and found["changed"] > 0
-    assert (tmp_path / "runs/notebook/curves.png").stat().st_size > 10_000
+    assert (tmp_path / "runs/notebook/simpo/training_curves.png").stat().st_size > 10_000
