@@ -322,6 +322,7 @@ def test_two_processes_take_the_steps_of_one(recipe):
     for method in ARGUMENTS:
         one, two = manifest(method), manifest(f"{method}-two")
         assert one["method"] == two["method"] == method
+        assert sorted(os.listdir(method)) == sorted(os.listdir(f"{method}-two"))
         assert one["batch"]["global"] == two["batch"]["global"] == 4
         assert losses_of(f"{method}-two") == pytest.approx(losses_of(method), rel=1e-4)
         for measured in ("start", "end"):
