@@ -273,6 +273,7 @@ def test_flex_attention_packs_on_an_accelerator(monkeypatch):
     assert choose_layout(model, "shared_prefix")[0] == "shared_prefix"
 
 
+@pytest.mark.slow
 def test_training_with_flex_attention_on_a_cpu_is_refused(tmp_path):
     trainer = make_trainer(
         tmp_path, PAIRS, model=flex_model(ARCHITECTURES["llama"]()), eval_dataset=Dataset.from_list(PAIRS)

@@ -45,6 +45,7 @@ def named_model(name):
     return model
 
 
+@pytest.mark.slow
 def test_the_card_of_a_run_from_python(tmp_path):
     trainer = trained(tmp_path, beta=3.0, gamma_beta_ratio=0.25, learning_rate=0.5)
     card = card_of(trainer)

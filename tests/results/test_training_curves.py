@@ -35,6 +35,7 @@ def line(axis, label):
     return list(found.get_xdata()), list(found.get_ydata())
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_share_the_panels(monkeypatch, tmp_path):
     log = [
         train_entry(1, **{"rewards/accuracies": 0.5, "learning_rate": 1e-6, "grad_norm": 2.0}),
@@ -60,6 +61,7 @@ def test_training_and_evaluation_share_the_panels(monkeypatch, tmp_path):
     assert {axis.get_xlabel() for axis in panels.values()} == {"optimiser step"}
 
 
+@pytest.mark.slow
 def test_the_untrained_model_is_shown_at_step_0(monkeypatch, tmp_path):
     log = [train_entry(2), eval_entry(2)]
     start = {"logps/margins": 0.125, "logps/chosen": -1.5, "logps/rejected": -1.625}
