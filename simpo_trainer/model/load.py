@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import SimPOError
 from .adapters import add_adapter, check_adapter, describe_adapter, drop_dropout, without_dropout
 from .load_errors import not_loaded
+from .network import settle_network
 from .settings import ModelSettings
 from .weights import folder_holds_adapter, load_adapter, load_causal_lm
 
@@ -41,6 +42,7 @@ def load_model(name: str, settings: ModelSettings, *, adapter_follows: bool, bf1
     """
     kwargs = init_kwargs(settings)
     check_model_name(name, kwargs.get("gguf_file"))
+    settle_network([name])
     is_adapter = folder_holds_adapter(name)
     frozen = adapter_follows or is_adapter
     kwargs.setdefault("dtype", torch.bfloat16 if frozen and bf16 else torch.float32)
@@ -68,6 +70,7 @@ def load_tokenizer(name: str, settings: ModelSettings, *, instead: str | None = 
     """
     if not (name or instead):
         raise SimPOError("The model does not say where it was loaded from. Pass its tokenizer as processing_class.")
+    settle_network([instead or name])
     given = init_kwargs(settings)
     shared = ["token", "cache_dir", "local_files_only", "trust_remote_code"]
     shared += [] if instead else ["revision", "subfolder", "gguf_file"]

@@ -12,6 +12,7 @@ from ..data.load import load_preferences, source_names
 from ..errors import SimPOError
 from ..log import get_logger
 from ..model.load import check_model_name, init_kwargs, load_tokenizer
+from ..model.network import settle_network
 from ..publish.hub import check_credentials
 from ..recipe.load import Recipe
 from ..record.methods import METHODS
@@ -22,7 +23,6 @@ from ..train.checkpoints import find_checkpoint, set_aside_earlier
 from ..train.run_trainer import RunTrainer
 from ..train.stop import NOTHING_YET, StopRequest
 from ..train.trainer import SimPOTrainer
-from .network import settle_network
 from .options import LAUNCHER_OPTIONS
 from .packages import check_packages
 from .preflight import check_choices, prepare_folder

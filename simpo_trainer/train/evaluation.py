@@ -69,7 +69,7 @@ class PairEvaluation(RunTrainer):
             eval_dataset = self.eval_dataset[eval_dataset]
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if eval_dataset is None:
-            raise SimPOError("Evaluation needs an eval_dataset.")
+            raise SimPOError("Evaluation needs an eval_dataset: pass one to the trainer, or rows to evaluate().")
         pairs = evaluation_pairs(eval_dataset, self.args, self.accelerator)
         return pair_loader(eval_dataset, pairs, cast(Collator, self.data_collator), self.args)
 

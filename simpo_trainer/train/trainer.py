@@ -56,7 +56,9 @@ from .start import StartReport
 logger = get_logger(__name__)
 
 
-def _check_arguments(trainer: type, model: Any, args: Any, unknown: Mapping[str, Any]) -> None:
+def _check_arguments(
+    trainer: type, model: Any, args: Any, tokenizer: Any, adapter: Any, unknown: Mapping[str, Any]
+) -> None:
     """Refuse arguments that the constructor does not have, and values that cannot be a model or settings."""
     refuse_unknown_arguments(trainer.__name__, unknown, SimPOConfig, signature(SimPOTrainer.__init__).parameters)
     if not isinstance(model, str | nn.Module):
@@ -66,6 +68,16 @@ def _check_arguments(trainer: type, model: Any, args: Any, unknown: Mapping[str,
         )
     if args is not None and not isinstance(args, SimPOConfig):
         raise SimPOError(f"args is a {type(args).__name__}; it must be a SimPOConfig: SimPOConfig(output_dir=...).")
+    if tokenizer is not None and not callable(getattr(tokenizer, "save_pretrained", None)):
+        raise SimPOError(
+            f"processing_class is a {type(tokenizer).__name__}; it must be a tokenizer: "
+            "AutoTokenizer.from_pretrained(...)."
+        )
+    if adapter is not None and not isinstance(adapter, PeftConfig):
+        raise SimPOError(
+            f"peft_config is a {type(adapter).__name__}; it must be a configuration of peft: "
+            'LoraConfig(target_modules="all-linear").'
+        )
 
 
 class _StepTotals(NamedTuple):
@@ -122,7 +134,7 @@ class SimPOTrainer(PairEvaluation):
         peft_config: PeftConfig | None = None,
         **unknown: Never,
     ):
-        _check_arguments(type(self), model, args, unknown)
+        _check_arguments(type(self), model, args, processing_class, peft_config, unknown)
         name = os.path.expanduser(model) if isinstance(model, str) else model.config._name_or_path
         given = args or SimPOConfig(output_dir=f"{name.rstrip('/').split('/')[-1] or 'model'}-SimPO")
         args = given.settled()

@@ -93,6 +93,12 @@ def test_a_subclass_with_a_setting_of_its_own():
         ({"args": {"beta": 2.0}}, "args is a dict; it must be a SimPOConfig"),
         ({"model": None}, "model is None; it must be a folder"),
         ({"model": 3}, "model is a int; it must be a folder"),
+        ({"processing_class": "gpt2"}, "processing_class is a str; it must be a tokenizer: AutoTok"),
+        ({"peft_config": {"r": 8}}, "peft_config is a dict; it must be a configuration of peft: LoraConfig"),
+        (
+            {"args": config(eval_strategy="steps"), "train_dataset": []},
+            "eval_strategy is steps, but there is no `eval_dataset`. Pass one .*train_test_split",
+        ),
     ],
 )
 def test_arguments_of_the_trainer(given, message):

@@ -7,7 +7,7 @@ import pytest
 from logs import warnings
 from simpo_trainer.data.sources import Source, load_splits
 from simpo_trainer.errors import SimPOError
-from simpo_trainer.run.network import settle_network
+from simpo_trainer.model.network import settle_network
 
 
 class Session:
