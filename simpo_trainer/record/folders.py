@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import SimPOError, near
+from .seal import is_open
 
 MANIFEST = "run_manifest.json"
 # The state of a trainer with its log. It is written last: in a checkpoint after all other files, in a run at its end.
@@ -18,8 +19,22 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Returns whether a folder is a completely saved checkpoint, also one that was renamed to set it aside."""
-    return re.fullmatch(r".*checkpoint-\d+", folder.absolute().name) is not None and (folder / STATE).is_file()
+    """Returns whether a folder is a checkpoint that was saved to the end, also one that was renamed to set it aside.
+
+    One without a seal, of an earlier version, was if it has the file that is written last.
+    """
+    return _is_named_so(folder) and (folder / STATE).is_file() and not is_open(folder)
+
+
+def torn_checkpoints(folder: Path) -> list[Path]:
+    """Returns the checkpoints of a run that were not saved, or not removed, to the end, oldest first."""
+    return sorted(
+        (found for found in folder.glob("checkpoint-*") if _is_named_so(found) and is_open(found)), key=step_of
+    )
+
+
+def _is_named_so(folder: Path) -> bool:
+    return re.fullmatch(r".*checkpoint-\d+", folder.absolute().name) is not None
 
 
 def step_of(checkpoint: Path) -> int:

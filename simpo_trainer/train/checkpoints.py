@@ -1,16 +1,20 @@
 """Checkpoints to go on from: finding them, setting others aside, and refusing those that do not fit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from peft import PeftModel, get_peft_model_state_dict
 from torch.optim import Optimizer
 
 from ..errors import SimPOError
 from ..log import get_logger
 from ..model.weights import of_embeddings, saved_shapes
-from ..record.folders import STATE, checkpoints, is_checkpoint, step_of
+from ..record.folders import STATE, checkpoints, is_checkpoint, step_of, torn_checkpoints
+from ..record.seal import SEAL, broken_files, read_seal, remove_checkpoint
 
 logger = get_logger(__name__)
 
@@ -26,36 +30,115 @@ _PARTS = {
 
 
 def find_checkpoint(output_dir: Path, wanted: str | Path | bool | None) -> Path | None:
-    """The checkpoint that `resume_from_checkpoint` asks for, None for a start from the beginning.
+    """Returns the checkpoint that `resume_from_checkpoint` asks for, None for a start from the beginning.
+
+    The main process looks at every file of it, and every process gets its answer; all must call it.
 
     Args:
-        output_dir: where True looks for the newest one.
+        output_dir: where True looks for the newest one that is whole.
         wanted: a folder, True or nothing.
 
     Raises:
-        SimPOError: there is none, or it is incomplete.
+        SimPOError: there is none, or the one that is named is not whole.
     """
     if not wanted:
         return None
+    return Path(_asked_of_main(lambda: str(_find(output_dir, wanted))))
+
+
+def _asked_of_main(ask: Callable[[], str]) -> str:
+    """Returns the main process's answer on every process, or raises its error there."""
+    state, answer = PartialState(), ["", ""]
+    if state.is_main_process:
+        try:
+            answer[0] = ask()
+        except SimPOError as error:
+            answer[1] = str(error)
+    if state.num_processes > 1:
+        broadcast_object_list(answer)
+    if answer[1]:
+        raise SimPOError(answer[1])
+    return answer[0]
+
+
+def _find(output_dir: Path, wanted: Any) -> Path:
     there = checkpoints(output_dir)
     if wanted is True:
-        if not there:
-            raise SimPOError(
-                f"resume_from_checkpoint is true, but there is no complete checkpoint in {output_dir}. "
-                "Leave resume_from_checkpoint out to start from the beginning."
-            )
-        found = there[-1]
-    else:
-        found = Path(wanted).expanduser()
-        if not is_checkpoint(found):
-            hint = (
-                f"Complete ones are: {', '.join(map(str, there))}"
-                if there
-                else f"There is no complete one in {output_dir}"
-            )
-            raise SimPOError(f"resume_from_checkpoint {wanted} is not a checkpoint-N folder with a {STATE}. {hint}.")
-    _check_complete(found)
+        return _newest_whole(output_dir, there)
+    found = Path(wanted).expanduser()
+    if not is_checkpoint(found):
+        hint = (
+            f"Complete ones are: {', '.join(map(str, there))}" if there else f"There is no complete one in {output_dir}"
+        )
+        raise SimPOError(f"resume_from_checkpoint {wanted} is not a checkpoint-N folder with a {STATE}. {hint}.")
+    if broken := _broken(found):
+        others = [str(folder) for folder in there if folder.resolve() != found.resolve()]
+        hint = f"Others are: {', '.join(others)}" if others else "There is no other one"
+        raise SimPOError(f"{found} is not whole: {'; '.join(broken[:3])}. Resume from another. {hint}.")
+    _accept(found)
     return found
+
+
+def _newest_whole(output_dir: Path, there: list[Path]) -> Path:
+    """Returns the newest checkpoint of which no file is missing or changed; those passed over are told."""
+    told = [f"{folder} was not saved to the end" for folder in torn_checkpoints(output_dir)]
+    for folder in reversed(there):
+        broken = _broken(folder)
+        if not broken:
+            newer = [text for text in told if step_of(Path(text.partition(" ")[0])) > step_of(folder)]
+            for text in newer:
+                logger.warning(f"{text}: the run goes on from {folder.name}.")
+            _accept(folder)
+            return folder
+        told.append(f"{folder} is not whole ({broken[0]})")
+    raise SimPOError(
+        "resume_from_checkpoint is true, but there is no complete checkpoint in "
+        f"{output_dir}{''.join(f'; {text}' for text in told)}. Leave resume_from_checkpoint out to start from the "
+        "beginning."
+    )
+
+
+def _accept(folder: Path) -> None:
+    """Check that a checkpoint has all that is needed to go on, and tell of one that has no seal."""
+    _check_complete(folder)
+    if read_seal(folder) is None:
+        logger.warning(
+            f"{folder} has no {SEAL}, as checkpoints of earlier versions and of the Hub: its files cannot be checked, "
+            "and it is taken as it is."
+        )
+
+
+def _broken(folder: Path) -> list[str]:
+    try:
+        sealed = (folder / SEAL).stat().st_mtime_ns
+    except OSError:
+        return []
+    return list(_broken_since(folder.resolve(), sealed))
+
+
+@cache
+def _broken_since(folder: Path, sealed: int) -> tuple[str, ...]:
+    """Returns the broken files of a checkpoint; it is asked for twice at the start of a run, and read once."""
+    return tuple(broken_files(folder))
+
+
+def rotate_checkpoints(output_dir: Path, limit: int | None, best: str | None) -> None:
+    """Remove the oldest checkpoints by step, and those that were not saved to the end.
+
+    Args:
+        output_dir: folder of the run; its newest checkpoint is sealed.
+        limit: how many to keep; None or 0 for all.
+        best: the best one, which is kept besides.
+    """
+    for folder in torn_checkpoints(output_dir):
+        remove_checkpoint(folder)
+    there = checkpoints(output_dir)
+    if not limit or limit < 0:
+        return
+    kept = {folder.resolve() for folder in (there[-1:] + ([Path(best)] if best else []))}
+    surplus = len(there) - max(limit, len(kept & {folder.resolve() for folder in there}))
+    for folder in [folder for folder in there if folder.resolve() not in kept][: max(0, surplus)]:
+        remove_checkpoint(folder)
 
 
 def set_aside_earlier(output_dir: Path, resumed: Path | None = None) -> None:

@@ -1,6 +1,5 @@
 """The end of a run: the trained model is saved, evaluated and described, and pushed if that was asked for."""
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from ..errors import SimPOError, first_line
 from ..log import get_logger
 from ..publish.hub import push_later
 from ..record.folders import step_of
+from ..record.seal import remove_checkpoint
 
 logger = get_logger(__name__)
 
@@ -132,7 +132,7 @@ def _remove_last_checkpoint(trainer: Any, output_dir: Path) -> None:
     if not only_for_the_end or resumed or not folder.is_dir():
         return
     if trainer.is_local_process_zero():
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_checkpoint(folder)
     if trainer.is_world_process_zero():
         logger.info(
             f"Removed {folder}, saved only because training ended: the model in {output_dir} is the same. To keep such "

@@ -22,8 +22,15 @@ from ..model.weights import load_weights
 from ..publish.pushes import HubTrainer
 from ..record.facts import RecipeFacts, RunFacts
 from ..record.manifest import ManifestCallback
+from ..record.seal import begin_checkpoint, seal_checkpoint
 from ..tokens.sets import TokenSet, token_set
-from .checkpoints import check_adapter_fits, check_optimizer_fits, check_schedule_fits, find_checkpoint
+from .checkpoints import (
+    check_adapter_fits,
+    check_optimizer_fits,
+    check_schedule_fits,
+    find_checkpoint,
+    rotate_checkpoints,
+)
 from .config import SimPOConfig
 from .facts import run_facts
 from .finish import finish_run
@@ -33,7 +40,7 @@ from .memory import out_of_memory
 from .processes import end_group_at_exit
 from .progress import show_lines
 from .same_rows import SameRowsCallback
-from .saving import weights_rescued, without_card
+from .saving import weights_rescued, without_card, without_rotation
 from .stop import StopRequest
 from .stop_callback import StopCallback
 
@@ -217,19 +224,26 @@ class RunTrainer(HubTrainer):
             super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if self.accelerator.num_processes > 1:
-            # transformers asks every process whether the folder of the best checkpoint is there. With checkpoints in
-            # shards the fastest process makes it, and those that disagree wait for each other at the end of the run.
-            if self.args.should_save:
-                folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-                folder.mkdir(parents=True, exist_ok=True)
-            self.accelerator.wait_for_everyone()
+        """Like `Trainer._save_checkpoint`, but it is sealed when all is written, and older ones are removed after."""
+        output_dir = Path(self._get_output_dir(trial=trial))
+        folder = output_dir / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            begin_checkpoint(folder)
+        # transformers asks every process whether the folder of the best checkpoint is there. With checkpoints in
+        # shards the fastest process would make it, and those that disagree wait for each other at the end of the run.
+        self.accelerator.wait_for_everyone()
         self._saves_checkpoint = True
         try:
-            # Not `super()`: between this class and transformers', trl's would write a card for every checkpoint.
-            Trainer._save_checkpoint(self, model, trial)
+            with without_rotation():
+                # Not `super()`: between this class and transformers', trl's would write a card for every checkpoint.
+                Trainer._save_checkpoint(self, model, trial)
         finally:
             self._saves_checkpoint = False
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            facts = {"step": self.state.global_step, "processes": self.accelerator.num_processes}
+            seal_checkpoint(folder, facts)
+            rotate_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     # ---- Resuming ----
 

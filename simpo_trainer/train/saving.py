@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import transformers.trainer
 from huggingface_hub import save_torch_state_dict
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -131,6 +132,17 @@ def without_card(model: Any) -> Iterator[None]:
         yield
     finally:
         del model.create_or_update_model_card
+
+
+@contextmanager
+def without_rotation() -> Iterator[None]:
+    """While entered, transformers removes no older checkpoints: it would before the new one is sealed, and by time."""
+    rotate = transformers.trainer.rotate_checkpoints
+    transformers.trainer.rotate_checkpoints = lambda **arguments: None
+    try:
+        yield
+    finally:
+        transformers.trainer.rotate_checkpoints = rotate
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from distributed_worker import train_once
 from models import as_text, random_pairs, random_ranked, tiny_model, word_tokenizer
 from simpo_trainer.recipe.load import load_recipe
+from simpo_trainer.record.seal import broken_files, read_seal
 from simpo_trainer.run.one_run import run
 
 pytestmark = pytest.mark.slow
@@ -126,6 +127,7 @@ def test_interrupted_processes_stop_at_the_same_step(tmp_path):
             launcher.kill()
     checkpoints = list(tmp_path.glob("checkpoint-*"))
     assert len(checkpoints) == 1
+    assert read_seal(checkpoints[0])["processes"] == 2 and broken_files(checkpoints[0]) == []
     state = json.loads((checkpoints[0] / "trainer_state.json").read_text())
     assert 20 <= state["global_step"] < 2000
 

@@ -1,5 +1,6 @@
 """What a checkpoint must hold, and whose it must be, before a run goes on from it."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from models import random_pairs, tiny_architecture, tiny_model
 from runs import assert_same_weights, make_trainer, weights_of
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.record.folders import checkpoints, step_of
-from simpo_trainer.train.checkpoints import find_checkpoint
+from simpo_trainer.record.seal import SEAL, begin_checkpoint, is_open, read_seal, seal_checkpoint
+from simpo_trainer.train.checkpoints import find_checkpoint, rotate_checkpoints
 
 ROWS = random_pairs(12)
 SETTINGS = {
@@ -123,9 +125,88 @@ def test_true_means_the_newest_complete_one_in_python_too(tmp_path, earlier):
     assert_same_weights(weights_of(resumed(tmp_path, True)), weights_of(earlier), tolerance=1e-6)
 
 
+@pytest.mark.slow
+def test_a_run_seals_its_checkpoints_and_goes_on_from_the_newest_that_is_whole(tmp_path, earlier, caplog):
+    """Of the last a file is changed, the one before is torn, the third is whole."""
+    there = Path(earlier.args.output_dir)
+    assert [is_open(folder) for folder in checkpoints(there)] == [False] * len(checkpoints(there))
+    assert (read_seal(there / "checkpoint-4")["step"], read_seal(there / "checkpoint-4")["processes"]) == (4, 1)
+    for step in (3, 4, 6):
+        shutil.copytree(there / "checkpoint-4", tmp_path / f"checkpoint-{step}")
+    optimizer = tmp_path / "checkpoint-6" / "optimizer.pt"
+    content = bytearray(optimizer.read_bytes())
+    content[len(content) // 2] ^= 1
+    optimizer.write_bytes(content)
+    begin_checkpoint(tmp_path / "checkpoint-4")
+    assert find_checkpoint(tmp_path, True) == tmp_path / "checkpoint-3"
+    assert f"{tmp_path}/checkpoint-6 is not whole (optimizer.pt was changed" in caplog.text
+    assert f"{tmp_path}/checkpoint-4 was not saved to the end: the run goes on from checkpoint-3" in caplog.text
+    with pytest.raises(
+        SimPOError, match="checkpoint-6 is not whole: optimizer.pt was changed .*Others are: .*checkpoint-3"
+    ):
+        find_checkpoint(tmp_path, tmp_path / "checkpoint-6")
+    shutil.rmtree(tmp_path / "checkpoint-3")
+    with pytest.raises(
+        SimPOError, match="no complete checkpoint in .*checkpoint-4 was not saved to the end; .*changed"
+    ):
+        find_checkpoint(tmp_path, True)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_taken_and_told(tmp_path, caplog):
+    folder = write(tmp_path / "checkpoint-5", *WHOLE)
+    assert find_checkpoint(tmp_path, True) == folder
+    assert "checkpoint-5 has no seal.json, as checkpoints of earlier versions" in caplog.text
+    begin_checkpoint(folder)
+    write(folder, *WHOLE)
+    seal_checkpoint(folder, {})
+    caplog.clear()
+    assert find_checkpoint(tmp_path, True) == folder and not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "left"),
+    [
+        (None, None, [9, 10, 20, 100]),
+        (0, None, [9, 10, 20, 100]),
+        (2, None, [20, 100]),
+        (1, None, [100]),
+        (2, 9, [9, 100]),
+        (1, 9, [9, 100]),
+        (3, 100, [10, 20, 100]),
+        (9, None, [9, 10, 20, 100]),
+    ],
+)
+def test_rotation_goes_by_step_whatever_the_times_say(tmp_path, limit, best, left):
+    """Folders without an end go in any case; one of another name stays."""
+    for age, step in enumerate([100, 9, 20, 10]):
+        folder = write(tmp_path / f"checkpoint-{step}", *WHOLE)
+        os.utime(folder, (1e9 + 100 * age, 1e9 + 100 * age))
+    begin_checkpoint(tmp_path / "checkpoint-15")
+    write(tmp_path / "_earlier-checkpoint-1", *WHOLE)
+    rotate_checkpoints(tmp_path, limit, str(tmp_path / f"checkpoint-{best}") if best else None)
+    assert [step_of(folder) for folder in checkpoints(tmp_path)] == left
+    assert {path.name for path in tmp_path.iterdir()} == {"_earlier-checkpoint-1", *(f"checkpoint-{n}" for n in left)}
+
+
+def test_older_checkpoints_are_there_until_the_new_one_is_sealed(tmp_path, monkeypatch):
+    """The adapter to transformers' own rotation: it must not have removed anything when the seal is written."""
+    seen = []
+
+    def seal(folder, facts):
+        seen.append(sorted(path.name for path in folder.parent.glob("checkpoint-*")))
+        seal_checkpoint(folder, facts)
+
+    monkeypatch.setattr("simpo_trainer.train.run_trainer.seal_checkpoint", seal)
+    settings = {**SETTINGS, "max_steps": 3, "save_steps": 1, "save_total_limit": 1}
+    make_trainer(tmp_path, ROWS, **settings).train()
+    assert seen == [["checkpoint-1"], ["checkpoint-1", "checkpoint-2"], ["checkpoint-2", "checkpoint-3"]]
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-3"]
+
+
 def test_a_checkpoint_without_its_schedule_is_refused_in_python_too(tmp_path, earlier):
     shutil.copytree(Path(earlier.args.output_dir) / "checkpoint-4", tmp_path / "checkpoint-4")
     (tmp_path / "checkpoint-4" / "scheduler.pt").unlink()
+    (tmp_path / "checkpoint-4" / SEAL).unlink()  # as an earlier version left it
     for wanted in (True, f"{tmp_path}/checkpoint-4"):
         with pytest.raises(SimPOError, match="holds no scheduler state"):
             resumed(tmp_path, wanted)
@@ -269,6 +350,7 @@ def test_optimiser_state_of_other_weights_is_refused(tmp_path, earlier):
     shutil.copytree(Path(earlier.args.output_dir) / "checkpoint-4", folder)
     state = torch.load(folder / "optimizer.pt", weights_only=True)
     state["state"][0]["exp_avg"] = torch.zeros(3)
+    (folder / SEAL).unlink()
     torch.save(state, folder / "optimizer.pt")
     with pytest.raises(SimPOError, match=r"exp_avg of shape \(3,\) for a weight of shape \(97, 32\)"):
         resumed(tmp_path, True)

@@ -15,6 +15,7 @@ from models import as_text, random_pairs, tiny_model, word_tokenizer
 from runs import make_trainer
 from simpo_trainer import SimPOError
 from simpo_trainer.recipe import load_recipe
+from simpo_trainer.record.seal import broken_files, is_open, read_seal
 from simpo_trainer.run import run
 from simpo_trainer.train.run_trainer import _gathering
 
@@ -55,6 +56,14 @@ def test_a_sharded_model_is_saved_whole(tmp_path, monkeypatch):
     run(load_recipe("recipe.yaml", {"output_dir": "whole", "per_device_train_batch_size": 4}))
     checkpoint = tmp_path / "sharded" / "checkpoint-2"
     assert (checkpoint / "pytorch_model_fsdp_0").is_dir()
+    assert broken_files(checkpoint) == []
+    # The parts and random states of both processes are under the seal.
+    sealed = read_seal(checkpoint)["files"]
+    assert {
+        "pytorch_model_fsdp_0/__0_0.distcp",
+        "pytorch_model_fsdp_0/__1_0.distcp",
+        "rng_state_1.pth",
+    } <= sealed.keys()
     assert not (checkpoint / "model.safetensors").exists()
     weights = load_file(tmp_path / "sharded" / "model.safetensors")
     torch.testing.assert_close(weights, load_file(tmp_path / "whole" / "model.safetensors"), rtol=1e-4, atol=1e-5)
@@ -95,15 +104,13 @@ def test_a_save_that_writes_no_weights_is_an_error(tmp_path, monkeypatch):
         trainer.save_model(str(tmp_path / "out"))
 
 
-def test_the_folder_of_a_checkpoint_is_there_before_any_process_looks_for_it(tmp_path, monkeypatch):
-    """Whether the best checkpoint exists must be answered alike by all processes."""
-    trainer = make_trainer(tmp_path, random_pairs(4))
-    seen, waits = [], []
-    monkeypatch.setattr(Trainer, "_save_checkpoint", lambda *args: seen.append((tmp_path / "checkpoint-3").is_dir()))
-    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
-    monkeypatch.setattr(
-        trainer.accelerator, "wait_for_everyone", lambda: waits.append((tmp_path / "checkpoint-3").is_dir())
-    )
+def test_a_checkpoint_has_an_open_seal_until_all_processes_have_written(tmp_path, monkeypatch):
+    """Its folder is there before any process looks for it: all must agree whether the best checkpoint exists."""
+    trainer, folder = make_trainer(tmp_path, random_pairs(4)), tmp_path / "checkpoint-3"
+    seen = []
+    monkeypatch.setattr(Trainer, "_save_checkpoint", lambda *args: seen.append(("saved", is_open(folder))))
+    monkeypatch.setattr(trainer.accelerator, "wait_for_everyone", lambda: seen.append(("waited", is_open(folder))))
     trainer.state.global_step = 3
     trainer._save_checkpoint(trainer.model, None)
-    assert seen == waits == [True]
+    assert seen == [("waited", True), ("saved", True), ("waited", True)]
+    assert not is_open(folder)
