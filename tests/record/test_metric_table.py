@@ -16,7 +16,9 @@ def test_a_metric_is_shown_everywhere_by_one_line(tmp_path, monkeypatch):
     toy = Metric("toy/score", ("toy", ".1f"), ("toy score, {unit}", ".2f"), ("Toy panel", "{unit}"))
     monkeypatch.setattr(metric_table, "PAIR_METRICS", (*PAIR_METRICS, toy))
     drawn = []
-    monkeypatch.setattr(curves_module, "finish_panel", lambda axis: drawn.append((axis.get_title(), axis.get_ylabel())))
+    monkeypatch.setattr(
+        curves_module, "finish_panel", lambda axis, **given: drawn.append((axis.get_title(), axis.get_ylabel()))
+    )
     rows = random_pairs(8)
     trainer = make_trainer(tmp_path, rows, max_steps=2, eval_dataset=Dataset.from_list(rows[:4]))
     plain = trainer.log
