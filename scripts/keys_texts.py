@@ -86,7 +86,7 @@ DEFAULTS: dict[str, str] = {
     "metric_for_best_model": "default: eval_loss, with load_best_model_at_end",
     "greater_is_better": "default: follows from the metric",
     "save_total_limit": "default: all are kept",
-    "resume_from_checkpoint": "default: begin anew",
+    "resume_from_checkpoint": "default: auto",
     "run_name": "default: the reporter's choice",
     "disable_tqdm": "default: true where nobody sees the bar",
     "hub_model_id": "default: the name of output_dir",
@@ -130,7 +130,8 @@ MEANINGS: dict[str, str] = {
     "save_steps": "Optimiser steps between two checkpoints, or below 1 a share of all steps.",
     "save_total_limit": "Checkpoints that are kept; older ones are deleted, the best one is not.",
     "save_only_model": "Save checkpoints without the optimiser: smaller, but no run can go on from them.",
-    "resume_from_checkpoint": "Go on from a checkpoint-N folder, or with true from the last one in output_dir.",
+    "resume_from_checkpoint": "auto starts a run, goes on with it from its last whole checkpoint, or says that it is "
+    "finished; false starts over; true goes on from the last whole checkpoint in output_dir; or a checkpoint-N folder.",
     "logging_strategy": "When to log: no, steps (every logging_steps) or epoch.",
     "report_to": "Where metrics go beside the log: wandb, tensorboard, mlflow, trackio, ..., all, or none.",
     "run_name": "Name of the run at the reporters.",

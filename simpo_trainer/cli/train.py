@@ -110,9 +110,12 @@ def _train(recipe: Path, overrides: list[str]) -> None:
         from ..recipe.load import load_recipe
         from ..run.one_run import Interrupted, run
         from ..run.supervision import leave_group_of_parent
+        from ..train.going_on import AUTO
 
         leave_group_of_parent()
         loaded = load_recipe(recipe, overrides)
+        if "resume_from_checkpoint" not in loaded.settings:
+            loaded.training.resume_from_checkpoint = AUTO
     try:
         run(loaded)
     except Interrupted as stop:  # run() has logged the command to resume

@@ -16,11 +16,13 @@ from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, 
 from transformers import TrainingArguments
 
 from ..errors import SimPOError, first_line
+from ..record.seal import SEAL
 
 # Files that are not pushed: checkpoints, files that are useful only here, and a pickle that holds paths of this machine
 # and can run code when it is loaded (run_manifest.json holds the settings as text). The names of TensorBoard's files
 # contain the name of the host.
-LEFT_OUT = ["_*", "checkpoint-*", "training_args.bin", "runs/*", "*tfevents*"]
+# The seal is of files as they are here; texts are pushed as cleaned copies.
+LEFT_OUT = ["_*", "checkpoint-*", "training_args.bin", "runs/*", "*tfevents*", SEAL]
 MODEL_FILES = [
     "config.json",
     "generation_config.json",

@@ -18,7 +18,6 @@ from ..errors import SimPOError, first_line
 from ..log import get_logger
 from ..record.manifest import ManifestCallback
 from ..record.privacy import hub_name, private_texts, public_label
-from ..record.seal import SEAL
 from .card import write_card
 from .hub import LEFT_OUT, MODEL_FILES, stage_files
 
@@ -120,8 +119,7 @@ class HubTrainer(Trainer):
         staged = self._stage(checkpoint)
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
-            # Without the seal, which is not written yet, and of files that are pushed as cleaned copies.
-            stage_files(checkpoint, staged / name, self._hidden_texts(), left_out=[*LEFT_OUT, SEAL])
+            stage_files(checkpoint, staged / name, self._hidden_texts())
         message = f"Training in progress, step {self.state.global_step}"
         job = self._hub.run_as_future(self._uploader(staged, message, self.args.hub_token, None))
         job.add_done_callback(_warn_if_failed)

@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from .facts import RunFacts
 from .folders import MANIFEST
 from .peak_memory import forget_peak, peak_memory
+from .seal import SEAL
 
 
 class Recorded(Protocol):
@@ -46,6 +47,8 @@ class ManifestCallback(TrainerCallback):
         forget_peak(self.trainer.accelerator.device)
         if not self.trainer.is_world_process_zero():
             return
+        # An earlier run in this folder counts as finished until now.
+        (Path(str(args.output_dir)) / SEAL).unlink(missing_ok=True)
         self._earlier = self._first_part() if state.global_step else {}
         begun = {"status": "running", "started": _now(), "finished": None, "resumed_from_step": state.global_step}
         self.manifest = {

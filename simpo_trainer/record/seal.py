@@ -6,7 +6,7 @@ While a checkpoint is written or removed, its seal is open, so that nothing goes
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,14 +27,15 @@ def begin_checkpoint(folder: Path) -> None:
     _write(folder / SEAL, {"version": _VERSION, "open": True})
 
 
-def seal_checkpoint(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write the seal of a checkpoint whose files are all written.
+def seal_checkpoint(folder: Path, facts: Mapping[str, Any], names: Sequence[str] | None = None) -> None:
+    """Write the seal of a checkpoint, or of a finished run, whose files are all written.
 
     Args:
-        folder: the checkpoint.
+        folder: the checkpoint or the run.
         facts: what else the seal shall hold, as JSON.
+        names: the files that it is about; None for all in the folder.
     """
-    names = sorted(_files(folder))
+    names = sorted(_files(folder)) if names is None else names
     with ThreadPoolExecutor(_THREADS) as threads:
         hashes = list(threads.map(_hash, (folder / name for name in names)))
     files = {

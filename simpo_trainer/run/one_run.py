@@ -1,5 +1,6 @@
 """One run from start to end: recipe, data, tokenizer, trainer, training, saved model, evaluation."""
 
+import json
 import os
 import shlex
 from pathlib import Path
@@ -20,6 +21,8 @@ from ..record.privacy import without_tokens
 from ..tokens.chat_templates import resolve_chat_template
 from ..train.bars import no_bars_in_a_file
 from ..train.checkpoints import find_checkpoint, set_aside_earlier
+from ..train.going_on import AUTO, go_on, tell_of_finished
+from ..train.identity import run_identity
 from ..train.run_trainer import RunTrainer
 from ..train.stop import NOTHING_YET, StopRequest
 from ..train.trainer import SimPOTrainer
@@ -67,7 +70,8 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
     check_packages(args, recipe.model)
     prepare_folder(output_dir, recipe)
     check_model_name(str(recipe.model.model_name_or_path), init_kwargs(args).get("gguf_file"))
-    checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
+    wanted = args.resume_from_checkpoint
+    checkpoint = None if wanted == AUTO else find_checkpoint(output_dir, wanted)
     check_credentials(args)
     if not args.push_to_hub:  # whose check has just reached the Hub
         model_names = [recipe.model.model_name_or_path, recipe.data.tokenizer_name_or_path]
@@ -99,12 +103,31 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
     }
     trainer = _trainer(recipe, trainer_class, arguments)
     trainer.recipe_facts, trainer.stop_request = recipe.facts(), stop_request
+    if wanted == AUTO:
+        going_on = go_on(output_dir, run_identity(trainer))
+        if going_on.finished:
+            return _finished(output_dir)
+        checkpoint = going_on.checkpoint
+    elif checkpoint is None and args.process_index == 0:
+        tell_of_finished(output_dir)
     if args.process_index == 0:
         trainer.add_callback(_SetAside(output_dir, checkpoint))
     # One deferral over both: a signal between them must not lose the model.
     with stop_request.deferred():
         _train(trainer, recipe, checkpoint)
         return trainer.finish()
+
+
+def _finished(output_dir: Path) -> dict[str, float]:
+    """Say that there is nothing to do, and return the metrics that the run has left."""
+    logger.info(
+        f"This run is finished: its model is in {output_dir}. Nothing was trained. To train it again, set output_dir "
+        "to another folder, or start over with --resume_from_checkpoint false."
+    )
+    try:
+        return json.loads((output_dir / "all_results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 class _SetAside(TrainerCallback):

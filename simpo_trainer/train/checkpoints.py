@@ -43,10 +43,10 @@ def find_checkpoint(output_dir: Path, wanted: str | Path | bool | None) -> Path 
     """
     if not wanted:
         return None
-    return Path(_asked_of_main(lambda: str(_find(output_dir, wanted))))
+    return Path(answer_of_main(lambda: str(_find(output_dir, wanted))))
 
 
-def _asked_of_main(ask: Callable[[], str]) -> str:
+def answer_of_main(ask: Callable[[], str]) -> str:
     """Returns the main process's answer on every process, or raises its error there."""
     state, answer = PartialState(), ["", ""]
     if state.is_main_process:
@@ -100,7 +100,12 @@ def _newest_whole(output_dir: Path, there: list[Path]) -> Path:
 
 def _accept(folder: Path) -> None:
     """Check that a checkpoint has all that is needed to go on, and tell of one that has no seal."""
-    _check_complete(folder)
+    check_complete(folder)
+    tell_without_seal(folder)
+
+
+def tell_without_seal(folder: Path) -> None:
+    """Log a warning where a checkpoint has no seal, so that its files cannot be checked."""
     if read_seal(folder) is None:
         logger.warning(
             f"{folder} has no {SEAL}, as checkpoints of earlier versions and of the Hub: its files cannot be checked, "
@@ -292,7 +297,12 @@ def _same(saved: Any, own: Any) -> bool:
     return list(saved) == list(own) if isinstance(own, tuple | list) and saved is not None else saved == own
 
 
-def _check_complete(checkpoint: Path) -> None:
+def check_complete(checkpoint: Path) -> None:
+    """Check that a checkpoint has weights, optimiser state and schedule.
+
+    Raises:
+        SimPOError: names what is missing.
+    """
     missing = [
         part
         for part, patterns in _PARTS.items()

@@ -12,6 +12,7 @@ from ..log import get_logger
 from ..publish.hub import push_later
 from ..record.folders import step_of
 from ..record.seal import remove_checkpoint
+from .going_on import seal_end
 
 logger = get_logger(__name__)
 
@@ -42,6 +43,8 @@ def finish_run(trainer: Any) -> dict[str, float]:
                 metrics |= evaluation
                 trainer.held_out.measure_end()
             _publish(trainer, output_dir)
+            if trainer.is_world_process_zero():
+                seal_end(output_dir, trainer.identity, trainer.state.global_step)
             _remove_last_checkpoint(trainer, output_dir)
     logger.info(f"Done: model, tokenizer and metrics are in {output_dir}")
     return metrics

@@ -1,6 +1,6 @@
 """The base of every trainer of a run: it stops on request, resumes only what fits, and saves a whole model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +35,7 @@ from .config import SimPOConfig
 from .facts import run_facts
 from .finish import finish_run
 from .held_out import HeldOutCallback
+from .identity import run_identity
 from .logged_steps import LoggedSteps
 from .memory import out_of_memory
 from .processes import end_group_at_exit
@@ -49,7 +50,8 @@ class RunTrainer(HubTrainer):
     """A trainer that loses nothing; each method says how it differs from `Trainer`'s.
 
     `stop_request` holds the signals that came, `interrupted` whether the last training ended because of one,
-    `resumed_from` the checkpoint that it went on from, `train_metrics` what it returned, `logged_in_training` how many
+    `resumed_from` the checkpoint that it went on from, `identity` what makes it
+    the same run, `train_metrics` what it returned, `logged_in_training` how many
     entries of the log it made, `recipe_facts` the recipe of a run from one, and `token_sets` the sets that the
     constructor got, by name.
     """
@@ -62,6 +64,7 @@ class RunTrainer(HubTrainer):
     log_prob_unit: str | None = None
     target_margin: float | None = None
     interrupted = False
+    identity: Mapping[str, Any] | None = None
     resumed_from: Path | None = None
     train_metrics: dict[str, float] | None = None
     logged_in_training = 0
@@ -148,7 +151,7 @@ class RunTrainer(HubTrainer):
             SimPOError: the checkpoint is incomplete, or is of another model, adapter or optimiser; or the memory of the
                 accelerator was not enough.
         """
-        self.interrupted, self.train_metrics = False, None
+        self.interrupted, self.train_metrics, self.identity = False, None, run_identity(self)
         self.resumed_from = checkpoint = find_checkpoint(Path(str(self.args.output_dir)), resume_from_checkpoint)
         if checkpoint and isinstance(self.model, PeftModel):
             check_adapter_fits(checkpoint, self.model)
@@ -241,7 +244,11 @@ class RunTrainer(HubTrainer):
             self._saves_checkpoint = False
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            facts = {"step": self.state.global_step, "processes": self.accelerator.num_processes}
+            facts = {
+                "step": self.state.global_step,
+                "processes": self.accelerator.num_processes,
+                "run": self.identity,
+            }
             seal_checkpoint(folder, facts)
             rotate_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
 
