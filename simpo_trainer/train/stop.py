@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: while a model trains, finish the step, save a checkpoint and end; at other times end at once.
+"""Signals to stop: while a model trains, finish the step, save a checkpoint and end; at other times end at once.
 
 Torch and transformers are not imported here: the command line handles signals while they are loaded, which takes long.
 """
@@ -19,14 +19,17 @@ logger = get_logger(__name__)
 # The message for a signal before training; also true of a run that was to go on from a checkpoint.
 NOTHING_YET = "Stopped before the first step: nothing was trained or saved since the start."
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Seconds within which a second SIGTERM is the first one again: schedulers signal a whole group, and its launcher passes
-# the signal on.
+# Ctrl-C; what schedulers send; and a terminal that closes. Windows has the first two alone.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)
+)
+# Seconds within which a second signal other than Ctrl-C is the first one again: schedulers signal a whole group, and
+# its launcher passes the signal on; some send two kinds together.
 _SAME = 2.0
 
 
 class StopRequest:
-    """While entered, SIGINT and SIGTERM ask for a stop. One that was ignored before stays so, as `nohup` wants it.
+    """While entered, `STOP_SIGNALS` ask for a stop. One that was ignored before stays so, as `nohup` wants it.
 
     At first a signal ends the process at once, as it does without handlers. While :meth:`deferred`, it is only
     remembered in `number`, and a second one ends the process. Signal handlers belong to the main thread; entered in
@@ -110,12 +113,12 @@ class StopRequest:
             _end_now(number)
         if self.number is None:
             self.number, self._since = number, time.monotonic()
-            name = "Interrupted" if number == signal.SIGINT else "Asked to stop by SIGTERM"
+            name = "Interrupted" if number == signal.SIGINT else f"Asked to stop by {signal.Signals(number).name}"
             again = (
                 "Press Ctrl-C again to stop at once." if number == signal.SIGINT else "Another signal stops at once."
             )
             logger.info(f"{name}: finishing the step, then saving a checkpoint. {again}")
-        elif number != signal.SIGTERM or time.monotonic() - self._since > _SAME:
+        elif number == signal.SIGINT or time.monotonic() - self._since > _SAME:
             _end_now(number)
 
 
