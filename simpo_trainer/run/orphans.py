@@ -14,9 +14,11 @@ import psutil  # a requirement of accelerate
 
 from .options import LAUNCHER_OPTIONS
 
-# What `simpo train --launcher`, torchrun, other launchers of several processes, and `accelerate launch` of one process
-# put into the environment. WORLD_SIZE is not among them: clusters set it where nothing was launched.
-_MARKS = (LAUNCHER_OPTIONS, "TORCHELASTIC_RUN_ID", "LOCAL_RANK", "ACCELERATE_DYNAMO_USE_FULLGRAPH")
+# What `simpo train --launcher`, torchrun and `accelerate launch` of several processes put into the environment, what
+# other launchers do, and `accelerate launch` of one. Not WORLD_SIZE: clusters set it where nothing was launched.
+_OWN = (LAUNCHER_OPTIONS, "TORCHELASTIC_RUN_ID")
+_OTHER = "LOCAL_RANK"
+_ACCELERATE_SINGLE = "ACCELERATE_DYNAMO_USE_FULLGRAPH"
 # Processes that are started by hand, with these variables, outlive their shell under nohup.
 _SHELLS = frozenset("sh bash dash zsh ksh fish csh tcsh busybox".split())
 _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
@@ -24,20 +26,27 @@ _POLL = 0.5  # seconds
 
 
 def end_with_launcher() -> None:
-    """End this process by SIGKILL as soon as the launcher that started it is gone; without a launcher, do nothing.
+    """End this process as soon as the launcher that started it is gone; without a launcher, do nothing.
 
-    At once and without a checkpoint: a launcher that was killed cannot pass anything on, and what a process saves from
-    then on it may save beside the job that was started again in the same folder. Call it in the main thread, and early.
-    On Windows it does nothing.
+    By SIGKILL, without a checkpoint: a launcher that passes signals on is gone before its processes only if it was
+    killed, and what they save from then on they may save beside the job that was started again in the same folder.
+    `accelerate launch` of one process ends of every signal, also of one to the whole group, so that its process gets
+    SIGTERM instead, and may finish its step and save. Call it early, in the main thread. On Windows it does nothing.
     """
-    if os.name != "posix" or not any(mark in os.environ for mark in _MARKS):
+    if os.name != "posix":
         return
+    own = any(mark in os.environ for mark in _OWN)
+    single = not own and _OTHER not in os.environ
     parent = os.getppid()
-    if _is_shell(parent):
+    if single and _ACCELERATE_SINGLE not in os.environ or _is_shell(parent):
         return
-    if not _asked_kernel():
-        threading.Thread(target=_watch, args=(parent,), name="launcher-watch", daemon=True).start()
-    _end_without(parent)  # it may have ended in between
+    number = signal.SIGTERM if single else signal.SIGKILL
+    # The kernel of Linux does it whatever this process is doing, but at the end of the thread that started it. That is
+    # the main one in these launchers; of others it is not known.
+    if not ((own or single) and _asked_kernel(number)):
+        threading.Thread(target=_watch, args=(parent, number), name="launcher-watch", daemon=True).start()
+    if os.getppid() != parent:  # it has ended in between
+        os.kill(os.getpid(), number)
 
 
 def _is_shell(process: int) -> bool:
@@ -47,22 +56,13 @@ def _is_shell(process: int) -> bool:
         return False
 
 
-def _asked_kernel() -> bool:
-    """Returns whether the kernel will end this process with its parent, whatever it does then, as Linux can.
-
-    Strictly, with the thread that started it, which is the main one in torchrun and accelerate.
-    """
+def _asked_kernel(number: int) -> bool:
     if sys.platform != "linux":
         return False
-    return ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0
+    return ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) == 0
 
 
-def _watch(parent: int) -> None:
-    while True:
-        _end_without(parent)
+def _watch(parent: int, number: int) -> None:
+    while os.getppid() == parent:
         time.sleep(_POLL)
-
-
-def _end_without(parent: int) -> None:
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), number)

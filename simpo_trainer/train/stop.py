@@ -44,7 +44,7 @@ class StopRequest:
         self.at_once = at_once
         self.number: int | None = None
         self._since = 0.0
-        self._process = 0
+        self._process = self._parent = 0
         self._deferred = False
         self._entered = 0
         self._previous: dict[int, Any] = {}
@@ -57,7 +57,7 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         self._entered += 1
         if self._entered == 1:
-            self.number, self._process = None, os.getpid()
+            self.number, self._process, self._parent = None, os.getpid(), os.getppid()
             if threading.current_thread() is threading.main_thread():
                 handled = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
                 self._previous = {number: signal.signal(number, self._on_signal) for number in handled}
@@ -118,6 +118,9 @@ class StopRequest:
                 "Press Ctrl-C again to stop at once." if number == signal.SIGINT else "Another signal stops at once."
             )
             logger.info(f"{name}: finishing the step, then saving a checkpoint. {again}")
+        elif number == signal.SIGTERM and os.getppid() != self._parent:
+            # No wish to end at once: it tells that the launcher is gone (run/orphans.py), mostly of the same signal.
+            self._parent = os.getppid()
         elif number == signal.SIGINT or time.monotonic() - self._since > _SAME:
             _end_now(number)
 
