@@ -107,9 +107,10 @@ def train(
 def _train(recipe: Path, overrides: list[str]) -> None:
     # Entered before the imports, which take seconds: a signal would end the process without a word. run() has its own.
     with StopRequest(at_once=NOTHING_YET):
-        from ..run.orphans import end_with_launcher
+        from ..run.orphans import end_forks_with_parent, end_with_launcher
 
         end_with_launcher()
+        end_forks_with_parent()
         from ..recipe.load import load_recipe
         from ..run.one_run import Interrupted, run
         from ..run.supervision import leave_group_of_parent

@@ -1,4 +1,4 @@
-"""A process that a launcher started ends with it: nothing of a run goes on beside the job that is started again.
+"""Processes end with the one that started them: nothing of a run goes on beside the job that is started again.
 
 Torch and transformers are not imported here: the command line calls this before they are loaded.
 """
@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from functools import cache, partial
 
 import psutil  # a requirement of accelerate
 
@@ -47,6 +48,17 @@ def end_with_launcher() -> None:
         threading.Thread(target=_watch, args=(parent, number), name="launcher-watch", daemon=True).start()
     if os.getppid() != parent:  # it has ended in between
         os.kill(os.getpid(), number)
+
+
+@cache
+def end_forks_with_parent() -> None:
+    """Have the processes that this one forks from now on ended with it, on Linux.
+
+    Those of a library's pool would wait for work for ever, and workers that load batches for some seconds, if this
+    process is killed.
+    """
+    if sys.platform == "linux":
+        os.register_at_fork(after_in_child=partial(_asked_kernel, signal.SIGKILL))
 
 
 def _is_shell(process: int) -> bool:

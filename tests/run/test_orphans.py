@@ -90,6 +90,29 @@ def test_a_process_without_a_launcher_goes_on(orphan, marks, launcher):
     assert still_running([rank], 2 * orphans._POLL)
 
 
+FORKING = """
+import os, time
+from simpo_trainer.run.orphans import end_forks_with_parent
+end_forks_with_parent()
+if not os.fork():
+    print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux does it")
+def test_forked_processes_end_with_a_process_that_is_killed():
+    """As those of a library's pool, which would wait for work."""
+    command = [sys.executable, "-c", FORKING]
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE) as process:
+        forked = psutil.Process(int(process.stdout.readline()))
+        process.kill()
+        left = still_running([forked], 5)
+        for one in left:
+            one.kill()
+    assert not left
+
+
 def test_a_launcher_that_ended_in_between_is_noticed(monkeypatch):
     """The kernel tells of an end to come only."""
     sent, parents = [], iter([4000, 1])

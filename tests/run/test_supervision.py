@@ -85,9 +85,9 @@ def finish(process: subprocess.Popen, log: Path) -> tuple[int, str]:
 
 
 @contextmanager
-def in_training(folder: Path, log: Path, launcher: str, count: int):
+def in_training(folder: Path, log: Path, launcher: str, count: int, *overrides: str):
     """A run in the middle of its training: the launching process, and those that it started."""
-    words = ["--max_steps", "100000", "--output_dir", log.stem]
+    words = ["--max_steps", "100000", "--output_dir", log.stem, *overrides]
     if launcher == "torchrun":
         process = start(folder, log, *words, command=TORCHRUN)
     else:
@@ -181,9 +181,11 @@ def test_a_killed_process_is_named(folder, tmp_path):
 def test_a_launcher_that_is_killed_leaves_no_process(folder, tmp_path, launcher):
     """They would write beside the job that is started again."""
     log = tmp_path / f"killed-{launcher}"
-    with in_training(folder, log, launcher, 2) as (process, started):
+    with in_training(folder, log, launcher, 2, "--dataloader_num_workers=1") as (process, started):
+        everything = psutil.Process(process.pid).children(recursive=True)
+        assert len(everything) == 4
         process.kill()
-        assert not still_running(started, 5)
+        assert not still_running(everything, 5)
     assert not list((folder / log.stem).glob("checkpoint-*"))
 
 
