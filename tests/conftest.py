@@ -15,9 +15,9 @@ os.environ |= {
     "TRL_EXPERIMENTAL_SILENCE": "1",
 }
 # A test run in the background of a shell ignores these, and what it starts would inherit that.
-for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
     if signal.getsignal(_number) is signal.SIG_IGN:
-        signal.signal(_number, _handler)
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 # Threads of a tiny product mostly wait for each other: on a busy machine, two take ten times as long as one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -9,6 +9,8 @@ from types import FrameType
 
 from torch.utils.data import DataLoader
 
+# Beside SIGTERM, which also ends workers.
+_LEFT_TO_TRAINING = ("SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
 # Whether this process is at its end; workers share the memory.
 _ending = RawValue("b", 0)
 
@@ -39,7 +41,9 @@ class _Shield:
         self.ending = _ending  # handed to workers that do not inherit this module as it is
 
     def __call__(self, worker: int) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for name in _LEFT_TO_TRAINING:
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._on_sigterm)
         if self.inner:
             self.inner(worker)

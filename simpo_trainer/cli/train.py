@@ -107,6 +107,10 @@ def train(
 def _train(recipe: Path, overrides: list[str]) -> None:
     # Entered before the imports, which take seconds: a signal would end the process without a word. run() has its own.
     with StopRequest(at_once=NOTHING_YET):
+        from ..run.orphans import end_forks_with_parent, end_with_launcher
+
+        end_with_launcher()
+        end_forks_with_parent()
         from ..recipe.load import load_recipe
         from ..run.one_run import Interrupted, run
         from ..run.supervision import leave_group_of_parent
@@ -128,16 +132,17 @@ def _train(recipe: Path, overrides: list[str]) -> None:
 
 def _launch(recipe_words: list[str], launcher: str, given: dict[str, Any]) -> int:
     """Start the same command without --launcher in new processes, and return their exit status."""
-    from ..recipe.load import check_recipe
-    from ..run.launcher import Processes, launch_words, shown
-    from ..run.supervision import supervise
+    with StopRequest(at_once=NOTHING_YET):  # as above; supervise() has its own
+        from ..recipe.load import check_recipe
+        from ..run.launcher import Processes, launch_words, shown
+        from ..run.supervision import supervise
 
-    check_recipe(recipe_words[0], recipe_words[1:])  # mistakes are found before any process is started
-    words = launch_words(
-        launcher,
-        recipe_words,
-        Processes(**{option.removeprefix("--").replace("-", "_"): value for option, value in given.items()}),
-    )
+        check_recipe(recipe_words[0], recipe_words[1:])  # mistakes are found before any process is started
+        words = launch_words(
+            launcher,
+            recipe_words,
+            Processes(**{option.removeprefix("--").replace("-", "_"): value for option, value in given.items()}),
+        )
     typer.echo(f"Launching: {shown(words)}", err=True)
     options = ["--launcher", launcher, *(str(word) for pair in given.items() for word in pair)]
     return supervise(words, shlex.join(options))

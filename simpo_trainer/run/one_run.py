@@ -46,8 +46,9 @@ def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dic
     """Train as `recipe` says, save model and tokenizer in its output_dir, evaluate, and return all metrics.
 
     All checks that need neither data nor a model come first, and files of an earlier run in output_dir are not touched
-    before both are loaded. Before training begins, Ctrl-C and SIGTERM end the process at once; after that, the current
-    step is finished and a checkpoint is saved first. In a log file no library draws a progress bar meanwhile.
+    before both are loaded. Before training begins, Ctrl-C, SIGTERM and the other signals of docs/interruptions.md end
+    the process at once; after that, the current step is finished and a checkpoint is saved first. In a log file no
+    library draws a progress bar meanwhile.
 
     Args:
         recipe: the result of :func:`~simpo_trainer.recipe.load_recipe`.

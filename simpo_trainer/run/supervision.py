@@ -13,9 +13,14 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
 
 from ..errors import SimPOError
+from ..log import get_logger
+from ..train.stop import NOTHING_YET, STOP_SIGNALS
 from .options import LAUNCHER_OPTIONS
 
-_PASSED_ON = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+logger = get_logger(__name__)
+
+# Seconds of CPU that no process has needed that came to its training.
+_LOADING = 0.5
 
 
 def supervise(words: Sequence[str], options: str) -> int:
@@ -78,13 +83,16 @@ def _signals_passed_on() -> Iterator[None]:
     def pass_on(number: int, frame: FrameType | None) -> None:
         children = psutil.Process().children()
         if not children:
+            # Processes that have ended may have trained; on several machines the launcher waits for the others'.
+            if os.times().children_user < _LOADING:
+                logger.info(NOTHING_YET)
             raise SystemExit(128 + number)
         for child in children:
             with suppress(psutil.NoSuchProcess):
                 child.send_signal(number)
 
     # An ignored signal stays ignored, as nohup wants it.
-    handled = [number for number in _PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
+    handled = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, pass_on) for number in handled}
     try:
         yield
@@ -117,7 +125,7 @@ def _exit_status(code: int, rank: int) -> int:
     Raises:
         SimPOError: another signal ended the process.
     """
-    if code >= 0 or -code in _PASSED_ON:
+    if code >= 0 or -code in STOP_SIGNALS:
         return code if code >= 0 else 128 - code
     name = signal.Signals(-code).name
     hint = " The usual reason is that the machine ran out of memory." if name == "SIGKILL" else ""

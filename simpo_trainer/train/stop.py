@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: while a model trains, finish the step, save a checkpoint and end; at other times end at once.
+"""Signals to stop: while a model trains, finish the step, save a checkpoint and end; at other times end at once.
 
 Torch and transformers are not imported here: the command line handles signals while they are loaded, which takes long.
 """
@@ -19,14 +19,17 @@ logger = get_logger(__name__)
 # The message for a signal before training; also true of a run that was to go on from a checkpoint.
 NOTHING_YET = "Stopped before the first step: nothing was trained or saved since the start."
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Seconds within which a second SIGTERM is the first one again: schedulers signal a whole group, and its launcher passes
-# the signal on.
+# Ctrl-C; what schedulers send; and a terminal that closes. Windows has the first two alone.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)
+)
+# Seconds within which a second signal other than Ctrl-C is the first one again: schedulers signal a whole group, and
+# its launcher passes the signal on; some send two kinds together.
 _SAME = 2.0
 
 
 class StopRequest:
-    """While entered, SIGINT and SIGTERM ask for a stop. One that was ignored before stays so, as `nohup` wants it.
+    """While entered, `STOP_SIGNALS` ask for a stop. One that was ignored before stays so, as `nohup` wants it.
 
     At first a signal ends the process at once, as it does without handlers. While :meth:`deferred`, it is only
     remembered in `number`, and a second one ends the process. Signal handlers belong to the main thread; entered in
@@ -41,7 +44,7 @@ class StopRequest:
         self.at_once = at_once
         self.number: int | None = None
         self._since = 0.0
-        self._process = 0
+        self._process = self._parent = 0
         self._deferred = False
         self._entered = 0
         self._previous: dict[int, Any] = {}
@@ -54,7 +57,7 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         self._entered += 1
         if self._entered == 1:
-            self.number, self._process = None, os.getpid()
+            self.number, self._process, self._parent = None, os.getpid(), os.getppid()
             if threading.current_thread() is threading.main_thread():
                 handled = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
                 self._previous = {number: signal.signal(number, self._on_signal) for number in handled}
@@ -110,12 +113,15 @@ class StopRequest:
             _end_now(number)
         if self.number is None:
             self.number, self._since = number, time.monotonic()
-            name = "Interrupted" if number == signal.SIGINT else "Asked to stop by SIGTERM"
+            name = "Interrupted" if number == signal.SIGINT else f"Asked to stop by {signal.Signals(number).name}"
             again = (
                 "Press Ctrl-C again to stop at once." if number == signal.SIGINT else "Another signal stops at once."
             )
             logger.info(f"{name}: finishing the step, then saving a checkpoint. {again}")
-        elif number != signal.SIGTERM or time.monotonic() - self._since > _SAME:
+        elif number == signal.SIGTERM and os.getppid() != self._parent:
+            # No wish to end at once: it tells that the launcher is gone (run/orphans.py), mostly of the same signal.
+            self._parent = os.getppid()
+        elif number == signal.SIGINT or time.monotonic() - self._since > _SAME:
             _end_now(number)
 
 

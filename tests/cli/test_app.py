@@ -16,7 +16,7 @@ from simpo_trainer._version import __version__
 from simpo_trainer.cli.app import app, main
 from simpo_trainer.run import one_run as run_module
 from simpo_trainer.run import supervision
-from simpo_trainer.train.stop import NOTHING_YET
+from simpo_trainer.train.stop import NOTHING_YET, STOP_SIGNALS
 
 ROOT = Path(__file__).parents[2]
 # Two ways to start a training without the installed command.
@@ -74,7 +74,7 @@ def test_a_defect_keeps_its_traceback(recipe, monkeypatch):
     assert isinstance(simpo("train", recipe).exception, RuntimeError)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_run_that_a_signal_stopped_exits_with_128_and_its_number(recipe, monkeypatch, number):
     """Together with the other processes: a launcher ends all where one has ended so, be it in the middle of saving."""
 
@@ -161,6 +161,10 @@ def test_the_module_is_the_same_command(recipe, runs, monkeypatch):
         pytest.param(signal.SIGTERM, MODULE, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, SCRIPT, marks=pytest.mark.slow),
         (signal.SIGTERM, SCRIPT),
+        (signal.SIGUSR1, MODULE),
+        pytest.param(signal.SIGUSR2, MODULE, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, MODULE, marks=pytest.mark.slow),
+        (signal.SIGHUP, [*MODULE, "--launcher", "ddp"]),
     ],
 )
 def test_a_signal_while_the_libraries_are_loaded_is_answered(recipe, tmp_path, command, number):
@@ -172,7 +176,7 @@ def test_a_signal_while_the_libraries_are_loaded_is_answered(recipe, tmp_path, c
         capture_output=True,
         text=True,
         # A test run in the background of a shell ignores them.
-        preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM)],
+        preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in STOP_SIGNALS],
     )
     assert done.stderr == f"{NOTHING_YET}\n"
     assert done.returncode in (128 + number, -number)  # both are the first to a shell

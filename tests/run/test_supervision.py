@@ -1,13 +1,16 @@
 """`simpo train --launcher`: real processes that train, fail, are interrupted or killed, and what is seen of it."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -16,10 +19,12 @@ from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from models import as_text, random_pairs, tiny_model, word_tokenizer
+from processes import still_running
 from simpo_trainer import SimPOError
 from simpo_trainer.recipe import load_recipe
-from simpo_trainer.run import run
-from simpo_trainer.run.supervision import _status
+from simpo_trainer.run import run, supervision
+from simpo_trainer.run.supervision import _status, supervise
+from simpo_trainer.train.stop import NOTHING_YET, STOP_SIGNALS
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -44,12 +49,19 @@ def folder(tmp_path_factory):
     return path
 
 
-def start(folder: Path, log: Path, *words: str) -> subprocess.Popen:
-    """`simpo train` as a terminal starts it: leading a process group of its own."""
+SIMPO = ["-m", "simpo_trainer", "train", "recipe.yaml"]
+TORCHRUN = [
+    *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+    *(str(ROOT / "scripts" / "run_simpo.py"), "recipe.yaml"),
+]
+
+
+def start(folder: Path, log: Path, *words: str, command: Sequence[str] = SIMPO) -> subprocess.Popen:
+    """A command as a terminal starts it: leading a process group of its own."""
     inherited = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     with log.open("w") as stream:
         return subprocess.Popen(
-            [sys.executable, "-m", "simpo_trainer", "train", "recipe.yaml", *words],
+            [sys.executable, *command, *words],
             cwd=folder,
             env=inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
             stdout=stream,
@@ -61,7 +73,7 @@ def start(folder: Path, log: Path, *words: str) -> subprocess.Popen:
 
 def _heed_signals() -> None:
     # A test run in the background of a shell ignores them, and what it starts would inherit that.
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
 
 
@@ -73,10 +85,13 @@ def finish(process: subprocess.Popen, log: Path) -> tuple[int, str]:
 
 
 @contextmanager
-def in_training(folder: Path, log: Path, launcher: str, count: int):
+def in_training(folder: Path, log: Path, launcher: str, count: int, *overrides: str):
     """A run in the middle of its training: the launching process, and those that it started."""
-    words = ["--launcher", launcher, "--num-processes", str(count), "--max_steps", "100000", "--output_dir", log.stem]
-    process = start(folder, log, *words)
+    words = ["--max_steps", "100000", "--output_dir", log.stem, *overrides]
+    if launcher == "torchrun":
+        process = start(folder, log, *words, command=TORCHRUN)
+    else:
+        process = start(folder, log, "--launcher", launcher, "--num-processes", str(count), *words)
     started = []
     try:
         end = time.monotonic() + 400
@@ -87,7 +102,7 @@ def in_training(folder: Path, log: Path, launcher: str, count: int):
         started = psutil.Process(process.pid).children()
         assert len(started) == count
         yield process, started
-        assert not any(child.is_running() for child in started)
+        assert not still_running(started, 0)
     finally:
         for one in [process, *started]:
             with suppress(psutil.NoSuchProcess):
@@ -132,8 +147,9 @@ def test_an_error_in_the_processes_is_shown_once(folder, tmp_path):
     [
         ("ddp", 2, signal.SIGINT, os.killpg),
         ("ddp", 2, signal.SIGTERM, os.killpg),
-        ("ddp", 2, signal.SIGTERM, os.kill),
-        ("single", 1, signal.SIGTERM, os.kill),
+        ("ddp", 2, signal.SIGUSR1, os.killpg),
+        ("ddp", 2, signal.SIGHUP, os.kill),
+        ("single", 1, signal.SIGUSR2, os.kill),
     ],
 )
 def test_a_signal_ends_the_processes_with_one_checkpoint(folder, tmp_path, launcher, count, number, send):
@@ -144,7 +160,7 @@ def test_a_signal_ends_the_processes_with_one_checkpoint(folder, tmp_path, launc
         status, text = finish(process, log)
     assert status == 128 + number, text
     assert f"/accelerate/{launcher}.yaml --num_processes {count} --module simpo_trainer train recipe.yaml" in text
-    assert "Stopped at step" in text
+    assert f"--launcher {launcher}" in text.partition("Go on with:\n  simpo train recipe.yaml ")[2]
     assert "Traceback" not in text
     [checkpoint] = (folder / log.stem).glob("checkpoint-*")
     assert (checkpoint / "trainer_state.json").is_file()
@@ -158,6 +174,66 @@ def test_a_killed_process_is_named(folder, tmp_path):
         status, text = finish(process, log)
     assert status == 1
     assert text.splitlines()[-1].startswith("error: Process 1 was ended by SIGKILL. The usual reason is")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["ddp", "torchrun"])
+def test_a_launcher_that_is_killed_leaves_no_process(folder, tmp_path, launcher):
+    """They would write beside the job that is started again."""
+    log = tmp_path / f"killed-{launcher}"
+    with in_training(folder, log, launcher, 2, "--dataloader_num_workers=1") as (process, started):
+        everything = psutil.Process(process.pid).children(recursive=True)
+        assert len(everything) == 4
+        process.kill()
+        assert not still_running(everything, 5)
+    assert not list((folder / log.stem).glob("checkpoint-*"))
+
+
+def waiting(number: int):
+    """In place of `accelerate launch`: one process, which the signal ends."""
+    code = f"import os, signal, time; os.kill(os.getppid(), {number:d}); time.sleep(60)"
+    # As the process would be, once its libraries are loaded: ended by the signal itself.
+    subprocess.run([sys.executable, "-c", code], check=True, preexec_fn=_heed_signals, timeout=60)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_is_passed_on(monkeypatch, number):
+    monkeypatch.setattr(supervision, "launch_command", lambda args: waiting(number))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    assert supervise(["--num_processes", "1", "script.py"], "--launcher single") == 128 + number
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_before_there_are_processes_is_answered(monkeypatch, number, caplog):
+    monkeypatch.setattr(supervision, "launch_command", lambda args: os.kill(os.getpid(), number))
+    monkeypatch.setattr(psutil, "Process", lambda: Childless)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    for seconds, said in ((0.0, [NOTHING_YET]), (9.0, [])):  # in the second case, processes have been there
+        caplog.clear()
+        monkeypatch.setattr(os, "times", lambda used=seconds: SimpleNamespace(children_user=used))
+        with pytest.raises(SystemExit) as caught, caplog.at_level(logging.INFO, "simpo_trainer"):
+            supervise(["--num_processes", "1", "script.py"], "--launcher single")
+        assert caught.value.code == 128 + number
+        assert caplog.messages == said
+
+
+class Childless:
+    """A process that has started none."""
+
+    @staticmethod
+    def children():
+        return []
+
+
+def test_a_signal_that_is_ignored_is_not_passed_on(monkeypatch):
+    """As SIGHUP is under nohup."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(supervision, "launch_command", lambda args: os.kill(os.getpid(), signal.SIGHUP))
+        monkeypatch.setattr(os, "environ", dict(os.environ))
+        assert supervise(["--num_processes", "1", "script.py"], "--launcher single") == 0
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 def failure(rank: int, code: int, *, at: int = 100, message: str | None = None) -> ProcessFailure:

@@ -1,4 +1,4 @@
-"""Ending a run early and going on: from a checkpoint, after Ctrl-C and after SIGTERM."""
+"""Ending a run early and going on: from a checkpoint, after Ctrl-C and after other signals."""
 
 import json
 import logging
@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from models import random_pairs, tiny_model
 from runs import assert_same_weights, make_trainer, train_log, weights_of
 from simpo_trainer.baselines.settings import build_arguments
 from simpo_trainer.train import stop
-from simpo_trainer.train.stop import StopRequest
+from simpo_trainer.train.stop import STOP_SIGNALS, StopRequest
 
 ROWS = random_pairs(22)
 # Two epochs of 8 + 8 + 6 pairs with the optimiser and schedule of a real run, which a checkpoint must hold.
@@ -117,7 +118,14 @@ class SendSignal(TrainerCallback):
 
 
 @pytest.mark.parametrize(
-    ("number", "said"), [(signal.SIGINT, "Interrupted"), (signal.SIGTERM, "Asked to stop by SIGTERM")]
+    ("number", "said"),
+    [
+        (signal.SIGINT, "Interrupted"),
+        (signal.SIGTERM, "Asked to stop by SIGTERM"),
+        (signal.SIGUSR1, "Asked to stop by SIGUSR1"),
+        (signal.SIGUSR2, "Asked to stop by SIGUSR2"),
+        (signal.SIGHUP, "Asked to stop by SIGHUP"),
+    ],
 )
 @pytest.mark.parametrize("step", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_step_and_saves_it_for_a_resumed_run(tmp_path, whole, step, number, said, caplog):
@@ -150,12 +158,16 @@ def test_the_same_trainer_may_go_on_after_ctrl_c(tmp_path, whole):
     assert_resumed(trainer, whole, 2)
 
 
-@pytest.mark.parametrize(("number", "end"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_a_second_signal_stops_at_once(tmp_path, number, end, monkeypatch, survives):
+def end_of(number: int) -> type[BaseException]:
+    return KeyboardInterrupt if number == signal.SIGINT else SystemExit
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_second_signal_stops_at_once(tmp_path, number, monkeypatch, survives):
     monkeypatch.setattr(stop, "_SAME", 0)
     trainer = make_trainer(tmp_path, ROWS, arguments={"callbacks": [SendSignal(2, number, times=2)]}, **SETTINGS)
     previous = signal.getsignal(number)
-    with pytest.raises(end):
+    with pytest.raises(end_of(number)):
         trainer.train()
     assert trainer.state.global_step == 1
     assert signal.getsignal(number) is previous
@@ -167,6 +179,31 @@ def test_a_sigterm_that_comes_twice_together_is_one(tmp_path):
     trainer = make_trainer(tmp_path, ROWS, arguments={"callbacks": callbacks}, **SETTINGS)
     trainer.train()
     assert trainer.interrupted and trainer.state.global_step == 2
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_second_signal_after_a_while_ends_the_process(number, monkeypatch, survives):
+    """Together with the first, only a second Ctrl-C is one: nobody else presses a key twice."""
+    with StopRequest() as request, request.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with nullcontext() if number != signal.SIGINT else pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        monkeypatch.setattr(stop, "_SAME", 0)
+        with pytest.raises(end_of(number)):
+            os.kill(os.getpid(), number)
+        assert request.number == signal.SIGTERM
+
+
+def test_the_end_of_the_launcher_is_no_second_signal(monkeypatch, survives):
+    """It died of the first one, and the kernel tells by SIGTERM; after that, a second signal is one."""
+    monkeypatch.setattr(stop, "_SAME", 0)
+    with StopRequest() as request, request.deferred():
+        os.kill(os.getpid(), signal.SIGINT)
+        parent = os.getppid()
+        monkeypatch.setattr(os, "getppid", lambda: parent + 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_jit_checkpoints_are_replaced_with_a_notice(tmp_path, caplog):
@@ -181,7 +218,7 @@ def test_jit_checkpoints_are_replaced_with_a_notice(tmp_path, caplog):
     assert not baseline.enable_jit_checkpoint
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
 def test_signals_are_taken_over_during_training_only(tmp_path, number):
     """Whatever handled them before handles them again, also when training fails."""
     handlers = []
@@ -199,7 +236,7 @@ def test_signals_are_taken_over_during_training_only(tmp_path, number):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_that_is_ignored_stays_so(tmp_path, number):
     """As under nohup, and SIGINT in a background job of a shell."""
     previous = signal.signal(number, signal.SIG_IGN)
@@ -211,19 +248,19 @@ def test_a_signal_that_is_ignored_stays_so(tmp_path, number):
     assert not trainer.interrupted and trainer.state.global_step == 6
 
 
-@pytest.mark.parametrize(("number", "end"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_before_training_a_signal_ends_the_process(number, end, survives):
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_before_training_a_signal_ends_the_process(number, survives):
     """Nothing is lost yet; what came while a signal was deferred is obeyed when asked for."""
     with StopRequest() as request:
-        with pytest.raises(end) as caught:
+        with pytest.raises(end_of(number)) as caught:
             os.kill(os.getpid(), number)
         with request.deferred():
             os.kill(os.getpid(), number)
         assert request.number == number
-        with pytest.raises(end):
+        with pytest.raises(end_of(number)):
             request.obey()
-    if end is SystemExit:
-        assert caught.value.code == 143
+    if number != signal.SIGINT:
+        assert caught.value.code == 128 + number
 
 
 def test_a_process_that_was_forked_meanwhile_does_not_defer():

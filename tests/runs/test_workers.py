@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from models import as_text, random_pairs, tiny_model, word_tokenizer
+from simpo_trainer.train.stop import STOP_SIGNALS
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -47,7 +48,7 @@ def training(tmp_path):
                 stderr=stream,
                 start_new_session=True,
                 # A test run in the background of a shell ignores them.
-                preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM)],
+                preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in STOP_SIGNALS],
             )
         started.append(process)
         end = time.monotonic() + 200
@@ -63,7 +64,8 @@ def training(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "number"), [("simpo", signal.SIGTERM), ("simpo", signal.SIGINT), ("dpo", signal.SIGTERM)]
+    ("method", "number"),
+    [("simpo", signal.SIGTERM), ("simpo", signal.SIGINT), ("dpo", signal.SIGUSR1)],
 )
 def test_a_signal_to_the_group_stops_the_run_with_a_checkpoint(training, tmp_path, method, number):
     process, log = training("--method", method)
@@ -97,6 +99,33 @@ def test_sigterm_while_several_processes_tokenize_ends_all_of_them(training):
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) in (-signal.SIGTERM, 128 + signal.SIGTERM), log.read_text()
     assert not psutil.wait_procs(started, timeout=10)[1]
+
+
+SHIELDED = """
+import os, signal
+from torch.utils.data import DataLoader
+from simpo_trainer.batches.workers import shield_workers
+from simpo_trainer.train.stop import STOP_SIGNALS, StopRequest
+
+class Signalled:
+    def __len__(self):
+        return len(STOP_SIGNALS)
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), STOP_SIGNALS[index])
+        return index
+
+with StopRequest() as request, request.deferred():
+    print([int(row) for row in shield_workers(DataLoader(Signalled(), num_workers=1, batch_size=None))])
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_leaves_every_signal_to_the_process_that_trains():
+    command = [sys.executable, "-c", SHIELDED]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[0, 1, 2, 3, 4]\n", done.stderr
 
 
 STUCK = """
