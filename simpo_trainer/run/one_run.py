@@ -20,6 +20,7 @@ from ..record.privacy import without_tokens
 from ..tokens.chat_templates import resolve_chat_template
 from ..train.bars import no_bars_in_a_file
 from ..train.checkpoints import find_checkpoint, set_aside_earlier
+from ..train.lock import one_run
 from ..train.run_trainer import RunTrainer
 from ..train.stop import NOTHING_YET, StopRequest
 from ..train.trainer import SimPOTrainer
@@ -43,8 +44,9 @@ def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dic
     """Train as `recipe` says, save model and tokenizer in its output_dir, evaluate, and return all metrics.
 
     All checks that need neither data nor a model come first, and files of an earlier run in output_dir are not touched
-    before both are loaded. Before training begins, Ctrl-C and SIGTERM end the process at once; after that, the current
-    step is finished and a checkpoint is saved first. In a log file no library draws a progress bar meanwhile.
+    before both are loaded. From then to the end, no other run can use output_dir. Before training begins, Ctrl-C
+    and SIGTERM end the process at once; after that, the current step is finished and a checkpoint is saved first. In a
+    log file no library draws a progress bar meanwhile.
 
     Args:
         recipe: the result of :func:`~simpo_trainer.recipe.load_recipe`.
@@ -52,21 +54,27 @@ def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dic
             recipe of that method.
 
     Raises:
-        SimPOError: a setting, the data or the environment must be corrected.
+        SimPOError: a setting, the data or the environment must be corrected, or another run uses output_dir.
         Interrupted: the run was stopped before its end and can be resumed.
     """
     with StopRequest(at_once=NOTHING_YET) as stop_request, no_bars_in_a_file():
-        return _run(recipe, trainer_class, stop_request)
+        _check(recipe)
+        with one_run(recipe.training):
+            return _run(recipe, trainer_class, stop_request)
+
+
+def _check(recipe: Recipe) -> None:
+    """Find what is wrong without a look at the files that another run may be writing."""
+    for notice in recipe.notices:
+        logger.warning(notice)
+    check_packages(recipe.training, recipe.model)
+    prepare_folder(Path(recipe.training.output_dir or ""), recipe)
+    check_model_name(str(recipe.model.model_name_or_path), init_kwargs(recipe.training).get("gguf_file"))
 
 
 def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRequest) -> dict[str, float]:
     args = recipe.training
     output_dir = Path(args.output_dir or "")
-    for notice in recipe.notices:
-        logger.warning(notice)
-    check_packages(args, recipe.model)
-    prepare_folder(output_dir, recipe)
-    check_model_name(str(recipe.model.model_name_or_path), init_kwargs(args).get("gguf_file"))
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
     check_credentials(args)
     if not args.push_to_hub:  # whose check has just reached the Hub

@@ -17,6 +17,7 @@ from ..record.folders import MANIFEST
 from ..record.methods import METHODS
 from ..train.best_metric import check_best_metric
 from ..train.evaluation import absent_metrics
+from ..train.lock import unwritable
 from ..train.optimisation import check_optimisation
 
 
@@ -89,9 +90,7 @@ def _make_writable(output_dir: Path) -> None:
         with tempfile.TemporaryFile(dir=output_dir):
             pass
     except OSError as error:
-        raise SimPOError(
-            f"output_dir {output_dir} cannot be written: {error.strerror}. Set output_dir to a folder of yours."
-        ) from None
+        raise unwritable(output_dir, error) from None
 
 
 def _check_not_an_input(output_dir: Path, recipe: Recipe) -> None:
