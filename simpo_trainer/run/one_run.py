@@ -26,7 +26,7 @@ from ..train.stop import NOTHING_YET, StopRequest
 from ..train.trainer import SimPOTrainer
 from .options import LAUNCHER_OPTIONS
 from .packages import check_packages
-from .preflight import check_choices, prepare_folder
+from .preflight import check_choices, check_same_method, prepare_folder
 
 logger = get_logger(__name__)
 
@@ -75,6 +75,7 @@ def _check(recipe: Recipe) -> None:
 def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRequest) -> dict[str, float]:
     args = recipe.training
     output_dir = Path(args.output_dir or "")
+    check_same_method(output_dir, recipe.method)
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
     check_credentials(args)
     if not args.push_to_hub:  # whose check has just reached the Hub

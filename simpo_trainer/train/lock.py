@@ -47,6 +47,7 @@ class FolderLock:
         self.folder = folder
         self.process = os.getpid()
         self.uses = 0
+        self._path = Path(os.path.abspath(folder)) / LOCK  # the working directory may change meanwhile
         self._file: LockFile | None = None
         self._self: Holder | None = None
         self._lost_to: str | None = None
@@ -136,7 +137,7 @@ class FolderLock:
     def _open(self) -> LockFile:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            return LockFile(self.folder / LOCK)
+            return LockFile(self._path)
         except OSError as error:
             raise unwritable(self.folder, error) from None
 
@@ -163,7 +164,7 @@ class FolderLock:
             return
         try:
             if not self._file.is_in_place():
-                self._lost_to = "which made a new file" if (self.folder / LOCK).exists() else None
+                self._lost_to = "which made a new file" if self._path.exists() else None
             elif (there := self._file.holder()) is not None and there != self._self:
                 self._lost_to = str(there)
         except OSError:  # a file system that does not answer now
@@ -223,11 +224,12 @@ def one_run(args: TrainingArguments) -> Iterator[None]:
         SimPOError: another run uses the folder, on every process; or another run has taken it over since it was entered
             first, on the main process.
     """
-    lock = _held_by_this_process(args)
+    key = _key(args)
+    lock = _held_by_this_process(key)
     if lock is None:
         lock = FolderLock(Path(str(args.output_dir)))
         _in_main_process(lock.acquire, args)
-        _held[_key(args)] = lock
+        _held[key] = lock
     else:
         lock.check()
     lock.uses += 1
@@ -236,12 +238,12 @@ def one_run(args: TrainingArguments) -> Iterator[None]:
     finally:
         lock.uses -= 1
         if not lock.uses:
-            del _held[_key(args)]
+            del _held[key]
             lock.release()
 
 
-def _held_by_this_process(args: TrainingArguments) -> FolderLock | None:
-    lock = _held.get(_key(args))
+def _held_by_this_process(key: str) -> FolderLock | None:
+    lock = _held.get(key)
     return lock if lock is not None and lock.process == os.getpid() else None  # a fork has its parent's entries
 
 
@@ -257,7 +259,8 @@ def _in_main_process(do: Callable[[], None], args: TrainingArguments) -> None:
             do()
         except SimPOError as error:
             problem = error
-    (problem,) = broadcast_object_list([problem])
+    if args.world_size > 1:
+        (problem,) = broadcast_object_list([problem])
     if problem is not None:
         raise problem
 
@@ -271,7 +274,7 @@ class LockCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._lock = _held_by_this_process(args)
+        self._lock = _held_by_this_process(_key(args))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._lock is not None:
