@@ -23,12 +23,13 @@ from ..train.bars import no_bars_in_a_file
 from ..train.checkpoints import find_checkpoint, set_aside_earlier
 from ..train.going_on import AUTO, go_on, tell_of_finished
 from ..train.identity import run_identity
+from ..train.lock import one_run
 from ..train.run_trainer import RunTrainer
 from ..train.stop import NOTHING_YET, StopRequest
 from ..train.trainer import SimPOTrainer
 from .options import LAUNCHER_OPTIONS
 from .packages import check_packages
-from .preflight import check_choices, prepare_folder
+from .preflight import check_choices, check_same_method, prepare_folder
 
 logger = get_logger(__name__)
 
@@ -46,9 +47,9 @@ def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dic
     """Train as `recipe` says, save model and tokenizer in its output_dir, evaluate, and return all metrics.
 
     All checks that need neither data nor a model come first, and files of an earlier run in output_dir are not touched
-    before both are loaded. Before training begins, Ctrl-C, SIGTERM and the other signals of docs/interruptions.md end
-    the process at once; after that, the current step is finished and a checkpoint is saved first. In a log file no
-    library draws a progress bar meanwhile.
+    before both are loaded. From then to the end, no other run can use output_dir. Before training begins, Ctrl-C,
+    SIGTERM and the other signals of docs/interruptions.md end the process at once; after that, the current step is
+    finished and a checkpoint is saved first. In a log file no library draws a progress bar meanwhile.
 
     Args:
         recipe: the result of :func:`~simpo_trainer.recipe.load_recipe`.
@@ -56,21 +57,28 @@ def run(recipe: Recipe, trainer_class: type[SimPOTrainer] = SimPOTrainer) -> dic
             recipe of that method.
 
     Raises:
-        SimPOError: a setting, the data or the environment must be corrected.
+        SimPOError: a setting, the data or the environment must be corrected, or another run uses output_dir.
         Interrupted: the run was stopped before its end and can be resumed.
     """
     with StopRequest(at_once=NOTHING_YET) as stop_request, no_bars_in_a_file():
-        return _run(recipe, trainer_class, stop_request)
+        _check(recipe)
+        with one_run(recipe.training):
+            return _run(recipe, trainer_class, stop_request)
+
+
+def _check(recipe: Recipe) -> None:
+    """Find what is wrong without a look at the files that another run may be writing."""
+    for notice in recipe.notices:
+        logger.warning(notice)
+    check_packages(recipe.training, recipe.model)
+    prepare_folder(Path(recipe.training.output_dir or ""), recipe)
+    check_model_name(str(recipe.model.model_name_or_path), init_kwargs(recipe.training).get("gguf_file"))
 
 
 def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRequest) -> dict[str, float]:
     args = recipe.training
     output_dir = Path(args.output_dir or "")
-    for notice in recipe.notices:
-        logger.warning(notice)
-    check_packages(args, recipe.model)
-    prepare_folder(output_dir, recipe)
-    check_model_name(str(recipe.model.model_name_or_path), init_kwargs(args).get("gguf_file"))
+    check_same_method(output_dir, recipe.method)
     wanted = args.resume_from_checkpoint
     checkpoint = None if wanted == AUTO else find_checkpoint(output_dir, wanted)
     check_credentials(args)

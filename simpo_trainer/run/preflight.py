@@ -17,6 +17,7 @@ from ..record.folders import MANIFEST
 from ..record.methods import METHODS
 from ..train.best_metric import check_best_metric
 from ..train.evaluation import absent_metrics
+from ..train.lock import unwritable
 from ..train.optimisation import check_optimisation
 
 
@@ -75,11 +76,10 @@ def prepare_folder(output_dir: Path, recipe: Recipe) -> None:
     """Make the folder of a run, and check that the run may write into it.
 
     Raises:
-        SimPOError: it cannot be written, is that of the starting model or tokenizer, or holds a run of another method.
+        SimPOError: it cannot be written, or is that of the starting model or tokenizer.
     """
     _make_writable(output_dir)
     _check_not_an_input(output_dir, recipe)
-    _check_same_method(output_dir, recipe.method)
 
 
 def _make_writable(output_dir: Path) -> None:
@@ -89,9 +89,7 @@ def _make_writable(output_dir: Path) -> None:
         with tempfile.TemporaryFile(dir=output_dir):
             pass
     except OSError as error:
-        raise SimPOError(
-            f"output_dir {output_dir} cannot be written: {error.strerror}. Set output_dir to a folder of yours."
-        ) from None
+        raise unwritable(output_dir, error) from None
 
 
 def _check_not_an_input(output_dir: Path, recipe: Recipe) -> None:
@@ -108,8 +106,12 @@ def _check_not_an_input(output_dir: Path, recipe: Recipe) -> None:
             )
 
 
-def _check_same_method(output_dir: Path, method: str) -> None:
-    """Refuse the folder of a run of another method: a baseline would overwrite the model to compare with."""
+def check_same_method(output_dir: Path, method: str) -> None:
+    """Refuse the folder of a run of another method: a baseline would overwrite the model to compare with.
+
+    Raises:
+        SimPOError: names both methods.
+    """
     try:
         manifest = json.loads((output_dir / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # no run there, or one that ended before it wrote a manifest

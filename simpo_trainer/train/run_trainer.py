@@ -36,6 +36,7 @@ from .facts import run_facts
 from .finish import finish_run
 from .held_out import HeldOutCallback
 from .identity import run_identity
+from .lock import LockCallback, one_run
 from .logged_steps import LoggedSteps
 from .memory import out_of_memory
 from .processes import end_group_at_exit
@@ -88,7 +89,9 @@ class RunTrainer(HubTrainer):
         self.stop_request = StopRequest()
         self.run_record, self.same_rows = ManifestCallback(self), SameRowsCallback(self)
         self.held_out = HeldOutCallback(self)
-        for callback in (self.run_record, self.same_rows, self.held_out, *reports, LoggedSteps(), StopCallback(self)):
+        # The lock's comes last: it must know whether the others ask for a checkpoint.
+        last = (LoggedSteps(), StopCallback(self), LockCallback())
+        for callback in (self.run_record, self.same_rows, self.held_out, *reports, *last):
             self.add_callback(callback)
         show_lines(self)
 
@@ -149,8 +152,13 @@ class RunTrainer(HubTrainer):
 
         Raises:
             SimPOError: the checkpoint is incomplete, or is of another model, adapter or optimiser; or the memory of the
-                accelerator was not enough.
+                accelerator was not enough; or another run uses the output folder.
         """
+        with one_run(self.args):
+            return self._train_alone(resume_from_checkpoint, *args, **kwargs)
+
+    def _train_alone(self, resume_from_checkpoint: str | bool | None, *args: Any, **kwargs: Any) -> Any:
+        """Train in a folder that no other run uses."""
         self.interrupted, self.train_metrics, self.identity = False, None, run_identity(self)
         self.resumed_from = checkpoint = find_checkpoint(Path(str(self.args.output_dir)), resume_from_checkpoint)
         if checkpoint and isinstance(self.model, PeftModel):
@@ -181,9 +189,10 @@ class RunTrainer(HubTrainer):
 
         Raises:
             SimPOError: there was no training, or it was stopped before its end; or the push failed, when all else was
-                saved.
+                saved; or another run uses the output folder.
         """
-        return finish_run(self)
+        with one_run(self.args):
+            return finish_run(self)
 
     def agreed_signal(self) -> int:
         """Returns the signal that stopped the training, on every process the same; every process must call it."""
