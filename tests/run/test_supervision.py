@@ -180,8 +180,9 @@ def test_a_killed_process_is_named(folder, tmp_path):
 @pytest.mark.parametrize("launcher", ["ddp", "torchrun"])
 def test_a_launcher_that_is_killed_leaves_no_process(folder, tmp_path, launcher):
     """They would write beside the job that is started again."""
+    workers = ["--dataloader_num_workers=1", "--dataloader_persistent_workers"]
     log = tmp_path / f"killed-{launcher}"
-    with in_training(folder, log, launcher, 2, "--dataloader_num_workers=1") as (process, started):
+    with in_training(folder, log, launcher, 2, *workers) as (process, started):
         everything = psutil.Process(process.pid).children(recursive=True)
         assert len(everything) == 4
         process.kill()
