@@ -87,7 +87,8 @@ def finish(process: subprocess.Popen, log: Path) -> tuple[int, str]:
 @contextmanager
 def in_training(folder: Path, log: Path, launcher: str, count: int, *overrides: str):
     """A run in the middle of its training: the launching process, and those that it started."""
-    words = ["--max_steps", "100000", "--output_dir", log.stem, *overrides]
+    # From the start, also where another test has left a checkpoint.
+    words = ["--max_steps", "100000", "--output_dir", log.stem, "--resume_from_checkpoint=false", *overrides]
     if launcher == "torchrun":
         process = start(folder, log, *words, command=TORCHRUN)
     else:
