@@ -144,7 +144,7 @@ class RunTrainer(HubTrainer):
         return found
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Like `Trainer.train`, but Ctrl-C and the signals of schedulers end the step, save a checkpoint and set `interrupted`.
+        """Like `Trainer.train`, but a stop signal ends the step, saves a checkpoint and sets `interrupted`.
 
         Args:
             resume_from_checkpoint: a `checkpoint-N` folder, or True for the newest one in the output folder.
