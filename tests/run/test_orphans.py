@@ -12,6 +12,9 @@ import pytest
 from processes import still_running
 from simpo_trainer.run import orphans
 
+# They wait for other processes.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 # Starts the rank, and stays.
 LAUNCHER = """

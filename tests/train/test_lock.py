@@ -26,6 +26,9 @@ from simpo_trainer.train import lock
 from simpo_trainer.train.lock import LOCK, FolderLock, one_run
 from simpo_trainer.train.lock_file import Holder, LockFile, this_process
 
+# They wait for other processes.
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parents[1]
 FORK = multiprocessing.get_context("fork")  # quick: nothing is imported again
 HERE = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
