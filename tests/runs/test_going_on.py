@@ -203,6 +203,34 @@ def test_a_final_model_that_is_damaged_is_made_again(again, whole, tmp_path, cap
 
 
 @pytest.mark.slow
+def test_a_checkpoint_that_was_changed_is_passed_over(again, whole, tmp_path, monkeypatch, caplog):
+    with killed_at(monkeypatch, "simpo_trainer.train.finish._save", 1):
+        again()
+    optimizer = tmp_path / "out" / "checkpoint-8" / "optimizer.pt"
+    content = bytearray(optimizer.read_bytes())
+    content[len(content) // 2] ^= 1
+    optimizer.write_bytes(content)
+    caplog.set_level("INFO")
+    again()
+    assert "out/checkpoint-8 is not whole (optimizer.pt was changed (its hash is another))" in caplog.text
+    assert "Going on from out/checkpoint-6." in caplog.text
+    shutil.rmtree(tmp_path / "out" / "_earlier-checkpoint-8")  # set aside, as every one of a later step
+    assert_same_end(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_a_run_that_starts_over_is_not_finished_until_it_ends(again, whole, tmp_path, monkeypatch, caplog):
+    shutil.copytree(whole / "out", tmp_path / "out")
+    with killed_at(monkeypatch, "transformers.trainer.Trainer.training_step", 2):
+        again("--resume_from_checkpoint", "false")
+    assert read_seal(tmp_path / "out") is None
+    caplog.set_level("INFO")
+    again()
+    assert "This run is finished" not in caplog.text
+    assert log(tmp_path)[0]["step"] == 1 and "finished" in read_seal(tmp_path / "out")
+
+
+@pytest.mark.slow
 def test_false_starts_over_and_says_what_becomes_of_the_old_run(again, whole, tmp_path, caplog):
     shutil.copytree(whole / "out", tmp_path / "out")
     run(load_recipe("recipe.yaml", ["--resume_from_checkpoint", "false", "--max_steps", "1"]))
