@@ -23,6 +23,10 @@ class MetricSums:
             value = value.detach().to(accumulation_dtype(value.device))
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
+    def state(self) -> dict[str, list[float]]:
+        """Returns this process's sum and count of each name, as JSON."""
+        return {name: value.tolist() for name, value in self._sums.items()}
+
     def reduce(self, accelerator: Accelerator) -> dict[str, float]:
         """Returns the means over all processes since the last call, in one collective; every process must call it."""
         if not self._sums:

@@ -209,6 +209,21 @@ def check_adapter_fits(checkpoint: Path, model: PeftModel) -> None:
         )
 
 
+def check_processes_fit(checkpoint: Path, processes: int) -> None:
+    """Refuse a checkpoint of ZeRO, which is in parts, one for each process, for another number of processes.
+
+    Raises:
+        SimPOError: says both numbers.
+    """
+    saved = (read_seal(checkpoint) or {}).get("processes", processes)
+    if saved != processes:
+        raise SimPOError(
+            f"{checkpoint} was saved by DeepSpeed in {saved} parts, one for each process, and this run has "
+            f"{processes}. Start it with {saved} processes (--num-processes {saved}); or start a new run in another "
+            "output_dir."
+        )
+
+
 def check_optimizer_fits(checkpoint: Path, saved: dict[str, Any], optimizer: Optimizer) -> None:
     """Refuse the optimiser state of a checkpoint that belongs to other weights or was made with other settings.
 

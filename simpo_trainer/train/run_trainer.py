@@ -27,6 +27,7 @@ from ..tokens.sets import TokenSet, token_set
 from .checkpoints import (
     check_adapter_fits,
     check_optimizer_fits,
+    check_processes_fit,
     check_schedule_fits,
     find_checkpoint,
     rotate_checkpoints,
@@ -43,6 +44,7 @@ from .processes import end_group_at_exit
 from .progress import show_lines
 from .same_rows import SameRowsCallback
 from .saving import weights_rescued, without_card, without_rotation
+from .states import LoggingWindow, restore_states
 from .stop import StopRequest
 from .stop_callback import StopCallback
 
@@ -74,6 +76,7 @@ class RunTrainer(HubTrainer):
     stop_request: StopRequest
     same_rows: SameRowsCallback
     held_out: HeldOutCallback
+    window: LoggingWindow
     # Whether its evaluations measure the held-out pairs per token.
     evaluates_per_token = False
     _saves_checkpoint = False
@@ -88,12 +91,14 @@ class RunTrainer(HubTrainer):
             end_group_at_exit()
         self.stop_request = StopRequest()
         self.run_record, self.same_rows = ManifestCallback(self), SameRowsCallback(self)
-        self.held_out = HeldOutCallback(self)
+        self.held_out, self.window = HeldOutCallback(self), LoggingWindow(self)
         # The lock's comes last: it must know whether the others ask for a checkpoint.
         last = (LoggedSteps(), StopCallback(self), LockCallback())
-        for callback in (self.run_record, self.same_rows, self.held_out, *reports, *last):
+        for callback in (self.run_record, self.same_rows, self.held_out, self.window, *reports, *last):
             self.add_callback(callback)
         show_lines(self)
+        # transformers would replace the callbacks by new ones, which nobody else holds; see `restore_states`.
+        self.args.restore_callback_states_from_checkpoint = False
 
     def facts(self) -> RunFacts:
         """Returns the facts of this run, for its record."""
@@ -119,6 +124,13 @@ class RunTrainer(HubTrainer):
     def measure(self, rows: Any) -> dict[str, float]:
         """Returns the model's metrics on rows from `rows_to_measure`, without a graph; every process must call it."""
         raise NotImplementedError
+
+    def window_sums(self) -> dict[str, Any]:
+        """Returns this process's sums of metrics since the last log, as JSON; none where they are kept elsewhere."""
+        return {}
+
+    def add_window_sums(self, sums: Mapping[str, Any]) -> None:
+        """Add sums that `window_sums` returned to the logging window."""
 
     def held_out_sets(self) -> dict[str, Any]:
         """Returns the token rows of the evaluation sets that the constructor got and that hold pairs, by name."""
@@ -161,8 +173,13 @@ class RunTrainer(HubTrainer):
         """Train in a folder that no other run uses."""
         self.interrupted, self.train_metrics, self.identity = False, None, run_identity(self)
         self.resumed_from = checkpoint = find_checkpoint(Path(str(self.args.output_dir)), resume_from_checkpoint)
-        if checkpoint and isinstance(self.model, PeftModel):
-            check_adapter_fits(checkpoint, self.model)
+        self.window.opened = None
+        if checkpoint:
+            if isinstance(self.model, PeftModel):
+                check_adapter_fits(checkpoint, self.model)
+            if self.is_deepspeed_enabled:
+                check_processes_fit(checkpoint, self.accelerator.num_processes)
+            restore_states(self.callback_handler.callbacks, checkpoint)
         with self.stop_request, self.stop_request.deferred():
             try:
                 output = super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
@@ -244,6 +261,7 @@ class RunTrainer(HubTrainer):
         # transformers asks every process whether the folder of the best checkpoint is there. With checkpoints in
         # shards the fastest process would make it, and those that disagree wait for each other at the end of the run.
         self.accelerator.wait_for_everyone()
+        self.window.collect()
         self._saves_checkpoint = True
         try:
             with without_rotation():

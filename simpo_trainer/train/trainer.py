@@ -392,6 +392,15 @@ class SimPOTrainer(PairEvaluation):
         check_attention_trains(cast(Any, self._model_to_train))
         return super().train(*args, **kwargs)
 
+    def window_sums(self) -> dict[str, Any]:
+        """Returns this process's sums of metrics since the last log."""
+        return self._train_sums.state()
+
+    def add_window_sums(self, sums: Mapping[str, Any]) -> None:
+        """Add sums that `window_sums` returned to the logging window."""
+        device, dtype = self.args.device, accumulation_dtype(self.args.device)
+        self._train_sums.add({name: torch.tensor(value, device=device, dtype=dtype) for name, value in sums.items()})
+
     @property
     def stop_requested(self) -> bool:
         """Returns whether to stop after this step; the same on every process."""
