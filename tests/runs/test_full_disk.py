@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from simpo_trainer.record.folders import checkpoints, torn_checkpoints
 from simpo_trainer.record.full_disk import is_disk_full
 from simpo_trainer.record.seal import broken_files, is_open, remove_checkpoint, seal_checkpoint
 from simpo_trainer.run import run
-from simpo_trainer.train import full_disk, room
+from simpo_trainer.train import full_disk, room, saving
 
 ROWS = random_pairs(24)
 SETTINGS = {"optim": "adamw_torch", "max_steps": 6, "save_strategy": "steps", "save_steps": 2}
@@ -290,6 +291,7 @@ def test_the_model_waits_for_room_and_so_do_the_files_behind_it(disk, trained, m
             free_again(disk)
         if len(waits) == 3:
             free_again(disk)
+            (disk / "out" / "all_results.json").write_text('{"train')  # cut, as it may be left
 
     real = trained.save_metrics
 
@@ -309,13 +311,27 @@ def test_the_model_waits_for_room_and_so_do_the_files_behind_it(disk, trained, m
     assert (out / "README.md").is_file() and not is_open(out)
 
 
-def test_the_model_goes_to_another_disk(disk, trained, tmp_path, caplog):
+@pytest.mark.parametrize("known", [True, False], ids=["known before", "in the middle"])
+def test_the_model_goes_to_another_disk(disk, trained, tmp_path, monkeypatch, caplog, known):
+    if not known:
+        free_again(disk)
+        fill(disk, 60_000)  # room for the first of the files that the weights are in
+        monkeypatch.setattr(
+            trained.model, "save_pretrained", partial(trained.model.save_pretrained, max_shard_size=40_000)
+        )
+        monkeypatch.setattr(full_disk, "free_bytes", lambda folder: None)
+        monkeypatch.setattr(saving, "save_torch_state_dict", lambda *args: pytest.fail("it was written twice"))
     (tmp_path / "rescue" / "out").mkdir(parents=True)  # of another run
     trained.args.rescue_dir = str(tmp_path / "rescue")
     trained.finish()
-    saved, own = weights(tmp_path / "rescue" / "out-2"), trained.model.state_dict()
-    assert all((saved[name] == own[name]).all() for name in saved)
+    files = (tmp_path / "rescue" / "out-2").glob("*.safetensors")
+    saved, own = (
+        {name: weight for file in files for name, weight in load_file(file).items()},
+        trained.model.state_dict(),
+    )
+    assert saved and all((saved[name] == own[name]).all() for name in saved)
     assert (tmp_path / "rescue" / "out-2" / "tokenizer.json").is_file()
+    assert not list((disk / "out").glob("*.safetensors"))
     assert "it is in" in caplog.text and not (disk / "out" / "seal.json").exists()
 
 

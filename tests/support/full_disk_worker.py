@@ -14,6 +14,7 @@ from datasets import Dataset
 from models import random_pairs
 from runs import make_trainer
 from simpo_trainer.errors import SimPOError
+from simpo_trainer.run.orphans import end_with_launcher
 from simpo_trainer.train import full_disk
 
 FOLDER = Path(sys.argv[1])
@@ -34,6 +35,7 @@ def has_full_disk(trainer, step):
 
 
 def main():
+    end_with_launcher()  # also where the test gives up waiting
     rows, held_out = random_pairs(16), Dataset.from_list(random_pairs(8, seed=1))
     settings = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 4}
     trainer = has_full_disk(make_trainer(FOLDER / "first", rows, eval_dataset=held_out, **EVALUATED, **settings), 4)
