@@ -176,7 +176,7 @@ class EndSaves:
                 self.rescued = instead
                 logger.warning(f"{self.output_dir} has no room for the trained model ({problem}): it is in {instead}.")
                 return instead
-            self._wait("The trained model", problem)
+            self._wait("The trained model", problem, last_whole(self.trainer))
         return self.output_dir
 
     def small(self, what: str, write: Callable[[], None]) -> bool:
@@ -193,7 +193,7 @@ class EndSaves:
             if self.rescued:
                 logger.warning(f"{what} could not be written into {self.output_dir}: {problem}.")
                 return False
-            self._wait(what, problem)
+            self._wait(what, problem, f"The trained model is in {self.output_dir}.")
         return True
 
     def _try(self, save: Callable[[Path], None], folder: Path) -> str:
@@ -225,7 +225,7 @@ class EndSaves:
         answer = answer_of_main(lambda: str(_new_folder(parent, self.output_dir.absolute().name) or ""))
         return Path(answer) if answer else None
 
-    def _wait(self, what: str, problem: str) -> None:
+    def _wait(self, what: str, problem: str, stands: str) -> None:
         """Wait until the next attempt; a signal to stop that any process gets ends all of them."""
         stop: StopRequest = self.trainer.stop_request
         logger.warning(
@@ -234,7 +234,7 @@ class EndSaves:
         pause(stop)
         if number := self.trainer.agreed_signal():
             stop.number = number
-            with stop.heeded(f"Stopped while waiting for room: {what} is not saved. {last_whole(self.trainer)}"):
+            with stop.heeded(f"Stopped while waiting for room: {what} is not saved. {stands}"):
                 pass
 
 
