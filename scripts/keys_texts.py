@@ -40,6 +40,7 @@ GROUPS: dict[str, list[str]] = {
     ],
     "Saving and resuming": [
         *("save_strategy", "save_steps", "save_total_limit", "save_only_model", "resume_from_checkpoint"),
+        *("rescue_dir",),
     ],
     "Logging and reporting": [
         *("logging_steps", "logging_strategy", "report_to", "run_name", "disable_tqdm", "logging_nan_inf_filter"),
@@ -87,6 +88,7 @@ DEFAULTS: dict[str, str] = {
     "greater_is_better": "default: follows from the metric",
     "save_total_limit": "default: all are kept",
     "resume_from_checkpoint": "default: auto",
+    "rescue_dir": "default: wait until there is room",
     "run_name": "default: the reporter's choice",
     "disable_tqdm": "default: true where nobody sees the bar",
     "hub_model_id": "default: the name of output_dir",

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from .facts import RunFacts
 from .folders import MANIFEST
+from .full_disk import AsFarAsItGoes
 from .peak_memory import forget_peak, peak_memory
 from .seal import SEAL
 
@@ -40,6 +41,7 @@ class ManifestCallback(TrainerCallback):
         self.trainer = trainer
         self.manifest: dict[str, Any] = {}
         self._earlier: dict[str, Any] = {}
+        self._reports = AsFarAsItGoes()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -141,9 +143,23 @@ class ManifestCallback(TrainerCallback):
 
     def _write(self, **news: Any) -> None:
         self.manifest = {**self.so_far(), **news}
+        self._reports.write(MANIFEST, self.save)
+
+    def save(self) -> None:
+        """Write the manifest as it is, which lacks what came while the disk was full.
+
+        Raises:
+            OSError: it cannot be written; the file stays as it was.
+        """
+        if not self.manifest:
+            return
         file = Path(str(self.trainer.args.output_dir)) / MANIFEST
         scratch = file.with_suffix(".tmp")
-        scratch.write_text(json.dumps(self.manifest, indent=2) + "\n", encoding="utf-8")
+        try:
+            scratch.write_text(json.dumps(self.manifest, indent=2) + "\n", encoding="utf-8")
+        except OSError:
+            scratch.unlink(missing_ok=True)
+            raise
         scratch.replace(file)  # in one step: a reader finds the old file or the new one, both complete
 
 

@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 # Settings that describe only this machine.
-_PRIVATE_KEYS = {"output_dir", "logging_dir", "cache_dir", "local_rank"}
+_PRIVATE_KEYS = {"output_dir", "rescue_dir", "logging_dir", "cache_dir", "local_rank"}
 
 
 def hub_name(name: str | None) -> str | None:

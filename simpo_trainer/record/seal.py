@@ -50,7 +50,8 @@ def remove_checkpoint(folder: Path) -> None:
     """Remove a folder such that a kill in the middle leaves nothing that counts: its seal is opened, and goes last."""
     if not folder.is_dir():
         return
-    _write(folder / SEAL, {"version": _VERSION, "open": True})
+    if not is_open(folder):
+        _open(folder / SEAL)
     for path in folder.iterdir():
         if path.name == SEAL:
             continue
@@ -123,6 +124,18 @@ def _hash(path: Path) -> str:
         while piece := file.read(_PIECE):
             found.update(piece)
     return found.hexdigest()
+
+
+def _open(path: Path) -> None:
+    """Open the seal of a checkpoint that is about to go, also on a full disk: an empty file needs no room there.
+
+    It is read as open. Removing the seal would not do: a checkpoint without one counts, as those of earlier versions.
+    """
+    try:
+        _write(path, {"version": _VERSION, "open": True})
+    except OSError:
+        with path.open("w", encoding="utf-8") as file:
+            os.fsync(file.fileno())
 
 
 _NEW = ".new"

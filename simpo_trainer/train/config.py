@@ -87,6 +87,11 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
         _is_count,
         "it must be 1 or more. Set global_batch_size: 128, or leave it out.",
     )
+    rescue_dir: str | None = knob(
+        None,
+        "A folder on another disk, for the trained model if output_dir has no room for it at the end of the training; "
+        "unset means to wait for room.",
+    )
 
     # Parent fields with another default.
     per_device_train_batch_size: int | None = knob(  # type: ignore[assignment]

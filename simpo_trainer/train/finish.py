@@ -1,5 +1,6 @@
 """The end of a run: the trained model is saved, evaluated and described, and pushed if that was asked for."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +11,9 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from ..errors import SimPOError, first_line
 from ..log import get_logger
 from ..publish.hub import push_later
-from ..record.folders import step_of
+from ..record.folders import MANIFEST, step_of
 from ..record.seal import remove_checkpoint
+from .full_disk import EndSaves
 from .going_on import seal_end
 
 logger = get_logger(__name__)
@@ -31,23 +33,22 @@ def finish_run(trainer: Any) -> dict[str, float]:
     came_late = stop_request.number  # behind the last step: training has not acted on it
     with stop_request, stop_request.deferred():
         stop_request.number = stop_request.number or came_late
-        metrics = _save_training(trainer)
-        # Saved before the evaluation: if it fails, hours of training are not lost.
-        _save(trainer, output_dir)
-        left_out = f"Stopped: the trained model is in {output_dir}; what follows the training was left out."
+        ends = EndSaves(trainer, output_dir)
+        # Saved before all else: whatever fails then, hours of training are not lost.
+        place = ends.model(lambda folder: _save(trainer, folder))
+        metrics = {"train": _training_metrics(trainer)}
+        ends.small("metrics and state of the training", lambda: _save_metrics(trainer, metrics))
+        left_out = f"Stopped: the trained model is in {place}; what follows the training was left out."
         with stop_request.heeded(left_out):
             if trainer.eval_dataset is not None:
-                evaluation = _evaluate(trainer)
-                trainer.save_metrics("eval", evaluation)
-                trainer.save_state()  # again: its log now has the evaluation
-                metrics |= evaluation
+                metrics["eval"] = _evaluate(trainer)
+                # The state again: its log now has the evaluation.
+                ends.small("metrics of the evaluation", lambda: _save_metrics(trainer, metrics))
                 trainer.held_out.measure_end()
-            _publish(trainer, output_dir)
-            if trainer.is_world_process_zero():
-                seal_end(output_dir, trainer.identity, trainer.state.global_step)
-            _remove_last_checkpoint(trainer, output_dir)
-    logger.info(f"Done: model, tokenizer and metrics are in {output_dir}")
-    return metrics
+            _publish(trainer, ends)
+            _seal(trainer, ends)
+    logger.info(f"Done: model, tokenizer and metrics are in {place}")
+    return metrics["train"] | metrics.get("eval", {})
 
 
 def _check_trained(trainer: Any) -> None:
@@ -61,15 +62,34 @@ def _check_trained(trainer: Any) -> None:
         raise SimPOError("finish() saves and evaluates what was trained, and nothing was. Call trainer.train() first.")
 
 
-def _save_training(trainer: Any) -> dict[str, float]:
-    """Save metrics and state of the training, and return its metrics."""
+def _training_metrics(trainer: Any) -> dict[str, float]:
+    """Returns the metrics of the training, none if nothing was left to train."""
     checkpoint = trainer.resumed_from
     if checkpoint and trainer.state.global_step == step_of(checkpoint):
         logger.warning(f"{checkpoint} is already the last step of this run; nothing was trained.")
         return {}
-    trainer.save_metrics("train", trainer.train_metrics)
-    trainer.save_state()
     return dict(trainer.train_metrics)
+
+
+def _save_metrics(trainer: Any, metrics: Mapping[str, dict[str, float]]) -> None:
+    """Write the metrics of each part, and the state of the trainer; what a full disk has cut is written anew."""
+    if trainer.is_world_process_zero():
+        _remove_if_cut(Path(str(trainer.args.output_dir)) / "all_results.json")
+    for part, found in metrics.items():
+        if found:
+            trainer.save_metrics(part, found)
+    if any(metrics.values()):
+        trainer.save_state()
+
+
+def _remove_if_cut(file: Path) -> None:
+    """Remove a file that is no whole JSON: transformers adds to it, and would fail to read it."""
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except ValueError:
+        file.unlink()
 
 
 def _save(trainer: Any, output_dir: Path) -> None:
@@ -78,10 +98,13 @@ def _save(trainer: Any, output_dir: Path) -> None:
         trainer.save_model(str(output_dir), _internal_call=True)
 
 
-def _publish(trainer: Any, output_dir: Path) -> None:
+def _publish(trainer: Any, ends: EndSaves) -> None:
     """Write the model card, and push if `push_to_hub` is true."""
-    if not trainer.args.push_to_hub:
-        trainer.create_model_card()
+    output_dir = ends.output_dir
+    if ends.rescued and trainer.args.push_to_hub:
+        logger.warning(f"Nothing is pushed to the Hub: it would be from {output_dir}, which has no room for the model.")
+    if ends.rescued or not trainer.args.push_to_hub:
+        ends.small("the model card", trainer.create_model_card)
         return
     try:
         with _generation_cache(trainer):
@@ -92,6 +115,21 @@ def _publish(trainer: Any, output_dir: Path) -> None:
             f"The training is done and the model is saved in {output_dir}, but it could not be pushed to the Hub: "
             f"{first_line(error)}. Nothing is lost. Push it when the Hub can be reached: {push_later(repo, output_dir)}"
         ) from error
+
+
+def _seal(trainer: Any, ends: EndSaves) -> None:
+    """Make the folder that of a finished run, if the model is in it; the last checkpoint guards it until then."""
+    output_dir, is_main = ends.output_dir, trainer.is_world_process_zero()
+    ends.small(MANIFEST, trainer.run_record.save)
+    if ends.rescued:
+        return
+
+    def seal() -> None:
+        if is_main:
+            seal_end(output_dir, trainer.identity, trainer.state.global_step)
+
+    ends.small("the seal of the finished run", seal)
+    _remove_last_checkpoint(trainer, output_dir)
 
 
 @contextmanager

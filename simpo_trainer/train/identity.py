@@ -56,7 +56,7 @@ HARMLESS = {
     },
 }
 # Settings of this package that do not change the trained weights.
-_OWN_HARMLESS = {"batch_layout", "dataset_num_proc", "global_batch_size", "model_init_kwargs"}
+_OWN_HARMLESS = {"batch_layout", "dataset_num_proc", "global_batch_size", "model_init_kwargs", "rescue_dir"}
 # What chooses the best checkpoint changes the model at the end, where that is loaded.
 _OF_BEST = {"eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps"}
 

@@ -19,6 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..errors import SimPOError
 from ..log import get_logger
+from ..record.full_disk import is_disk_full
 from .lock_file import Holder, LockFile, this_process
 
 logger = get_logger(__name__)
@@ -122,11 +123,13 @@ class FolderLock:
                         f"Taking over {self.folder} from a run that has given no sign of life for {SILENCE:.0f} s "
                         f"({there})."
                     )
-                self._hold(file)
+                self._hold(file, locked=bool(locked))
                 held = True
                 return None
             return there or _UNKNOWN
         except OSError as error:
+            if is_disk_full(error):
+                raise unwritable(self.folder, error) from None
             if error.errno != errno.ESTALE:  # removed on another machine
                 raise
             return _UNKNOWN
@@ -141,9 +144,14 @@ class FolderLock:
         except OSError as error:
             raise unwritable(self.folder, error) from None
 
-    def _hold(self, file: LockFile) -> None:
+    def _hold(self, file: LockFile, locked: bool) -> None:
         self._self = this_process()
-        file.write(self._self)
+        try:
+            file.write(self._self)
+        except OSError as error:
+            # On a full disk the system's lock alone keeps others out: what has been trained must be saved all the same.
+            if not locked or not is_disk_full(error):
+                raise
         self._file = file
         self._thread = threading.Thread(target=self._beat, name="heartbeat of the folder", daemon=True)
         self._thread.start()
@@ -207,7 +215,10 @@ def _is_silent(holder: Holder | None, changed: int, pulse: _Pulse) -> bool:
 
 def unwritable(folder: Path, error: OSError) -> SimPOError:
     """Returns the error for an output folder that cannot be written."""
-    return SimPOError(f"output_dir {folder} cannot be written: {error.strerror}. Set output_dir to a folder of yours.")
+    remedy = "Free room there, or set output_dir to a folder on another disk" if is_disk_full(error) else ""
+    return SimPOError(
+        f"output_dir {folder} cannot be written: {error.strerror}. {remedy or 'Set output_dir to a folder of yours'}."
+    )
 
 
 # The folders that are held for a run of this process, by their real paths.

@@ -1,7 +1,7 @@
 """The base of every trainer of a run: it stops on request, resumes only what fits, and saves a whole model."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,8 +21,8 @@ from ..errors import SimPOError
 from ..model.weights import load_weights
 from ..publish.pushes import HubTrainer
 from ..record.facts import RecipeFacts, RunFacts
+from ..record.full_disk import AsFarAsItGoes
 from ..record.manifest import ManifestCallback
-from ..record.seal import begin_checkpoint, seal_checkpoint
 from ..tokens.sets import TokenSet, token_set
 from .checkpoints import (
     check_adapter_fits,
@@ -35,6 +35,7 @@ from .checkpoints import (
 from .config import SimPOConfig
 from .facts import run_facts
 from .finish import finish_run
+from .full_disk import CheckpointAttempt
 from .held_out import HeldOutCallback
 from .identity import run_identity
 from .lock import LockCallback, one_run
@@ -42,6 +43,7 @@ from .logged_steps import LoggedSteps
 from .memory import out_of_memory
 from .processes import end_group_at_exit
 from .progress import show_lines
+from .room import Room, RoomCallback, is_split
 from .same_rows import SameRowsCallback
 from .saving import weights_rescued, without_card, without_rotation
 from .states import LoggingWindow, restore_states
@@ -80,6 +82,7 @@ class RunTrainer(HubTrainer):
     # Whether its evaluations measure the held-out pairs per token.
     evaluates_per_token = False
     _saves_checkpoint = False
+    _attempt: CheckpointAttempt
 
     def _attach(self, *reports: TrainerCallback) -> None:
         """Add what every run has: the record, the measurement of the same rows, the stop, readable lines.
@@ -92,9 +95,12 @@ class RunTrainer(HubTrainer):
         self.stop_request = StopRequest()
         self.run_record, self.same_rows = ManifestCallback(self), SameRowsCallback(self)
         self.held_out, self.window = HeldOutCallback(self), LoggingWindow(self)
+        self.room, self._reports = Room(self), AsFarAsItGoes()
         # The lock's comes last: it must know whether the others ask for a checkpoint.
         last = (LoggedSteps(), StopCallback(self), LockCallback())
-        for callback in (self.run_record, self.same_rows, self.held_out, self.window, *reports, *last):
+        # That of the room comes first: a run that is refused has changed nothing.
+        first = (RoomCallback(self), self.run_record, self.same_rows, self.held_out, self.window)
+        for callback in (*first, *reports, *last):
             self.add_callback(callback)
         show_lines(self)
         # transformers would replace the callbacks by new ones, which nobody else holds; see `restore_states`.
@@ -164,7 +170,8 @@ class RunTrainer(HubTrainer):
 
         Raises:
             SimPOError: the checkpoint is incomplete, or is of another model, adapter or optimiser; or the memory of the
-                accelerator was not enough; or another run uses the output folder.
+                accelerator was not enough; or the disk has no room for what the run must save; or another run uses the
+                output folder.
         """
         with one_run(self.args):
             return self._train_alone(resume_from_checkpoint, *args, **kwargs)
@@ -193,13 +200,14 @@ class RunTrainer(HubTrainer):
     def finish(self) -> dict[str, float]:
         """Save, evaluate and describe the trained model: all that `simpo train` leaves in `output_dir`. Call it last.
 
-        After :meth:`train`, in this order: metrics and state of the training are saved, then model (or adapter) and
-        tokenizer; the evaluation set, if there is one, is evaluated, unless the training has done so at its last step,
+        After :meth:`train`, in this order: model (or adapter) and tokenizer are saved, then metrics and state of the
+        training; the evaluation set, if there is one, is evaluated, unless the training has done so at its last step,
         and its pairs are scored per token for `simpo compare`; the metrics are saved, and README.md, a model card with
         training curves, is written. With `push_to_hub` all of it is pushed. A checkpoint that was saved only because
         training ended is removed then. Every process must call it.
 
-        Ctrl-C and SIGTERM wait until the model is saved, and then end the process.
+        Ctrl-C and SIGTERM wait until the model is saved, and then end the process. If the disk is full, the model goes
+        to `rescue_dir` if that is set; otherwise saving is tried again each minute, until a signal ends it.
 
         Returns:
             The metrics of the training (`train_loss`, `train_runtime`, ...) and of the evaluation (`eval_...`).
@@ -215,6 +223,10 @@ class RunTrainer(HubTrainer):
         """Returns the signal that stopped the training, on every process the same; every process must call it."""
         own = torch.tensor([self.stop_request.number or 0], device=self.accelerator.device)
         return int(self.accelerator.gather(own).max())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Like `Trainer.log`, but a reporter without room on the disk does not end the training."""
+        self._reports.write("a report of the metrics", lambda: super(RunTrainer, self).log(logs, start_time))
 
     # ---- Saving ----
 
@@ -249,34 +261,41 @@ class RunTrainer(HubTrainer):
 
         An adapter comes without peft's card, which is a form to fill in; a README.md in the folder stays as it is.
         """
-        with without_card(self.model), weights_rescued(self.model, state_dict, str(output_dir or self.args.output_dir)):
+        folder = str(output_dir or self.args.output_dir)
+        # In a checkpoint of a model that is not split the other processes wait behind this, whether or not it is full.
+        noting = self._saves_checkpoint and not is_split(self)
+        with (
+            self._attempt.noting() if noting else nullcontext(),
+            without_card(self.model),
+            weights_rescued(self.model, state_dict, folder),
+        ):
             super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Like `Trainer._save_checkpoint`, but it is sealed when all is written, and older ones are removed after."""
+        """Like `Trainer._save_checkpoint`, but it is sealed when all is written, and older ones are removed after.
+
+        Raises:
+            SimPOError: there is no room for it; what was written of it is removed.
+        """
         output_dir = Path(self._get_output_dir(trial=trial))
-        folder = output_dir / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            begin_checkpoint(folder)
-        # transformers asks every process whether the folder of the best checkpoint is there. With checkpoints in
-        # shards the fastest process would make it, and those that disagree wait for each other at the end of the run.
-        self.accelerator.wait_for_everyone()
+        self._attempt = CheckpointAttempt(self, output_dir / f"checkpoint-{self.state.global_step}")
+        if not self._attempt.begin():
+            return
         self.window.collect()
         self._saves_checkpoint = True
         try:
-            with without_rotation():
+            with self._attempt.writing(), without_rotation():
                 # Not `super()`: between this class and transformers', trl's would write a card for every checkpoint.
                 Trainer._save_checkpoint(self, model, trial)
         finally:
             self._saves_checkpoint = False
         self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            facts = {
-                "step": self.state.global_step,
-                "processes": self.accelerator.num_processes,
-                "run": self.identity,
-            }
-            seal_checkpoint(folder, facts)
+        facts = {
+            "step": self.state.global_step,
+            "processes": self.accelerator.num_processes,
+            "run": self.identity,
+        }
+        if self._attempt.seal(facts) and self.args.should_save:
             rotate_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     # ---- Resuming ----

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import SimPOError
 from ..log import get_logger
+from ..record.full_disk import is_disk_full
 
 logger = get_logger(__name__)
 
@@ -112,7 +113,7 @@ def weights_rescued(model: Any, state_dict: dict[str, Any] | None, folder: str) 
         yield
     except Exception as error:
         # A full disk, or one that is gone: a second attempt would end like the first.
-        if isinstance(error, OSError) or isinstance(model, PeftModel):
+        if isinstance(error, OSError) or is_disk_full(error) or isinstance(model, PeftModel):
             raise
         save_torch_state_dict(model.state_dict() if state_dict is None else state_dict, folder)
         raise SimPOError(

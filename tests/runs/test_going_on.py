@@ -128,7 +128,7 @@ POINTS = {
     "an evaluation": ("simpo_trainer.train.trainer.SimPOTrainer.evaluate", 1),
     "the optimiser of the second checkpoint": ("transformers.trainer.Trainer._save_optimizer_and_scheduler", 2),
     "the random state of the first checkpoint": ("transformers.trainer.Trainer._save_rng_state", 1),
-    "the seal of the second checkpoint": ("simpo_trainer.train.run_trainer.seal_checkpoint", 2),
+    "the seal of the second checkpoint": ("simpo_trainer.train.full_disk.seal_checkpoint", 2),
     "the rotation": ("simpo_trainer.train.run_trainer.rotate_checkpoints", 3),
     "the final model": ("simpo_trainer.train.finish._save", 1),
     "the card": ("simpo_trainer.train.finish._publish", 1),

@@ -196,7 +196,7 @@ def test_older_checkpoints_are_there_until_the_new_one_is_sealed(tmp_path, monke
         seen.append(sorted(path.name for path in folder.parent.glob("checkpoint-*")))
         seal_checkpoint(folder, facts)
 
-    monkeypatch.setattr("simpo_trainer.train.run_trainer.seal_checkpoint", seal)
+    monkeypatch.setattr("simpo_trainer.train.full_disk.seal_checkpoint", seal)
     settings = {**SETTINGS, "max_steps": 3, "save_steps": 1, "save_total_limit": 1}
     make_trainer(tmp_path, ROWS, **settings).train()
     assert seen == [["checkpoint-1"], ["checkpoint-1", "checkpoint-2"], ["checkpoint-2", "checkpoint-3"]]

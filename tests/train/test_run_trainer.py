@@ -17,6 +17,7 @@ from simpo_trainer import SimPOError
 from simpo_trainer.recipe import load_recipe
 from simpo_trainer.record.seal import broken_files, is_open, read_seal
 from simpo_trainer.run import run
+from simpo_trainer.train import full_disk
 from simpo_trainer.train.run_trainer import _gathering
 
 TESTS = Path(__file__).parents[1]
@@ -110,7 +111,10 @@ def test_a_checkpoint_has_an_open_seal_until_all_processes_have_written(tmp_path
     seen = []
     monkeypatch.setattr(Trainer, "_save_checkpoint", lambda *args: seen.append(("saved", is_open(folder))))
     monkeypatch.setattr(trainer.accelerator, "wait_for_everyone", lambda: seen.append(("waited", is_open(folder))))
+    # All processes meet there too, before the writing and behind it.
+    monkeypatch.setattr(full_disk, "agreed", lambda problem: seen.append(("agreed", is_open(folder))) or problem)
     trainer.state.global_step = 3
     trainer._save_checkpoint(trainer.model, None)
-    assert seen == [("waited", True), ("saved", True), ("waited", True)]
+    begun, sealed = [("agreed", False), ("agreed", True)], [("waited", True), ("agreed", False)]
+    assert seen == [*begun, ("saved", True), *sealed]
     assert not is_open(folder)
