@@ -14,7 +14,7 @@ GROUPS: dict[str, list[str]] = {
         *("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "test_split_size"),
         *("eval_dataset_name", "columns", "dataset_format", "chat_template", "system_messages"),
         *("auto_insert_empty_system_msg", "pairs", "dataset_mixer", "dataset_splits", "dataset_configs", "datasets"),
-        *("streaming", "dataset_num_proc"),
+        *("streaming", "on_bad_row", "dataset_num_proc"),
     ],
     "Batch and length": [
         *("global_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length"),

@@ -49,6 +49,7 @@ def training_pairs(
     if isinstance(dataset, IterableDataset):
         ranked = is_ranked(columns_of(dataset))
         shared |= {"max_length": rows.max_length, "overlong": rows.overlong, "ranked": ranked}
+        shared["on_bad_row"] = rows.on_bad_row
         return StreamedPairs(dataset, **shared, token_ids=token_ids)
     seed = args.seed if args.data_seed is None else args.data_seed
     return PairBatchSampler(

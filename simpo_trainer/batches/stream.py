@@ -18,6 +18,7 @@ from ..tokens.checks import check_token_rows
 from ..tokens.ids import TokenIds
 from ..tokens.reporter import StreamReporter
 from ..tokens.rows import is_ranked, row_answers, row_length, row_pairs, token_columns
+from .workers import errors_of_workers
 
 logger = get_logger(__name__)
 
@@ -37,6 +38,7 @@ class StreamedPairs(IterableDataset):
         accumulation: micro-steps of an optimiser step.
         max_length: longest prompt + answer, in tokens.
         overlong: "error" to stop at a longer one.
+        on_bad_row: "error" to stop at the first row that is dropped.
         ranked: whether rows are prompts with ranked answers.
         name: what messages call the stream.
         token_ids: refuses ids that the model has no embedding for; None to take all.
@@ -52,6 +54,7 @@ class StreamedPairs(IterableDataset):
         accumulation: int = 1,
         max_length: int,
         overlong: str = "truncate",
+        on_bad_row: str | None = None,
         ranked: bool = False,
         name: str = "train",
         token_ids: TokenIds | None = None,
@@ -63,6 +66,7 @@ class StreamedPairs(IterableDataset):
         self.accumulation = accumulation
         self.max_length = max_length
         self.overlong = overlong
+        self.on_bad_row = on_bad_row
         self.ranked = ranked
         self.name = name
         self.token_ids = token_ids
@@ -89,8 +93,9 @@ class StreamedPairs(IterableDataset):
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         start = self.process_index * self.batch_size
-        for taken in self._micro_steps():
-            yield [{**row, "weight": 1.0} for row in taken[start : start + self.batch_size]]
+        with errors_of_workers():
+            for taken in self._micro_steps():
+                yield [{**row, "weight": 1.0} for row in taken[start : start + self.batch_size]]
 
     def _micro_steps(self) -> Iterator[list[dict[str, Any]]]:
         """Yield the rows that all processes together take in each micro-step, in pass after pass over the stream.
@@ -125,7 +130,7 @@ class StreamedPairs(IterableDataset):
     def _reporter(self) -> StreamReporter:
         """Returns a reporter for one reading of the stream."""
         limits: dict[str, Any] = {"max_length": self.max_length, "overlong": self.overlong, "ranked": self.ranked}
-        return StreamReporter(self.name, warned=self._warned, **limits)
+        return StreamReporter(self.name, warned=self._warned, on_bad_row=self.on_bad_row, **limits)
 
     def _kept(self, reporter: StreamReporter) -> Iterator[dict[str, Any]]:
         """Yield the rows that can be trained on; `reporter` counts all of them."""

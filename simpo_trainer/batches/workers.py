@@ -1,13 +1,16 @@
-"""Workers that load batches: a signal to the whole process group is left to the process that trains."""
+"""Workers that load batches: signals are left to the process that trains, and errors come to it as they are."""
 
 import atexit
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.sharedctypes import RawValue
 from types import FrameType
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
+
+from ..errors import SimPOError
 
 # Beside SIGTERM, which also ends workers.
 _LEFT_TO_TRAINING = ("SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
@@ -51,3 +54,25 @@ class _Shield:
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         if self.ending.value:
             os._exit(128 + number)
+
+
+class WorkerError(SimPOError):
+    """An error for users that a worker met.
+
+    torch raises it again in the process that trains, with the worker's traceback as the message. Of that the end is
+    kept, which is the message of the worker.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{WorkerError.__name__}: ")[2].rstrip())
+
+
+@contextmanager
+def errors_of_workers() -> Iterator[None]:
+    """Let an error for users leave a worker with its message alone."""
+    try:
+        yield
+    except SimPOError as error:
+        if get_worker_info() is None:
+            raise
+        raise WorkerError(str(error)) from None

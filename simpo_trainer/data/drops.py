@@ -213,6 +213,22 @@ class DropReport:
                 "drop."
             )
 
+    def check_none_dropped(self) -> None:
+        """Refuse a set of which a row was left out.
+
+        Raises:
+            SimPOError: the first such row and why it cannot be used.
+        """
+        if not self.dropped:
+            return
+        reason, dropped = min(self.dropped.items(), key=lambda item: item[1].first_row)
+        wrong, change = REASONS[reason]
+        detail = f" ({dropped.detail})" if dropped.detail else ""
+        raise SimPOError(
+            f"{self.name}: row {dropped.first_row} cannot be used: {wrong}{detail}. {change} Or let such rows be left "
+            "out with on_bad_row: drop."
+        )
+
     def check_enough_kept(self) -> None:
         """Refuse a set of which more than half was left out: something is wrong with the data or the settings.
 

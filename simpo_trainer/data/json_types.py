@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import datasets
 import pyarrow as pa
 from datasets import (
     DatasetDict,
@@ -24,6 +25,9 @@ from datasets import (
 from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.json.json import Json as JsonBuilder
 from datasets.utils.json import ujson_loads
+
+from .stream_files import note_files
+from .watched import BadRow, prepare_without_bad_rows, watch
 
 # Where a value stands: a column and the keys that lead on from there, 0 for the items of a list.
 _Steps: TypeAlias = tuple[str | int, ...]
@@ -49,23 +53,37 @@ class OtherType(ValueError):
 # --- Loading ----------------------------------------------------------------------------------------------------------
 
 
-def load_checked(where: str, config: str | None, *, streaming: bool, **options: Any) -> Any:
+def load_checked(
+    where: str, config: str | None, *, streaming: bool, on_bad_row: BadRow | None = None, **options: Any
+) -> Any:
     """Like `load_dataset`, but values of JSON files are never turned into another type.
 
+    Args:
+        on_bad_row: "drop" leaves out rows that cannot be read, which is said each time.
+
     Raises:
-        DatasetGenerationError: the files cannot be read; its cause is an `OtherType` where types differ. A stream
-            raises that itself, when it comes to the place.
+        DatasetGenerationError: the files cannot be read; its cause is an `OtherType` where types differ.
+        SimPOError: a stream comes to a row that cannot be read, or to a file that is not as it was.
     """
+    if on_bad_row == "drop":  # kept apart from what is read of whole files
+        options["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / "without_bad_rows")
     builder = load_dataset_builder(where, config, **options)
+    if not isinstance(builder, JsonBuilder) and (streaming or on_bad_row == "drop"):
+        watch(builder, is_stream=streaming, on_bad_row=on_bad_row)
     if isinstance(builder, JsonBuilder):
         builder = load_dataset_builder(where, config, **_CHECKED, **options)
         # The only place where the types of a block are seen before they are lost.
         builder._cast_table = cast = _CheckedCast(builder, "features" not in options and _has_stated_types(builder))
+        if streaming or on_bad_row == "drop":
+            watch(builder, is_stream=streaming, on_bad_row=on_bad_row)
         if streaming:
             return _typed_stream(builder, cast)
     if streaming:
-        return builder.as_streaming_dataset()
-    builder.download_and_prepare()
+        return _noted(builder.as_streaming_dataset(), builder)
+    if on_bad_row == "drop":
+        prepare_without_bad_rows(builder)
+    else:
+        builder.download_and_prepare()
     return builder.as_dataset()
 
 
@@ -107,10 +125,17 @@ def _typed_stream(builder: JsonBuilder, cast: "_CheckedCast") -> IterableDataset
     """The stream of JSON files with types of its own also where they are arrays, which are read whole anyway."""
     splits = builder.as_streaming_dataset()
     if builder.info.features is not None:
-        return splits
+        return _noted(splits, builder)
     next(iter(next(iter(splits.values()))), None)
     builder.info.features = cast.first
-    return builder.as_streaming_dataset()
+    return _noted(builder.as_streaming_dataset(), builder)
+
+
+def _noted(splits: IterableDatasetDict, builder: Any) -> IterableDatasetDict:
+    """The streams, with their files noted."""
+    for split, files in (builder.config.data_files or {}).items():
+        note_files(splits[split], map(str, files), files.origin_metadata)
+    return splits
 
 
 # --- Checking ---------------------------------------------------------------------------------------------------------

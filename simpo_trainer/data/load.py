@@ -16,6 +16,8 @@ from .media import note_media
 from .mixing import CONVERSATION_FIELDS, carve_test, concatenate, rows_of_fraction, rows_of_shares
 from .settings import DataConfig, data_problems, split_use
 from .sources import Rows, Source, load_splits, pick_split, readable_rows
+from .stream_files import note_rows
+from .watched import BadRow
 from .written import read_messages
 
 logger = get_logger(__name__)
@@ -35,12 +37,15 @@ class _Part:
     keep: tuple[str, ...] | None = None  # columns; None for all
 
 
-def load_preferences(config: DataConfig, seed: int = 42, *, conversations: bool = False) -> tuple[Rows, Dataset | None]:
+def load_preferences(
+    config: DataConfig, seed: int = 42, *, conversations: bool = False, on_bad_row: BadRow | None = None
+) -> tuple[Rows, Dataset | None]:
     """Load the training pairs and, where there are any, the evaluation pairs.
 
     Args:
         seed: which pairs `test_split_size` takes depends on it.
         conversations: whether rows of `messages` without answers to choose from will do, as they are.
+        on_bad_row: "drop" leaves out rows that cannot be read; otherwise they are an error.
 
     Returns:
         The training set (an IterableDataset with `streaming`) and the evaluation set (None without one), each with the
@@ -59,7 +64,7 @@ def load_preferences(config: DataConfig, seed: int = 42, *, conversations: bool 
 
     def splits_of(source: Source) -> dict[str, Rows]:
         if repr(source) not in loaded:
-            loaded[repr(source)] = load_splits(source, streaming=config.streaming)
+            loaded[repr(source)] = load_splits(source, streaming=config.streaming, on_bad_row=on_bad_row)
         return loaded[repr(source)]
 
     train = _load_set(_train_parts(config), splits_of, config, read)
@@ -70,6 +75,7 @@ def load_preferences(config: DataConfig, seed: int = 42, *, conversations: bool 
         test_set = _load_set(_test_parts(config, splits_of), splits_of, config, read)
     if isinstance(train, IterableDataset):
         train = _shuffled_stream(train, seed, len(_train_parts(config)))
+        _note_rows(train, config, splits_of)
     return train, None if test_set is None else _whole(test_set)
 
 
@@ -81,6 +87,13 @@ def _shuffled_stream(train: IterableDataset, seed: int, sources: int) -> Iterabl
             "time are shuffled: training sees first one source, then the next. Without streaming they are mixed."
         )
     return train.shuffle(seed=seed, buffer_size=_SHUFFLED_ROWS)
+
+
+def _note_rows(train: IterableDataset, config: DataConfig, splits_of: Callable[[Source], dict[str, Rows]]) -> None:
+    """Note what decides which rows the stream has: files and settings, without the names of places."""
+    parts = [(splits_of(part.source)[part.split], [part.split, part.keep]) for part in _train_parts(config)]
+    settings = [config.columns, config.dataset_format, config.test_split_size]
+    note_rows(train, [(rows, taken) for rows, taken in parts if isinstance(rows, IterableDataset)], settings)
 
 
 def describe_sources(config: DataConfig) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,13 +25,12 @@ from datasets import (
     load_from_disk,
 )
 from datasets.exceptions import DatasetGenerationError
-from datasets.table import CastError
 
-from ..errors import SimPOError, first_line, near
-from .json_types import OtherType, load_checked, load_widened
-
-# What a file name may end in, and the `datasets` loader that reads it.
-LOADERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+from ..errors import SimPOError, near
+from .json_types import load_checked, load_widened
+from .stream_files import note_files
+from .text_rows import LOADERS, broken_place, cause_line
+from .watched import UNREADABLE, BadRow
 
 Rows: TypeAlias = Dataset | IterableDataset
 
@@ -53,22 +53,26 @@ class Source:
         return self.name if is_hub_name and not path.exists() and self.name not in LOADERS.values() else "local file"
 
 
-def load_splits(source: Source, *, streaming: bool = False) -> dict[str, Rows]:
+def load_splits(source: Source, *, streaming: bool = False, on_bad_row: BadRow | None = None) -> dict[str, Rows]:
     """All splits of a source; a single file has one, 'train'.
+
+    Args:
+        on_bad_row: "drop" leaves out rows that cannot be read; otherwise they are an error.
 
     Raises:
         SimPOError: the source cannot be found or read.
     """
     path = Path(source.name).expanduser()
+    how: dict[str, Any] = {"streaming": streaming, "on_bad_row": on_bad_row}
     if source.data_dir or source.data_files:
-        return _load_named(source, path, streaming)
+        return _load_named(source, path, how)
     if path.is_file():
-        return _load_file(path, source, streaming)
+        return _load_file(path, source, how)
     if path.is_dir():
-        return _load_folder(path, source, streaming)
+        return _load_folder(path, source, how)
     if path.is_absolute() or source.name.startswith((".", "~")) or path.suffix in LOADERS:
         raise SimPOError(f"{source.name} does not exist. {_near_names(path)}")
-    return _load_named(source, path, streaming)
+    return _load_named(source, path, how)
 
 
 def pick_split(splits: dict[str, Rows], split: str, source: Source, key: str) -> Rows:
@@ -93,16 +97,24 @@ def readable_rows(rows: Iterable[dict[str, Any]], name: str) -> Iterator[dict[st
     Raises:
         SimPOError: what is in the files has not the types of their beginning, or they are broken.
     """
+    before = 0
     try:
-        yield from rows
-    except (pa.ArrowInvalid, ValueError, TypeError) as error:  # the last is what a failed cast of a table is
-        if not (isinstance(error, pa.ArrowInvalid | OtherType) or str(error).startswith("Couldn't cast")):
+        for row in rows:
+            yield row
+            before += 1
+    except UNREADABLE as error:
+        if isinstance(error, ValueError | TypeError) and not _is_of_reader(error):
             raise
         raise SimPOError(
-            f"{name}: a row cannot be read ({_cause_line(error)}). The types of a stream are those of the first rows "
-            "of its files. Remove streaming, which looks at whole files and names a broken line; or write the column "
-            "the same way everywhere, with every key that occurs in the first row."
+            f"{name}: the row behind row {before} of the stream cannot be read ({cause_line(error)}). The types of a "
+            "stream are those of the first rows of its files. Remove streaming, which looks at whole files and names "
+            "a broken line; or write the column the same way everywhere, with every key that occurs in the first row."
         ) from error
+
+
+def _is_of_reader(error: Exception) -> bool:
+    """Returns whether text, a table or a failed cast of a table is at fault."""
+    return isinstance(error, pa.ArrowException | UnicodeDecodeError) or str(error).startswith("Couldn't cast")
 
 
 def _slice_split(splits: dict[str, Rows], split: str, source: Source, key: str) -> Rows:
@@ -125,7 +137,7 @@ def _slice_split(splits: dict[str, Rows], split: str, source: Source, key: str) 
     )
 
 
-def _load_named(source: Source, path: Path, streaming: bool) -> dict[str, Rows]:
+def _load_named(source: Source, path: Path, how: dict[str, Any]) -> dict[str, Rows]:
     """A dataset of the Hub, or a local one whose files are named."""
     try:
         return _read(
@@ -133,21 +145,33 @@ def _load_named(source: Source, path: Path, streaming: bool) -> dict[str, Rows]:
             source.config,
             data_dir=source.data_dir,
             data_files=source.data_files,
-            streaming=streaming,
+            **how,
         )
-    except DatasetGenerationError as error:
-        raise SimPOError(
-            f"{source.name!r} cannot be read: {_cause_line(error)}. Repair it or write it again."
+    except SimPOError:
+        raise
+    except (DatasetGenerationError, EOFError, zlib.error) as error:
+        files = f" (data_files: {source.data_files})" if source.data_files else ""
+        places = (broken_place(file) for file in _named_files(source, path) if file.is_file())
+        why = next(filter(None, places), None)
+        raise _own_error(error) or SimPOError(
+            why or f"{source.name!r}{files} cannot be read: {cause_line(error)}. Repair it or write it again."
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise SimPOError(
             f"{source.name!r} is neither a file or folder here nor a dataset that could be read from the Hub "
-            f"({_cause_line(error)}). Check the spelling, the network and, for a private dataset, `hf auth login`; or "
+            f"({cause_line(error)}). Check the spelling, the network and, for a private dataset, `hf auth login`; or "
             f"give a local path. {_near_names(path)}"
         ) from error
 
 
-def _load_file(path: Path, source: Source, streaming: bool) -> dict[str, Rows]:
+def _named_files(source: Source, path: Path) -> list[Path]:
+    """The local files that `data_files` may mean."""
+    named: Any = source.data_files or []
+    named = list(named.values()) if isinstance(named, dict) else [named] if isinstance(named, str) else named
+    return [folder / str(file) for file in named for folder in (Path(), path, path / (source.data_dir or ""))]
+
+
+def _load_file(path: Path, source: Source, how: dict[str, Any]) -> dict[str, Rows]:
     loader = LOADERS.get(path.suffix.lower())
     if loader is None:
         raise SimPOError(
@@ -160,22 +184,26 @@ def _load_file(path: Path, source: Source, streaming: bool) -> dict[str, Rows]:
         )
     _refuse_empty(path)
     try:
-        return _readable(_read(loader, data_files=str(path.resolve()), streaming=streaming))
+        return _readable(_read(loader, data_files=str(path.resolve()), **how))
     except Exception as error:  # each loader fails in its own ways, none of which names the line
-        raise SimPOError(_why_unreadable(path, error)) from error
+        raise _own_error(error) or SimPOError(_why_unreadable(path, error)) from error
 
 
-def _load_folder(path: Path, source: Source, streaming: bool) -> dict[str, Rows]:
+def _load_folder(path: Path, source: Source, how: dict[str, Any]) -> dict[str, Rows]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         try:
             splits = _as_splits(load_from_disk(str(path)))
         except Exception as error:  # broken JSON, a missing or cut Arrow file, a version that cannot be read
             raise SimPOError(
-                f"{path} was written by save_to_disk but cannot be read ({_cause_line(error)}). Write it again."
+                f"{path} was written by save_to_disk but cannot be read ({cause_line(error)}). Write it again."
             ) from error
-        if not streaming:
+        if not how["streaming"]:
             return splits
-        return {name: rows.to_iterable_dataset() for name, rows in splits.items() if isinstance(rows, Dataset)}
+        streams = {name: rows.to_iterable_dataset() for name, rows in splits.items() if isinstance(rows, Dataset)}
+        for name, stream in streams.items():
+            tables = [str(table["filename"]) for table in splits[name].cache_files]
+            note_files(stream, tables, [None] * len(tables))
+        return streams
     files = sorted(file for file in path.rglob("[!.]*") if file.suffix.lower() in LOADERS)
     if not files:
         raise SimPOError(
@@ -185,16 +213,18 @@ def _load_folder(path: Path, source: Source, streaming: bool) -> dict[str, Rows]
     for file in files:
         _refuse_empty(file)
     try:
-        return _readable(_read(str(path.resolve()), source.config, streaming=streaming))
+        return _readable(_read(str(path.resolve()), source.config, **how))
     except Exception as error:  # as above; the first file found broken is the one to name
-        broken = (why for file in files if (why := _broken_text(file)))
-        why = next(broken, None) or _unlike_files(files) or f"{path} cannot be read: {_cause_line(error)}."
+        if own := _own_error(error):
+            raise own from error
+        broken = (why for file in files if (why := broken_place(file)))
+        why = next(broken, None) or _unlike_files(files) or f"{path} cannot be read: {cause_line(error)}."
         raise SimPOError(why) from error
 
 
-def _read(where: str, config: str | None = None, *, streaming: bool, **options: Any) -> dict[str, Rows]:
+def _read(where: str, config: str | None = None, **options: Any) -> dict[str, Rows]:
     """`load_dataset`, with the types that its loaders guess put right: those of the rows, and text as it is written."""
-    found, read = load_widened(partial(load_checked, where, config, streaming=streaming, **options))
+    found, read = load_widened(partial(load_checked, where, config, **options))
     splits = _as_splits(found)
     rows = next(iter(splits.values()))
     if rows.builder_name == "csv":
@@ -303,54 +333,16 @@ def _near_names(path: Path) -> str:
 
 def _why_unreadable(path: Path, error: Exception) -> str:
     """The message for a file that its loader gave up on; the file is read again only now, to find the place."""
-    if broken := _broken_text(path):
+    if broken := broken_place(path):
         return broken
     if "corresponds to no data" in str(error) or isinstance(error, StopIteration):
         return f"{path} has no rows; a dataset file needs at least one preference pair."
-    return f"{path} cannot be read as {path.suffix.lower()[1:]}: {_cause_line(error)}. Repair it or write it again."
+    return f"{path} cannot be read as {path.suffix.lower()[1:]}: {cause_line(error)}. Repair it or write it again."
 
 
-def _broken_text(path: Path) -> str | None:
-    """Names the first place where a JSON or JSON Lines file is broken; None if it is sound or another format."""
-    if LOADERS.get(path.suffix.lower()) != "json":
-        return None
-    if path.suffix.lower() == ".json":  # one value, or lines like a .jsonl file
-        with path.open("rb") as file:
-            is_array = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
-        broken = _broken_json(path)
-        if is_array or broken is None:
-            return broken
-    return _broken_line(path)
-
-
-def _broken_json(path: Path) -> str | None:
-    try:
-        json.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        return f"{path} is not UTF-8 text ({error}). Save it as UTF-8."
-    except json.JSONDecodeError as error:
-        return f"{path}, line {error.lineno}: not valid JSON ({error.msg}). Repair or remove the row there."
-    return None
-
-
-def _broken_line(path: Path) -> str | None:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError as error:
-                return f"{path}, line {number}: not UTF-8 text ({error.reason}). Save the file as UTF-8."
-            except json.JSONDecodeError as error:
-                return f"{path}, line {number}: not valid JSON ({error.msg}). Repair or remove this line."
-            if not isinstance(row, dict):
-                return f"{path}, line {number}: a {type(row).__name__} where a row {{...}} is needed. Repair this line."
-    return None
-
-
-def _cause_line(error: BaseException) -> str:
-    """Returns the first line of the error that a loader wrapped into another one, or of the error itself."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error.details().splitlines()[0].rstrip(".") if isinstance(error, CastError) else first_line(error)
+def _own_error(error: BaseException) -> SimPOError | None:
+    """Returns the error of this package that a loader wrapped into its own, or that it is; None if there is none."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, SimPOError):
+        found = found.__cause__
+    return found

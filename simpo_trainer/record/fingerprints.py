@@ -7,6 +7,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ..data.stream_files import stream_fingerprint
 from ..tokens.rows import LABELLED_COLUMNS, token_columns
 
 
@@ -22,9 +23,12 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def rows_fingerprint(dataset: Any) -> str | None:
-    """Returns a hash of the token ids of a set in their order, equal on any machine; None for a stream."""
+    """Returns a hash of the token ids of a set in their order, equal on any machine.
+
+    Of a stream it is the hash of its files and of what is read of them; None for one that a program handed over.
+    """
     if not isinstance(dataset, Dataset):
-        return None
+        return stream_fingerprint(dataset)
     digest = hashlib.sha256()
     names = token_columns(dataset.column_names) or LABELLED_COLUMNS
     for batch in dataset.select_columns(list(names)).with_format("arrow").iter(batch_size=10_000):

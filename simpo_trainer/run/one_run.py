@@ -89,7 +89,12 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
     chat_template = recipe.data.chat_template and resolve_chat_template(recipe.data.chat_template)
 
     with args.main_process_first(desc="loading the data"):
-        train, test = load_preferences(recipe.data, args.seed, conversations=METHODS[recipe.method].on_conversations)
+        train, test = load_preferences(
+            recipe.data,
+            args.seed,
+            conversations=METHODS[recipe.method].on_conversations,
+            on_bad_row=args.on_bad_row,
+        )
     if test is None and args.eval_strategy != "no":
         raise SimPOError(
             "eval_strategy asks for evaluation during training, but there are no evaluation pairs. Set "

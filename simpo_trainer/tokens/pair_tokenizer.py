@@ -59,11 +59,21 @@ class PairTokenizer:
                 outcome = done if isinstance(done, RowDropped) else {**done, **_notes(outcome)}
             if isinstance(outcome, RowDropped):
                 ids = RANKED_TOKEN_COLUMNS if self.ranked else TOKEN_COLUMNS
-                outcome = {**dict.fromkeys(ids, []), "reason": outcome.reason, "detail": outcome.detail}
+                detail = self._found(row, outcome.detail)
+                outcome = {**dict.fromkeys(ids, []), "reason": outcome.reason, "detail": detail}
             outcome = {"row": index, "margin": row.get("margin")} | outcome
             for name, values in columns.items():
                 values.append(outcome.get(name))
         return columns
+
+    def _found(self, row: Mapping[str, Any], detail: str) -> str:
+        """The detail of a dropped row; where that ends the run, with what the row is found by in a shuffled stream."""
+        if self.settings.on_bad_row != "error":
+            return detail
+        start = next(
+            (repr(row[field])[:80] for field in ("prompt", "chosen", "responses") if row.get(field)), "nothing"
+        )
+        return f"{detail}; " * bool(detail) + f"the row begins with {start}"
 
     def _texts(self, row: Mapping[str, Any]) -> RowTexts:
         check_notes(row)

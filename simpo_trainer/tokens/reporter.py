@@ -19,14 +19,24 @@ class RowReporter:
         name: name of the set in messages.
         max_length: limit of prompt + answer, in tokens, for the message about rows beyond it.
         overlong: "error" refuses a set with rows that were dropped for their length.
+        on_bad_row: "error" refuses a set of which any row was dropped.
         ranked: whether rows are prompts with ranked answers.
 
     `report` holds the counts.
     """
 
-    def __init__(self, name: str, *, max_length: int, overlong: str = "truncate", ranked: bool = False):
+    def __init__(
+        self,
+        name: str,
+        *,
+        max_length: int,
+        overlong: str = "truncate",
+        on_bad_row: str | None = None,
+        ranked: bool = False,
+    ):
         self.report = DropReport(name, ranked=ranked)
         self._refused_length = max_length if overlong == "error" else None
+        self._refuses_dropped = on_bad_row == "error"
 
     def count(self, row: int, notes: Mapping[str, Any]) -> bool:
         """Count a row by its notes (see :meth:`~simpo_trainer.data.drops.DropReport.count`).
@@ -42,14 +52,16 @@ class RowReporter:
         Raises:
             SimPOError: rows are too long where that is an error, or more than half of them are dropped.
         """
-        self._refuse_overlong()
+        self._refuse_rows()
         self.report.check_enough_kept()
         self._warn()
         logger.info(self.report.summary())
 
-    def _refuse_overlong(self) -> None:
+    def _refuse_rows(self) -> None:
         if self._refused_length is not None:
             self.report.check_none_overlong(self._refused_length)
+        if self._refuses_dropped:
+            self.report.check_none_dropped()
 
     def _warn(self) -> None:
         report = self.report
@@ -77,7 +89,7 @@ class StreamReporter(RowReporter):
             SimPOError: the rows up to this one are refused as those of a set are at its end.
         """
         kept = super().count(row, notes)
-        self._refuse_overlong()
+        self._refuse_rows()
         if self.report.rows_read == _TRIAL:
             self.report.check_enough_kept()
         self._warn()

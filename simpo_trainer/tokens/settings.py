@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ..data.ranking import PairChoice
+from ..data.watched import BadRow
 from ..knobs import knob, knob_problems
 
 
@@ -47,6 +48,12 @@ class RowSettings:
         "and then, if still needed, all answers to the room that the prompt leaves; 'official' is the rule of SimPO's "
         "own code, which then cuts all answers to max_length - max_prompt_length, however short the prompt is; 'drop' "
         "leaves the row out; 'error' stops.",
+    )
+    on_bad_row: BadRow | None = knob(
+        None,
+        "What to do with a row that cannot be used: 'error' stops at the first one, 'drop' leaves it out and counts "
+        "it, at most half of the rows. Unset means 'drop' for rows that are read but have nothing to teach (no answer, "
+        "equal answers), and 'error' for those that cannot be read (text that is not UTF-8, broken JSON).",
     )
     system_messages: Literal["keep", "merge", "drop"] = knob(
         "keep",

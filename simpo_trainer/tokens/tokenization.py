@@ -114,7 +114,8 @@ def tokenize_preferences(
         new_fingerprint=_fingerprint(dataset, work),
         desc=f"Tokenizing {name}",
     )
-    reporter = RowReporter(name, max_length=settings.max_length, overlong=settings.overlong, ranked=work.ranked)
+    limits: dict[str, Any] = {key: getattr(settings, key) for key in ("max_length", "overlong", "on_bad_row")}
+    reporter = RowReporter(name, ranked=work.ranked, **limits)
     kept = _kept_rows(tokenized, reporter)
     reporter.end()
     if len(kept) < len(tokenized):

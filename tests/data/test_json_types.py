@@ -50,7 +50,7 @@ def differing(column, value):
 
 def stream_error(source, **config):
     rows = load_preferences(DataConfig(str(source), streaming=True, **config))[0]
-    with pytest.raises(SimPOError, match="stream: a row cannot be read") as caught:
+    with pytest.raises(SimPOError, match="The types of a stream are those of the first rows") as caught:
         list(readable_rows(rows, "stream"))
     return str(caught.value)
 

@@ -876,6 +876,7 @@ _OTHER_VALUES = {
     "max_length": {"max_length": 90},
     "max_prompt_length": {"max_prompt_length": 40},
     "truncation_mode": {"truncation_mode": "keep_start"},
+    "on_bad_row": {"on_bad_row": "drop"},
     "overlong": {"overlong": "drop"},
     "system_messages": {"system_messages": "merge"},
     "auto_insert_empty_system_msg": {"auto_insert_empty_system_msg": True},
