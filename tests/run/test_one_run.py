@@ -99,7 +99,9 @@ def make(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    monkeypatch.setattr(run_module, "load_preferences", lambda config, seed, conversations: ("train rows", "test rows"))
+    monkeypatch.setattr(
+        run_module, "load_preferences", lambda config, seed, conversations, on_bad_row: ("train rows", "test rows")
+    )
     monkeypatch.setattr(run_module, "load_tokenizer", lambda name, args, instead: SimpleNamespace(name=instead or name))
 
     def make(*overrides):
@@ -154,7 +156,9 @@ def test_order_of_a_run(make, caplog):
 
 
 def test_without_evaluation_pairs(make, monkeypatch):
-    monkeypatch.setattr(run_module, "load_preferences", lambda config, seed, conversations: ("train rows", None))
+    monkeypatch.setattr(
+        run_module, "load_preferences", lambda config, seed, conversations, on_bad_row: ("train rows", None)
+    )
     assert run(make(), StubTrainer) == {"train_loss": 0.5}
     assert "evaluate" not in StubTrainer.last.calls
     with pytest.raises(SimPOError, match="there are no evaluation pairs. Set test_split_size: 0.05"):
