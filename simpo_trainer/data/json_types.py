@@ -68,18 +68,15 @@ def load_checked(
     if on_bad_row == "drop":  # kept apart from what is read of whole files
         options["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / "without_bad_rows")
     builder = load_dataset_builder(where, config, **options)
-    if not isinstance(builder, JsonBuilder) and (streaming or on_bad_row == "drop"):
-        watch(builder, is_stream=streaming, on_bad_row=on_bad_row)
+    cast = None
     if isinstance(builder, JsonBuilder):
         builder = load_dataset_builder(where, config, **_CHECKED, **options)
         # The only place where the types of a block are seen before they are lost.
         builder._cast_table = cast = _CheckedCast(builder, "features" not in options and _has_stated_types(builder))
-        if streaming or on_bad_row == "drop":
-            watch(builder, is_stream=streaming, on_bad_row=on_bad_row)
-        if streaming:
-            return _typed_stream(builder, cast)
+    if streaming or on_bad_row == "drop":
+        watch(builder, is_stream=streaming, on_bad_row=on_bad_row)
     if streaming:
-        return _noted(builder.as_streaming_dataset(), builder)
+        return _typed_stream(builder, cast) if cast else _noted(builder.as_streaming_dataset(), builder)
     if on_bad_row == "drop":
         prepare_without_bad_rows(builder)
     else:

@@ -28,7 +28,7 @@ def is_disk_full(error: BaseException) -> bool:
     return False
 
 
-class AsFarAsItGoes:
+class ReportWriter:
     """Writes reports of a training, which goes on without them while the disk is full; a warning says so once."""
 
     def __init__(self) -> None:

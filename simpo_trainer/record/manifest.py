@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from .facts import RunFacts
 from .folders import MANIFEST
-from .full_disk import AsFarAsItGoes
+from .full_disk import ReportWriter
 from .peak_memory import forget_peak, peak_memory
 from .seal import SEAL
 
@@ -41,7 +41,7 @@ class ManifestCallback(TrainerCallback):
         self.trainer = trainer
         self.manifest: dict[str, Any] = {}
         self._earlier: dict[str, Any] = {}
-        self._reports = AsFarAsItGoes()
+        self._reports = ReportWriter()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

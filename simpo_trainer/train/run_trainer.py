@@ -21,7 +21,7 @@ from ..errors import SimPOError
 from ..model.weights import load_weights
 from ..publish.pushes import HubTrainer
 from ..record.facts import RecipeFacts, RunFacts
-from ..record.full_disk import AsFarAsItGoes
+from ..record.full_disk import ReportWriter
 from ..record.manifest import ManifestCallback
 from ..tokens.sets import TokenSet, token_set
 from .checkpoints import (
@@ -95,7 +95,7 @@ class RunTrainer(HubTrainer):
         self.stop_request = StopRequest()
         self.run_record, self.same_rows = ManifestCallback(self), SameRowsCallback(self)
         self.held_out, self.window = HeldOutCallback(self), LoggingWindow(self)
-        self.room, self._reports = Room(self), AsFarAsItGoes()
+        self.room, self._reports = Room(self), ReportWriter()
         # The lock's comes last: it must know whether the others ask for a checkpoint.
         last = (LoggedSteps(), StopCallback(self), LockCallback())
         # That of the room comes first: a run that is refused has changed nothing.

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from models import as_text, random_pairs, tiny_model, word_tokenizer
+from models import as_text, random_pairs
+from runs import write_run
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.recipe import load_recipe
 from simpo_trainer.run import run
@@ -27,9 +28,7 @@ report_to: none
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     """The recipe in a folder of its own, and a function that runs it."""
-    tiny_model().save_pretrained(tmp_path / "model")
-    word_tokenizer().save_pretrained(tmp_path / "model")
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    write_run(tmp_path, RECIPE)
     monkeypatch.chdir(tmp_path)
     return lambda *overrides: run(load_recipe("recipe.yaml", [*overrides]))
 

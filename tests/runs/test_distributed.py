@@ -107,6 +107,33 @@ def test_two_processes_equal_one(tmp_path, by_two, name):
     _assert_same(first, second)
 
 
+@pytest.mark.parametrize("processes", [2, 1])
+def test_a_resume_goes_on_with_the_open_logging_window(tmp_path, processes):
+    """Two processes save in the middle of a window; as many, or one with the same global batch, log its line."""
+    settings = {"max_steps": 20, "logging_steps": 2, "eval_strategy": "no", "learning_rate": 1e-3, "use_cpu": True}
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    saving = {"save_strategy": "steps", "save_steps": 9, "per_device_train_batch_size": 2}
+    going_on = {"resume": str(whole / "checkpoint-9"), "per_device_train_batch_size": 4 // processes}
+    runs = [{"folder": str(whole), "num_rows": 21, "settings": settings | saving}]
+    resumed = {"folder": str(again), "num_rows": 21, "settings": settings | going_on}
+    (tmp_path / "runs.json").write_text(json.dumps(runs + [resumed] * (processes == 2)))
+    worker = str(TESTS / "support" / "distributed_worker.py")
+    command = [*TORCHRUN, worker, "2", str(tmp_path / "runs.json")]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    if processes == 1:
+        train_once(str(again), 1, 21, resumed["settings"])
+    logs = [
+        [entry for entry in json.loads((folder / "seen.json").read_text())["history"] if "loss" in entry]
+        for folder in (whole, again)
+    ]
+    assert [entry["step"] for entry in logs[0]] == [1, *range(2, 21, 2)]
+    if processes == 2:
+        assert logs[0] == logs[1]
+    for first, second in zip(*logs, strict=True):
+        assert second == pytest.approx(first, rel=2e-4, abs=2e-5)
+
+
 def test_interrupted_processes_stop_at_the_same_step(tmp_path):
     """Ctrl-C reaches the processes at different moments; all stop after one step, with one checkpoint."""
     settings = {"per_device_train_batch_size": 1, "max_steps": 2000, "disable_tqdm": True}

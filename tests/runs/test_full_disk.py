@@ -19,8 +19,8 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from models import as_text, random_pairs, tiny_model, word_tokenizer
-from runs import make_trainer
+from models import random_pairs
+from runs import make_trainer, write_run
 from simpo_trainer.baselines.dpo import DPOBaseline
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.recipe import load_recipe
@@ -174,10 +174,7 @@ report_to: none
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     """The one command that starts a run and goes on with it."""
-    tiny_model().save_pretrained(tmp_path / "model")
-    word_tokenizer().save_pretrained(tmp_path / "model")
-    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(as_text(pair)) for pair in ROWS))
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    write_run(tmp_path, RECIPE, ROWS)
     monkeypatch.chdir(tmp_path)
 
     def command(*overrides):

@@ -16,7 +16,8 @@ import pytest
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
-from models import as_text, random_pairs, tiny_model, word_tokenizer
+from models import random_pairs, tiny_model
+from runs import write_run
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.recipe import load_recipe
 from simpo_trainer.record.seal import read_seal
@@ -52,10 +53,7 @@ class Killed(BaseException):
 def whole(tmp_path_factory):
     """The folder of a run that nobody killed, with all that it was made from."""
     folder = tmp_path_factory.mktemp("whole")
-    tiny_model().save_pretrained(folder / "model")
-    word_tokenizer().save_pretrained(folder / "model")
-    (folder / "pairs.jsonl").write_text("\n".join(json.dumps(as_text(pair)) for pair in random_pairs(24)))
-    (folder / "recipe.yaml").write_text(RECIPE)
+    write_run(folder, RECIPE, random_pairs(24))
     before = os.getcwd()
     os.chdir(folder)
     try:

@@ -22,19 +22,18 @@ def train_once(folder: str, world_size: int, num_rows: int, settings: dict[str, 
         folder: the run's own, for its outputs and `seen.json`.
         world_size: processes that must be there.
         num_rows: rows to train on, and to evaluate on.
-        settings: of `SimPOConfig`, and what to train: `lora`, `stream`, `experts`, `ranked`.
+        settings: of `SimPOConfig`, and what to train: `lora`, `stream`, `experts`, `ranked`; `resume`, a checkpoint.
     """
     options = dict(settings)
     peft_config = LoraConfig(r=4, target_modules="all-linear") if options.pop("lora", False) else None
-    streams = options.pop("stream", False)
+    streams, checkpoint = options.pop("stream", False), options.pop("resume", None)
     config = None
     if options.pop("experts", False):
         config = ARCHITECTURES["mixtral"]()
         config.output_router_logits, config.router_aux_loss_coef = True, 0.5
     make_rows = random_ranked if options.pop("ranked", False) else random_pairs
-    args = SimPOConfig(
-        output_dir=folder, num_train_epochs=2, logging_steps=1, eval_strategy="epoch", save_strategy="no", **options
-    )
+    usual = {"num_train_epochs": 2, "logging_steps": 1, "eval_strategy": "epoch", "save_strategy": "no"}
+    args = SimPOConfig(output_dir=folder, **{**usual, **options})
     assert args.world_size == world_size, f"{args.world_size} processes, not {world_size}"
     pairs = Dataset.from_list(make_rows(num_rows))
     train = pairs.to_iterable_dataset() if streams else pairs
@@ -47,7 +46,7 @@ def train_once(folder: str, world_size: int, num_rows: int, settings: dict[str, 
         compute_metrics=lambda prediction: {"predictions": prediction.predictions.tolist()},
         peft_config=peft_config,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=checkpoint)
     if args.process_index == 0:
         weights = {name: weight.tolist() for name, weight in trainer.model.named_parameters() if weight.requires_grad}
         seen = {"history": trainer.state.log_history, "weights": weights}

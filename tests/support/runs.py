@@ -1,5 +1,6 @@
 """Whole training runs of tiny models, in settings in which equal gradients mean equal weights."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
-from models import tiny_model, word_tokenizer
+from models import as_text, tiny_model, word_tokenizer
 from simpo_trainer import SimPOConfig, SimPOTrainer
 from simpo_trainer.batches.order import PairBatchSampler
 from simpo_trainer.tokens.rows import TOKEN_COLUMNS
@@ -101,3 +102,12 @@ class GradientRecorder(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, *, model, **kwargs):
         named = model.named_parameters()
         self.steps.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+
+def write_run(folder: Path, recipe: str, pairs: list[dict[str, Any]] | None = None) -> None:
+    """Write `recipe.yaml`, the tiny `model` that it trains, and its pairs as `pairs.jsonl` if there are any."""
+    tiny_model().save_pretrained(folder / "model")
+    word_tokenizer().save_pretrained(folder / "model")
+    (folder / "recipe.yaml").write_text(recipe)
+    if pairs is not None:
+        (folder / "pairs.jsonl").write_text("\n".join(json.dumps(as_text(pair)) for pair in pairs))

@@ -79,3 +79,15 @@ def test_zero_in_another_number_of_processes_is_refused(tmp_path):
     check_processes_fit(tmp_path, 8)
     with pytest.raises(SimPOError, match="in 8 parts, one for each process, and this run has 4"):
         check_processes_fit(tmp_path, 4)
+
+
+@pytest.mark.slow
+def test_only_zero_needs_the_same_number_of_processes(tmp_path):
+    trainer_in(tmp_path).train()
+    seal = tmp_path / "checkpoint-21" / "seal.json"
+    seal.write_text(json.dumps(json.loads(seal.read_text()) | {"processes": 2}))
+    resumed = trainer_in(tmp_path)
+    resumed.train(resume_from_checkpoint=str(seal.parent))
+    resumed.is_deepspeed_enabled = True
+    with pytest.raises(SimPOError, match="in 2 parts, one for each process, and this run has 1"):
+        resumed.train(resume_from_checkpoint=str(seal.parent))
