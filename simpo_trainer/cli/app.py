@@ -17,16 +17,23 @@ from .train import TrainCommand, train
 
 
 class _Group(TyperGroup):
-    """Prints errors that a user can correct as messages; a defect of the software keeps its traceback."""
+    """Prints errors that a user can correct as messages; a defect of the software keeps its traceback.
+
+    Of several processes, those that failed because of another name that one instead.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except SimPOError as error:
-            if _leave_to_parent(error):
-                raise typer.Exit(1) from None
-            console = Console(stderr=True, soft_wrap=True, highlight=False)
-            console.print(f"[bold red]error:[/bold red] {escape(str(error))}")
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            text = _text_to_show(error)
+            if text is None:
+                raise
+            if text:
+                console = Console(stderr=True, soft_wrap=True, highlight=False)
+                console.print(f"[bold red]error:[/bold red] {escape(text)}")
             raise typer.Exit(1) from None
 
 
@@ -67,14 +74,21 @@ def simpo(
     """Declare the options that go before a command."""
 
 
-def _leave_to_parent(error: SimPOError) -> bool:
-    """Hand the error to `simpo train --launcher`, which shows it once for all processes.
+def _text_to_show(error: Exception) -> str | None:
+    """Returns what this process says of the error that ends it: "" for nothing, None for the traceback.
 
-    Returns:
-        False if `simpo train --launcher` did not start this process, which then shows the error itself.
+    `simpo train --launcher` shows the first cause of its processes itself, at the end.
     """
-    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
-        return False  # without loading torch
+    expected = isinstance(error, SimPOError)
+    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        return str(error) if expected else None  # one process; without loading torch
+    from ..run.first_cause import named, tell_failure
     from ..run.supervision import leave_to_parent
 
-    return leave_to_parent(error)
+    failure = tell_failure(error)
+    supervised = leave_to_parent(failure)
+    if failure.lost and failure.first:
+        return "" if supervised else named(*failure.first)
+    if expected:
+        return "" if supervised else str(error)
+    return None

@@ -15,12 +15,15 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from ..errors import SimPOError
 from ..log import get_logger
 from ..train.stop import NOTHING_YET, STOP_SIGNALS
+from .first_cause import Failure, last_line, read_failure
 from .options import LAUNCHER_OPTIONS
 
 logger = get_logger(__name__)
 
 # Seconds of CPU that no process has needed that came to its training.
 _LOADING = 0.5
+# Seconds that a process which lost its connection may take to say so; one that a signal ended has failed before it.
+_SAYING = 5
 
 
 def supervise(words: Sequence[str], options: str) -> int:
@@ -64,15 +67,15 @@ def leave_group_of_parent() -> None:
         os.setsid()
 
 
-def leave_to_parent(error: SimPOError) -> bool:
-    """Record the error of a launched process for its supervisor, which shows it once for all processes.
+def leave_to_parent(failure: Failure) -> bool:
+    """Record how a launched process ends for its supervisor, which shows the first cause of all processes at the end.
 
     Returns:
         False if this process has no supervisor; then nothing is recorded.
     """
     if LAUNCHER_OPTIONS not in os.environ or "TORCHELASTIC_ERROR_FILE" not in os.environ:
         return False
-    get_error_handler().record_exception(error)
+    get_error_handler().record_exception(RuntimeError(failure.as_text()))
     return True
 
 
@@ -105,18 +108,26 @@ def _status(failures: list[ProcessFailure]) -> int:
     """Returns the exit status of the process that failed first; others were ended because of it.
 
     Raises:
-        SimPOError: that process recorded an error, or a signal killed it.
+        SimPOError: a process recorded the first cause, or a signal killed the first.
     """
+    recorded = {each.local_rank: found for each in failures if (found := _recorded(each))}
+    if line := last_line(list(recorded.values())):
+        raise SimPOError(line)
 
-    def order(failure: ProcessFailure) -> tuple[bool, bool, int, bool]:
+    def order(failure: ProcessFailure) -> tuple[bool, int, bool]:
         # Times are whole seconds. In the same second, a killed process made the others lose their connection.
-        told, killed = isinstance(failure.message, dict), failure.exitcode == -signal.SIGKILL
-        return not told, failure.exitcode == -signal.SIGTERM, failure.timestamp, not killed
+        saying = _SAYING if failure.local_rank in recorded else 0
+        return failure.exitcode == -signal.SIGTERM, failure.timestamp + saying, failure.exitcode != -signal.SIGKILL
 
     first = min(failures, key=order)
-    if isinstance(first.message, dict):  # from `leave_to_parent`; the message follows the name of the class
-        raise SimPOError(first.message["message"].partition(": ")[2])
     return _exit_status(first.exitcode, first.local_rank)
+
+
+def _recorded(failure: ProcessFailure) -> Failure | None:
+    """Returns what the process left by `leave_to_parent`; the text follows the name of a class."""
+    if not isinstance(failure.message, dict):
+        return None
+    return read_failure(failure.message["message"].partition(": ")[2])
 
 
 def _exit_status(code: int, rank: int) -> int:

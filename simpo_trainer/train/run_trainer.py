@@ -36,6 +36,7 @@ from .config import SimPOConfig
 from .facts import run_facts
 from .finish import finish_run
 from .full_disk import CheckpointAttempt
+from .hanging import Hanging
 from .held_out import HeldOutCallback
 from .identity import run_identity
 from .lock import LockCallback, one_run
@@ -79,6 +80,7 @@ class RunTrainer(HubTrainer):
     same_rows: SameRowsCallback
     held_out: HeldOutCallback
     window: LoggingWindow
+    hanging: Hanging
     # Whether its evaluations measure the held-out pairs per token.
     evaluates_per_token = False
     _saves_checkpoint = False
@@ -96,8 +98,9 @@ class RunTrainer(HubTrainer):
         self.run_record, self.same_rows = ManifestCallback(self), SameRowsCallback(self)
         self.held_out, self.window = HeldOutCallback(self), LoggingWindow(self)
         self.room, self._reports = Room(self), ReportWriter()
-        # The lock's comes last: it must know whether the others ask for a checkpoint.
-        last = (LoggedSteps(), StopCallback(self), LockCallback())
+        self.hanging = Hanging(self.args.process_index, self.accelerator.num_processes)
+        # These two come last: they must know whether the others ask for a checkpoint.
+        last = (LoggedSteps(), StopCallback(self), LockCallback(), self.hanging)
         # That of the room comes first: a run that is refused has changed nothing.
         first = (RoomCallback(self), self.run_record, self.same_rows, self.held_out, self.window)
         for callback in (*first, *reports, *last):
@@ -187,7 +190,7 @@ class RunTrainer(HubTrainer):
             if self.is_deepspeed_enabled:
                 check_processes_fit(checkpoint, self.accelerator.num_processes)
             restore_states(self.callback_handler.callbacks, checkpoint)
-        with self.stop_request, self.stop_request.deferred():
+        with self.stop_request, self.stop_request.deferred(), self.hanging:
             try:
                 output = super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
             except RuntimeError as error:
@@ -196,6 +199,12 @@ class RunTrainer(HubTrainer):
                 raise
         self.train_metrics, self.logged_in_training = dict(output.metrics), len(self.state.log_history)
         return output
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """Like `Trainer.get_batch_samples`, but a process that waits for its batches is told from the others."""
+        return super().get_batch_samples(self.hanging.counted(epoch_iterator), num_batches, device)
 
     def finish(self) -> dict[str, float]:
         """Save, evaluate and describe the trained model: all that `simpo train` leaves in `output_dir`. Call it last.

@@ -231,6 +231,8 @@ def test_a_launched_process_leaves_its_error_to_its_parent(recipe, tmp_path, mon
     assert "unknown key bta" in simpo("train", recipe, "--bta", "2").stderr
     assert not file.exists()
     monkeypatch.setenv(supervision.LAUNCHER_OPTIONS, "--launcher ddp")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     result = simpo("train", recipe, "--bta", "2")
     assert (result.exit_code, result.stderr) == (1, "")
     assert "unknown key bta" in file.read_text()

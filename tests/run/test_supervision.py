@@ -23,6 +23,7 @@ from processes import still_running
 from simpo_trainer import SimPOError
 from simpo_trainer.recipe import load_recipe
 from simpo_trainer.run import run, supervision
+from simpo_trainer.run.first_cause import Failure
 from simpo_trainer.run.supervision import _status, supervise
 from simpo_trainer.train.stop import NOTHING_YET, STOP_SIGNALS
 
@@ -250,14 +251,14 @@ def test_the_failure_that_came_first_counts():
     """Whatever the order in which torch lists them."""
     ended, lost_connection = failure(0, -signal.SIGTERM), failure(1, 1)
     killed, abandoned = failure(2, -signal.SIGKILL), failure(3, -signal.SIGKILL, at=130)
-    told = failure(4, 1, message="SimPOError: pairs: 3 rows")
+    told = failure(4, 1, message=f"RuntimeError: {Failure(4, 'pairs: 3 rows', True, False, 100.5).as_text()}")
     assert _status([ended, lost_connection]) == 1
     assert _status([ended, abandoned, failure(0, 130)]) == 130
     assert _status([ended]) == 128 + signal.SIGTERM
     with pytest.raises(SimPOError, match="Process 2 was ended by SIGKILL"):
         _status([lost_connection, ended, abandoned, killed])
     assert _status([lost_connection, abandoned]) == 1
-    with pytest.raises(SimPOError, match="^pairs: 3 rows$"):
+    with pytest.raises(SimPOError, match="^Rank 4 failed first: pairs: 3 rows$"):
         _status([lost_connection, killed, told])
     with pytest.raises(SimPOError, match=r"Process 0 was ended by SIGSEGV\.$"):
         _status([failure(0, -signal.SIGSEGV)])
