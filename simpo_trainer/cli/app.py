@@ -84,10 +84,12 @@ def _text_to_show(error: Exception) -> str | None:
         return str(error) if expected else None  # one process; without loading torch
     from ..run.first_cause import named, tell_failure
     from ..run.supervision import leave_to_parent
+    from ..train.processes import leave_group_as_it_is
 
     failure = tell_failure(error)
     supervised = leave_to_parent(failure)
     if failure.lost and failure.first:
+        leave_group_as_it_is()
         return "" if supervised else named(*failure.first)
     if expected:
         return "" if supervised else str(error)

@@ -67,6 +67,11 @@ def end_group_at_exit() -> None:
     atexit.register(_end_group)
 
 
+def leave_group_as_it_is() -> None:
+    """Undo `end_group_at_exit`, in a process that lost the others: taking the group down would wait for them."""
+    atexit.unregister(_end_group)
+
+
 def _end_group() -> None:
     # After an error other processes may be waiting in a collective, and taking the group down would wait for them.
     failed = getattr(sys, "last_value", None) is not None
