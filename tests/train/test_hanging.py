@@ -119,6 +119,13 @@ def test_one_process_has_no_watch(monkeypatch):
         assert one._thread is None
 
 
+class Broken:
+    """A store whose connection has just ended."""
+
+    def set(self, name, text):
+        raise dist.DistNetworkError("gone")
+
+
 def test_a_store_that_fails_does_no_harm_and_is_asked_again(monkeypatch, caplog):
     answers = dist.HashStore()
     tried = []
@@ -127,7 +134,7 @@ def test_a_store_that_fails_does_no_harm_and_is_asked_again(monkeypatch, caplog)
         tried.append(seconds)
         if len(tried) < 3:
             raise ConnectionError("gone")
-        return answers
+        return Broken() if len(tried) == 3 else answers
 
     monkeypatch.setattr(hanging, "LIMIT", 0.6)
     monkeypatch.setattr(hanging, "connect", connect)
@@ -143,5 +150,5 @@ def test_a_store_that_fails_does_no_harm_and_is_asked_again(monkeypatch, caplog)
         while not said and time.monotonic() < end:
             time.sleep(0.05)
     assert said == ["Rank 1 has not reported for 1 s (the others wait for it at step 1)."]
-    assert len(tried) == 3 and not thread.is_alive()
+    assert len(tried) == 4 and not thread.is_alive()
     assert Report.read(answers.get("hanging/5/0")).busy  # its last word
