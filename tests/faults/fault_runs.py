@@ -29,6 +29,7 @@ STARTS = 4
 MARK = "SIMPO_FAULT_CASE"
 
 # Ten lines at least are logged, so that 30 steps have a line every 3: a window is open at checkpoints 8 and 16.
+# The last step is within an epoch, and its learning rate is not 0: one step too many shows.
 _RECIPE = """
 model_name_or_path: model
 dataset_name: pairs.jsonl
@@ -38,6 +39,8 @@ output_dir: out
 max_steps: 30
 logging_steps: 3
 learning_rate: 1e-3
+lr_scheduler_type: cosine_with_min_lr
+lr_scheduler_kwargs: {min_lr_rate: 0.1}
 disable_dropout: false
 eval_strategy: steps
 eval_steps: 8
