@@ -163,7 +163,9 @@ def _signalled(number: int, point: dict[str, Any], rank: str, step: int | None) 
         trial.finish()
         if step is None and "This run is finished" not in trial.said():
             raise Failed("the run did not count as finished after the signal")
-        if step is not None and trial.went_on[-1] != step:
+        # Several processes agree on the stop behind the next step, where one of them has begun it.
+        allowed = () if step is None else (step, step + 1) if trial.variant == "two" else (step,)
+        if step is not None and trial.went_on[-1] not in allowed:
             raise Failed(f"it went on from step {trial.went_on[-1]}, not {step}")
         trial.compare()
 

@@ -76,6 +76,8 @@ def _commit() -> str:
 
 def _run(case: Case, folder: Path, commit: str) -> dict[str, Any]:
     reference, duration = _reference(case.variant, folder, commit)
+    if (disk := folder / "case" / "out").is_mount():  # of a suite that was killed
+        subprocess.run(["umount", "-l", str(disk)], check=True)
     shutil.rmtree(folder / "case", ignore_errors=True)
     trial = Trial(folder / "case", case.variant, reference / "out", duration)
     began = time.monotonic()

@@ -219,6 +219,17 @@ def test_a_final_model_that_is_damaged_is_made_again(again, whole, tmp_path, cap
 
 
 @pytest.mark.slow
+def test_a_checkpoint_without_its_state_is_named_and_passed_over(again, monkeypatch, tmp_path, caplog):
+    with killed_at(monkeypatch, "simpo_trainer.train.finish._save", 1):
+        again("--max_steps", "6")
+    (tmp_path / "out" / "checkpoint-6" / "trainer_state.json").unlink()
+    caplog.set_level("INFO")
+    again("--max_steps", "6")
+    assert "out/checkpoint-6 is not whole (trainer_state.json is missing)" in caplog.text
+    assert "Going on from out/checkpoint-3." in caplog.text
+
+
+@pytest.mark.slow
 def test_a_checkpoint_that_was_changed_is_passed_over(again, whole, tmp_path, monkeypatch, caplog):
     with killed_at(monkeypatch, "simpo_trainer.train.finish._save", 1):
         again()
