@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install quickstart compare-losses test test-fast check format keys-help bench clean
+.PHONY: help install quickstart compare-losses test test-fast test-faults check format keys-help bench clean
 
 help:
 	@echo "make install      make .venv and install the package and its tools into it"
@@ -12,6 +12,7 @@ help:
 	@echo "make compare-losses  train the quickstart's model with each of LOSSES='sigmoid hinge ...' and compare the runs"
 	@echo "make test         all tests"
 	@echo "make test-fast    the tests that take a moment each, in about a minute"
+	@echo "make test-faults  kill runs, damage their files, fill their disk, and compare their ends: hours; goes on where it was"
 	@echo "make check        lint, formatting, types"
 	@echo "make format       apply formatting"
 	@echo 'make keys-help    write what `simpo train --help` says of keys, after a change of a setting'
@@ -43,13 +44,16 @@ compare-losses: install
 
 # Two at a time, with one thread each: the tests are small, and some start two processes themselves.
 JOBS ?= 2
-test test-fast: export OMP_NUM_THREADS ?= 1
+test test-fast test-faults: export OMP_NUM_THREADS ?= 1
 
 test: install
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-fast: install
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not gpu'
+
+test-faults: install
+	$(BIN)/python tests/faults/suite.py $(FAULTS)
 
 check: install
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import SimPOError, near
-from .seal import is_open
+from .seal import is_open, read_seal
 
 MANIFEST = "run_manifest.json"
 # The state of a trainer with its log. It is written last: in a checkpoint after all other files, in a run at its end.
@@ -21,9 +21,12 @@ def checkpoints(folder: Path) -> list[Path]:
 def is_checkpoint(folder: Path) -> bool:
     """Returns whether a folder is a checkpoint that was saved to the end, also one that was renamed to set it aside.
 
-    One without a seal, of an earlier version, was if it has the file that is written last.
+    One without a seal, of an earlier version, was if it has the file that is written last. One with a seal was,
+    whatever it has lost since: what is missing is told, see :func:`~simpo_trainer.record.seal.broken_files`.
     """
-    return _is_named_so(folder) and (folder / STATE).is_file() and not is_open(folder)
+    if not _is_named_so(folder) or is_open(folder):
+        return False
+    return (folder / STATE).is_file() or read_seal(folder) is not None
 
 
 def torn_checkpoints(folder: Path) -> list[Path]:

@@ -39,6 +39,7 @@ from .full_disk import CheckpointAttempt
 from .hanging import Hanging
 from .held_out import HeldOutCallback
 from .identity import run_identity
+from .last_step import LastStep
 from .lock import LockCallback, one_run
 from .logged_steps import LoggedSteps
 from .memory import out_of_memory
@@ -84,6 +85,7 @@ class RunTrainer(HubTrainer):
     # Whether its evaluations measure the held-out pairs per token.
     evaluates_per_token = False
     _saves_checkpoint = False
+    _last_step: LastStep
     _attempt: CheckpointAttempt
 
     def _attach(self, *reports: TrainerCallback) -> None:
@@ -97,12 +99,12 @@ class RunTrainer(HubTrainer):
         self.stop_request = StopRequest()
         self.run_record, self.same_rows = ManifestCallback(self), SameRowsCallback(self)
         self.held_out, self.window = HeldOutCallback(self), LoggingWindow(self)
-        self.room, self._reports = Room(self), ReportWriter()
+        self.room, self._reports, self._last_step = Room(self), ReportWriter(), LastStep(self)
         self.hanging = Hanging(self.args.process_index, self.accelerator.num_processes)
         # These two come last: they must know whether the others ask for a checkpoint.
         last = (LoggedSteps(), StopCallback(self), LockCallback(), self.hanging)
-        # That of the room comes first: a run that is refused has changed nothing.
-        first = (RoomCallback(self), self.run_record, self.same_rows, self.held_out, self.window)
+        # That of the room comes before the record: a run that is refused has changed nothing.
+        first = (self._last_step, RoomCallback(self), self.run_record, self.same_rows, self.held_out, self.window)
         for callback in (*first, *reports, *last):
             self.add_callback(callback)
         show_lines(self)
@@ -308,6 +310,10 @@ class RunTrainer(HubTrainer):
             rotate_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     # ---- Resuming ----
+
+    def set_initial_training_values(self, *args: Any, **kwargs: Any) -> Any:
+        """Like `Trainer.set_initial_training_values`, but from the last step on there are no epochs to train."""
+        return self._last_step.left(super().set_initial_training_values(*args, **kwargs))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Like `Trainer._load_from_checkpoint`, but every weight that was saved is loaded, or there is an error."""

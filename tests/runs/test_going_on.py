@@ -145,6 +145,24 @@ def test_the_same_command_after_a_kill_ends_where_the_whole_run_does(again, whol
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("words", [("--max_steps", "7"), ("--num_train_epochs", "1.5")], ids=["steps", "epochs"])
+def test_a_run_whose_last_step_is_within_an_epoch_makes_none_too_many(again, monkeypatch, tmp_path, words):
+    """The learning rate is the same to the end, so that each step shows in the weights."""
+    words = (*words, "--lr_scheduler_type", "constant")
+    again(*words, "--output_dir", "expected")
+    with killed_at(monkeypatch, "simpo_trainer.train.finish._save", 1):
+        again(*words)
+    again(*words)
+    found, expected = weights(tmp_path), load_file(tmp_path / "expected" / "model.safetensors")
+    assert all((found[name] == expected[name]).all() for name in expected)
+    epochs = []
+    for out in ("out", "expected"):
+        state = json.loads((tmp_path / out / "trainer_state.json").read_text())
+        epochs.append((state["global_step"], state["num_train_epochs"], state["epoch"]))
+    assert epochs[0] == epochs[1]
+
+
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(again, whole, tmp_path, monkeypatch, caplog):
     shutil.copytree(whole / "out", tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
@@ -198,6 +216,17 @@ def test_a_final_model_that_is_damaged_is_made_again(again, whole, tmp_path, cap
     assert "The model of the finished run in out is not whole (model.safetensors has 0 bytes, not " in caplog.text
     found, expected = weights(tmp_path), weights(whole)
     assert all((found[name] == expected[name]).all() for name in expected)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_without_its_state_is_named_and_passed_over(again, monkeypatch, tmp_path, caplog):
+    with killed_at(monkeypatch, "simpo_trainer.train.finish._save", 1):
+        again("--max_steps", "6")
+    (tmp_path / "out" / "checkpoint-6" / "trainer_state.json").unlink()
+    caplog.set_level("INFO")
+    again("--max_steps", "6")
+    assert "out/checkpoint-6 is not whole (trainer_state.json is missing)" in caplog.text
+    assert "Going on from out/checkpoint-3." in caplog.text
 
 
 @pytest.mark.slow
