@@ -40,7 +40,7 @@ GROUPS: dict[str, list[str]] = {
     ],
     "Saving and resuming": [
         *("save_strategy", "save_steps", "save_total_limit", "save_only_model", "resume_from_checkpoint"),
-        *("rescue_dir",),
+        *("allow_changes", "rescue_dir"),
     ],
     "Logging and reporting": [
         *("logging_steps", "logging_strategy", "report_to", "run_name", "disable_tqdm", "logging_nan_inf_filter"),

@@ -7,7 +7,14 @@ from inspect import get_annotations
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
-def knob(default: Any, text: str, valid: Callable[[Any], bool] | None = None, needed: str = "") -> Any:
+def knob(
+    default: Any,
+    text: str,
+    valid: Callable[[Any], bool] | None = None,
+    needed: str = "",
+    *,
+    changes_result: bool = True,
+) -> Any:
     """Returns a field of a dataclass of settings.
 
     Args:
@@ -15,8 +22,16 @@ def knob(default: Any, text: str, valid: Callable[[Any], bool] | None = None, ne
         text: the help.
         valid: returns whether a value other than None is allowed; without it, every value is.
         needed: the allowed range and the change to make, as text that follows "NAME is VALUE; ".
+        changes_result: whether another value gives other trained weights. A run that goes on with another value of
+            such a setting is another run.
     """
-    return field(default=default, metadata={"help": text, "valid": valid, "needed": needed})
+    metadata = {"help": text, "valid": valid, "needed": needed, "changes_result": changes_result}
+    return field(default=default, metadata=metadata)
+
+
+def harmless_knobs(owner: type) -> set[str]:
+    """Returns the names of the settings that do not change the trained weights; a field that is no knob may do so."""
+    return {each.name for each in fields(owner) if not each.metadata.get("changes_result", True)}
 
 
 def knob_problems(owner: type, settings: Any) -> list[str]:

@@ -15,6 +15,7 @@ class ModelSettings:
         "How prompts and answers are laid out in rows: 'shared_prefix' runs a prompt once for its answers, 'packed' "
         "puts all prompts of a micro-batch in one row, 'padded' gives each answer a row. All give the same loss and "
         "gradient; 'auto' takes the fastest that is exact for the model.",
+        changes_result=False,
     )
     disable_dropout: bool = knob(
         True,
@@ -22,5 +23,7 @@ class ModelSettings:
         "layers read it from the configuration, the saved configuration says 0 too.",
     )
     model_init_kwargs: dict[str, Any] | str | None = knob(
-        None, "Keyword arguments of `AutoModelForCausalLM.from_pretrained`, used when the model is given by name."
+        None,
+        "Keyword arguments of `AutoModelForCausalLM.from_pretrained`, used when the model is given by name.",
+        changes_result=False,  # the model that they load is compared itself
     )

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..errors import SimPOError
+from ..record.differences import told
 from ..record.methods import METHODS, Method
 from ..record.metric_table import metrics_of, prefixes_of
 from ..record.privacy import hub_name
@@ -16,7 +17,7 @@ from ..results.training_curves import training_curves
 
 CURVES = "training_curves.png"
 # Settings that do not change the trained model, or are shown elsewhere in the card.
-_NOT_SHOWN = ("dataset_num_proc", "global_batch_size")
+_NOT_SHOWN = ("dataset_num_proc", "global_batch_size", "allow_changes")
 # Unit of the log-probabilities that trl logs: sums over answers.
 _OF_TRL = "nats"
 
@@ -177,6 +178,8 @@ def _settings(run: Json, method: Method) -> str:
         "attention": model["attention"],
         "hardware": f"{', '.join(run['hardware']['devices'])}",
     }
+    for change in run.get("changes") or []:
+        rest[f"changed at step {change['step']}"] = told(change["settings"])
     rows = [[f"`{name}`", json.dumps(value)] for name, value in own.items()]
     rows += [[name, str(value)] for name, value in rest.items()]
     return f"{run['loss']}\n\n{_table(['setting', 'value'], rows)}"

@@ -26,6 +26,7 @@ class Recorded(Protocol):
     accelerator: Accelerator
     interrupted: bool
     resumed_from: Path | None
+    changes: list[dict[str, Any]]
 
     def facts(self) -> RunFacts:
         """Returns the facts of the run."""
@@ -56,6 +57,7 @@ class ManifestCallback(TrainerCallback):
         self.manifest = {
             "manifest_version": 2,
             **begun,
+            "changes": self.trainer.changes,
             "peak_memory": None,
             **self.trainer.facts().public(),
             "measured_rows": None,

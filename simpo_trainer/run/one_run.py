@@ -118,7 +118,7 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
     trainer = _trainer(recipe, trainer_class, arguments)
     trainer.recipe_facts, trainer.stop_request = recipe.facts(), stop_request
     if wanted == AUTO:
-        going_on = go_on(output_dir, run_identity(trainer))
+        going_on = go_on(output_dir, run_identity(trainer), allow_changes=args.allow_changes)
         if going_on.finished:
             return _finished(output_dir)
         checkpoint = going_on.checkpoint

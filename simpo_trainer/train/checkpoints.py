@@ -224,7 +224,9 @@ def check_processes_fit(checkpoint: Path, processes: int) -> None:
         )
 
 
-def check_optimizer_fits(checkpoint: Path, saved: dict[str, Any], optimizer: Optimizer) -> None:
+def check_optimizer_fits(
+    checkpoint: Path, saved: dict[str, Any], optimizer: Optimizer, *, settings: bool = True
+) -> None:
     """Refuse the optimiser state of a checkpoint that belongs to other weights or was made with other settings.
 
     torch takes state of any shape, and fused AdamW writes outside of its buffers then. It also takes the learning rate
@@ -234,6 +236,7 @@ def check_optimizer_fits(checkpoint: Path, saved: dict[str, Any], optimizer: Opt
         checkpoint: named in messages.
         saved: the state dictionary in it.
         optimizer: that of this run.
+        settings: whether its settings must be the same too.
 
     Raises:
         SimPOError: says what differs.
@@ -256,7 +259,7 @@ def check_optimizer_fits(checkpoint: Path, saved: dict[str, Any], optimizer: Opt
         for name in _SETTINGS
         if name in mine and not _same(group.get(name), mine[name])
     }
-    if changed:
+    if changed and settings:
         shown = "; ".join(f"{name} is {now} and was {before}" for name, (before, now) in changed.items())
         raise SimPOError(
             f"{checkpoint} was trained with other settings of the optimiser, which a resume keeps: {shown}. Set them "

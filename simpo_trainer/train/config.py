@@ -78,6 +78,7 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
         "Processes that tokenize the data; unset means one.",
         lambda x: x >= 0,
         "it must be a number of processes. Set dataset_num_proc: 4, or leave it out.",
+        changes_result=False,
     )
     global_batch_size: int | None = knob(
         None,
@@ -86,11 +87,19 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
         "given, the accumulation counts and a difference is said at the start.",
         _is_count,
         "it must be 1 or more. Set global_batch_size: 128, or leave it out.",
+        changes_result=False,  # the pairs of a step are compared themselves
+    )
+    allow_changes: bool = knob(
+        False,
+        "Go on from a checkpoint with settings that change the result and are not those that it was trained with. They "
+        "count from its step on, and the record says so. Without it such a run is refused.",
+        changes_result=False,
     )
     rescue_dir: str | None = knob(
         None,
         "A folder on another disk, for the trained model if output_dir has no room for it at the end of the training; "
         "unset means to wait for room.",
+        changes_result=False,
     )
 
     # Parent fields with another default.
@@ -100,12 +109,14 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
         "global_batch_size would not be a multiple of that.",
         _is_count,
         "it must be 1 or more. Set per_device_train_batch_size: 1, or leave it out.",
+        changes_result=False,
     )
     gradient_accumulation_steps: int | None = knob(  # type: ignore[assignment]
         None,
         "Micro-batches of one optimiser step; unset means what global_batch_size asks for, and 1 without it.",
         _is_count,
         "it must be 1 or more. Set gradient_accumulation_steps: 1, or leave it out.",
+        changes_result=False,
     )
     num_train_epochs: float = knob(1.0, "Passes over the training pairs.")
     learning_rate: float | None = knob(  # type: ignore[assignment]
@@ -125,14 +136,22 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
         lambda x: 0 <= x < math.inf,
         "it must be a number, 0 or above. Correct it, or leave it out.",
     )
-    logging_steps: float = knob(10, "Optimiser steps between two log lines, or below 1 a share of all steps.")
+    logging_steps: float = knob(
+        10, "Optimiser steps between two log lines, or below 1 a share of all steps.", changes_result=False
+    )
     bf16: bool | None = knob(  # type: ignore[assignment]
         None, "bfloat16 autocast over float32 weights; unset means on where the accelerator supports it."
     )
-    remove_unused_columns: bool = knob(False, "Must stay false: the trainer makes its batches from its own columns.")
-    logging_nan_inf_filter: bool = knob(False, "Must stay false: a non-finite loss stops the run, it is not hidden.")
+    remove_unused_columns: bool = knob(
+        False, "Must stay false: the trainer makes its batches from its own columns.", changes_result=False
+    )
+    logging_nan_inf_filter: bool = knob(
+        False, "Must stay false: a non-finite loss stops the run, it is not hidden.", changes_result=False
+    )
     ddp_find_unused_parameters: bool | None = knob(
-        None, "Search for parameters without a gradient each step; unset means false, which saves a graph walk."
+        None,
+        "Search for parameters without a gradient each step; unset means false, which saves a graph walk.",
+        changes_result=False,
     )
 
     def __new__(cls, *args: Any, **given: Any) -> "SimPOConfig":

@@ -126,7 +126,7 @@ def _seal(trainer: Any, ends: EndSaves) -> None:
 
     def seal() -> None:
         if is_main:
-            seal_end(output_dir, trainer.identity, trainer.state.global_step)
+            seal_end(output_dir, trainer.seal_facts())
 
     ends.small("the seal of the finished run", seal)
     _remove_last_checkpoint(trainer, output_dir)

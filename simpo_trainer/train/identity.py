@@ -1,21 +1,26 @@
 """The identity of a run: what must be equal for a checkpoint to be one of the same training.
 
-It stands in the seal of each checkpoint. Versions of libraries, paths, and all that does not change the trained weights
-are left out; so are the batch per device and the number of processes, of which the global batch stands here.
+It stands in the seal of each checkpoint, and beside it, as circumstances, what may change: versions of libraries and
+all that does not change the trained weights, also the batch per device and the number of processes, of which the
+global batch is in the identity.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from enum import Enum
+from operator import itemgetter
 from typing import Any
 
 import torch
 import xxhash
 from transformers import TrainingArguments
 
+from ..environment import library_versions
+from ..knobs import harmless_knobs
 from ..record.fingerprints import rows_fingerprint, sha256_of, tokenizer_fingerprint
 from ..record.privacy import public_settings
+from .config import SimPOConfig
 
 # Fields of `TrainingArguments` that do not change the trained weights, by what they are about. A field that is not here
 # counts as one that does, also one of a later version.
@@ -55,25 +60,29 @@ HARMLESS = {
         *("ddp_static_graph", "fsdp", "fsdp_config", "deepspeed", "accelerator_config"),
     },
 }
-# Settings of this package that do not change the trained weights.
-_OWN_HARMLESS = {"batch_layout", "dataset_num_proc", "global_batch_size", "model_init_kwargs", "rescue_dir"}
+# What is different in every process or at every start, or says nothing about the run.
+_NOT_TOLD = {
+    *("places and names", "processes"),
+    *("resume_from_checkpoint", "local_rank", "allow_changes", "model_init_kwargs", "disable_tqdm"),
+}
 # What chooses the best checkpoint changes the model at the end, where that is loaded.
 _OF_BEST = {"eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps"}
 
 
 def changing_fields(args: TrainingArguments) -> list[str]:
     """Returns the settings of a run that change its trained weights, also those that nobody has classed."""
-    harmless = _OWN_HARMLESS.union(*HARMLESS.values())
+    harmless = harmless_knobs(SimPOConfig).union(*HARMLESS.values())
     if args.load_best_model_at_end:
         harmless -= _OF_BEST
     return [each.name for each in fields(args) if each.name not in harmless]
 
 
-def run_identity(trainer: Any) -> dict[str, Any]:
-    """Returns the identity of the run that a trainer is about to make, before its model has moved.
+def run_identity(trainer: Any, base_model: str | None = None) -> dict[str, Any]:
+    """Returns the identity of the run that a trainer is about to make.
 
     Args:
         trainer: a :class:`~simpo_trainer.train.run_trainer.RunTrainer`.
+        base_model: the fingerprint of its model before it has moved; None where it has not moved yet.
 
     Returns:
         By name: each setting that changes the result, and fingerprints of model, adapter, tokenizer and data.
@@ -81,62 +90,63 @@ def run_identity(trainer: Any) -> dict[str, Any]:
     args, facts = trainer.args, trainer.facts()
     settings = {name: _plain(getattr(args, name)) for name in changing_fields(args)}
     # For a trainer of trl, the settings of rows and model are not among its arguments.
-    settings |= {name: value for name, value in facts.settings.items() if name not in _OWN_HARMLESS}
+    harmless = harmless_knobs(SimPOConfig)
+    settings |= {name: value for name, value in facts.settings.items() if name not in harmless}
     template = trainer.processing_class.chat_template
-    return json.loads(
-        json.dumps(
-            {
-                **public_settings(settings),
-                "method": facts.method,
-                "the loss of the trainer's class": facts.own_loss,
-                "pairs of a step": facts.batch["global"],
-                "adapter": facts.model["adapter"],
-                "the base model": _model_fingerprint(trainer.model),
-                "the tokenizer": tokenizer_fingerprint(trainer.processing_class),
-                "the chat template": sha256_of(template) if template else None,
-                "the training pairs": rows_fingerprint(trainer.train_dataset),
-            },
-            default=str,
-        )
+    return _as_json(
+        {
+            **public_settings(settings),
+            "method": facts.method,
+            "the loss of the trainer's class": facts.own_loss,
+            "pairs of a step": facts.batch["global"],
+            "adapter": facts.model["adapter"],
+            "the type of the trained weights": facts.model["trained_dtype"],
+            "the type of the model": facts.model["dtype"],
+            "the quantisation": _quantization(trainer.model),
+            "the base model": base_model or model_fingerprint(trainer.model),
+            "the tokenizer": tokenizer_fingerprint(trainer.processing_class),
+            "the chat template": sha256_of(template) if template else None,
+            "the training pairs": rows_fingerprint(trainer.train_dataset),
+        }
     )
 
 
-def differences(sealed: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """Returns a text for each part of an identity that differs; one that either side lacks does not.
+def run_circumstances(trainer: Any) -> dict[str, Any]:
+    """Returns what may change while a run goes on, and is told: harmless settings, processes, versions, by name."""
+    args = trainer.args
+    told = harmless_knobs(SimPOConfig).union(*(names for about, names in HARMLESS.items() if about not in _NOT_TOLD))
+    told -= {*_NOT_TOLD, *changing_fields(args)}
+    return _as_json(
+        {
+            **public_settings({each.name: getattr(args, each.name) for each in fields(args) if each.name in told}),
+            "processes": trainer.accelerator.num_processes,
+            **library_versions(),
+        }
+    )
 
-    Args:
-        sealed: the identity in a seal, maybe of another version of this package.
-        own: the identity of this run.
-    """
-    return [_difference(name, sealed[name], own[name]) for name in own if name in sealed and sealed[name] != own[name]]
+
+def _as_json(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a copy as it is when it was written and read: tuples are lists then."""
+    return json.loads(json.dumps(found, default=str))
 
 
-def _difference(name: str, before: Any, now: Any) -> str:
-    if _is_hash(before) or _is_hash(now):
-        return f"{name} {'are' if name.endswith('pairs') else 'is'} not the same"
-    return f"{name} was {_shown(before)} and is {_shown(now)}"
+def _quantization(model: Any) -> Any:
+    found: Any = getattr(model.config, "quantization_config", None)
+    return found.to_dict() if hasattr(found, "to_dict") else found
 
 
 def _plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
-def _is_hash(value: Any) -> bool:
-    return isinstance(value, str) and len(value) >= 32 and all(letter in "0123456789abcdef" for letter in value)
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 # Bytes of each weight that are looked at: a model that was trained further differs in all of them.
 _BYTES = 4096
 
 
-def _model_fingerprint(model: torch.nn.Module) -> str:
+def model_fingerprint(model: torch.nn.Module) -> str:
     """Returns a hash of names, shapes and first numbers of the weights; without a new adapter's, which are random."""
     found = xxhash.xxh3_128()
-    for name, weight in sorted(model.named_parameters()):
+    for name, weight in sorted(_named_without_adapter(model), key=itemgetter(0)):
         if "lora_" in name or ".modules_to_save." in name:
             continue
         found.update(f"{name} {tuple(getattr(weight, 'ds_shape', weight.shape))}".encode())
@@ -144,3 +154,9 @@ def _model_fingerprint(model: torch.nn.Module) -> str:
             first = weight.detach().reshape(-1)[: _BYTES // 4]
             found.update(first.float().cpu().numpy().tobytes())
     return found.hexdigest()
+
+
+def _named_without_adapter(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the weights by the names that they have without an adapter."""
+    for name, weight in model.named_parameters():
+        yield name.replace(".base_layer.", ".").replace(".original_module.", "."), weight

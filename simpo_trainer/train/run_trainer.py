@@ -24,6 +24,7 @@ from ..record.facts import RecipeFacts, RunFacts
 from ..record.full_disk import ReportWriter
 from ..record.manifest import ManifestCallback
 from ..tokens.sets import TokenSet, token_set
+from .changes import ChangesCallback, OwnSettings, changes_of
 from .checkpoints import (
     check_adapter_fits,
     check_optimizer_fits,
@@ -38,7 +39,7 @@ from .finish import finish_run
 from .full_disk import CheckpointAttempt
 from .hanging import Hanging
 from .held_out import HeldOutCallback
-from .identity import run_identity
+from .identity import model_fingerprint, run_circumstances, run_identity
 from .last_step import LastStep
 from .lock import LockCallback, one_run
 from .logged_steps import LoggedSteps
@@ -57,9 +58,9 @@ class RunTrainer(HubTrainer):
     """A trainer that loses nothing; each method says how it differs from `Trainer`'s.
 
     `stop_request` holds the signals that came, `interrupted` whether the last training ended because of one,
-    `resumed_from` the checkpoint that it went on from, `identity` what makes it
-    the same run, `train_metrics` what it returned, `logged_in_training` how many
-    entries of the log it made, `recipe_facts` the recipe of a run from one, and `token_sets` the sets that the
+    `resumed_from` the checkpoint that it went on from, `identity` what makes it the same run, `changes` the settings
+    that changed in its middle, `train_metrics` what it returned, `logged_in_training` how many entries of the log it
+    made, `recipe_facts` the recipe of a run from one, and `token_sets` the sets that the
     constructor got, by name.
     """
 
@@ -72,6 +73,7 @@ class RunTrainer(HubTrainer):
     target_margin: float | None = None
     interrupted = False
     identity: Mapping[str, Any] | None = None
+    changes: list[dict[str, Any]]
     resumed_from: Path | None = None
     train_metrics: dict[str, float] | None = None
     logged_in_training = 0
@@ -85,6 +87,8 @@ class RunTrainer(HubTrainer):
     # Whether its evaluations measure the held-out pairs per token.
     evaluates_per_token = False
     _saves_checkpoint = False
+    # The fingerprint of the model at the start of the training that a resume goes on with.
+    _base_model: str | None = None
     _last_step: LastStep
     _attempt: CheckpointAttempt
 
@@ -96,7 +100,7 @@ class RunTrainer(HubTrainer):
         """
         if self.accelerator.num_processes > 1:
             end_group_at_exit()
-        self.stop_request = StopRequest()
+        self.stop_request, self.changes = StopRequest(), []
         self.run_record, self.same_rows = ManifestCallback(self), SameRowsCallback(self)
         self.held_out, self.window = HeldOutCallback(self), LoggingWindow(self)
         self.room, self._reports, self._last_step = Room(self), ReportWriter(), LastStep(self)
@@ -104,8 +108,9 @@ class RunTrainer(HubTrainer):
         # These two come last: they must know whether the others ask for a checkpoint.
         last = (LoggedSteps(), StopCallback(self), LockCallback(), self.hanging)
         # That of the room comes before the record: a run that is refused has changed nothing.
-        first = (self._last_step, RoomCallback(self), self.run_record, self.same_rows, self.held_out, self.window)
-        for callback in (*first, *reports, *last):
+        first = (self._last_step, RoomCallback(self), ChangesCallback(self))
+        record = (self.run_record, self.same_rows, self.held_out, self.window)
+        for callback in (*first, *record, *reports, *last):
             self.add_callback(callback)
         show_lines(self)
         # transformers would replace the callbacks by new ones, which nobody else holds; see `restore_states`.
@@ -183,10 +188,14 @@ class RunTrainer(HubTrainer):
 
     def _train_alone(self, resume_from_checkpoint: str | bool | None, *args: Any, **kwargs: Any) -> Any:
         """Train in a folder that no other run uses."""
-        self.interrupted, self.train_metrics, self.identity = False, None, run_identity(self)
+        self.interrupted, self.train_metrics, self.changes = False, None, []
+        if self._base_model is None or not resume_from_checkpoint:
+            self._base_model = model_fingerprint(cast(torch.nn.Module, self.model))
+        self.identity = run_identity(self, self._base_model)
         self.resumed_from = checkpoint = find_checkpoint(Path(str(self.args.output_dir)), resume_from_checkpoint)
         self.window.opened = None
         if checkpoint:
+            self.changes = changes_of(self, checkpoint, allowed=self._allows_changes())
             if isinstance(self.model, PeftModel):
                 check_adapter_fits(checkpoint, self.model)
             if self.is_deepspeed_enabled:
@@ -301,15 +310,24 @@ class RunTrainer(HubTrainer):
         finally:
             self._saves_checkpoint = False
         self.accelerator.wait_for_everyone()
-        facts = {
+        if self._attempt.seal(self.seal_facts()) and self.args.should_save:
+            rotate_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def seal_facts(self) -> dict[str, Any]:
+        """Returns what a seal holds of the run: what makes it the same one, what may change, and what has changed."""
+        return {
             "step": self.state.global_step,
             "processes": self.accelerator.num_processes,
             "run": self.identity,
+            "changes": self.changes,
+            "circumstances": run_circumstances(self),
         }
-        if self._attempt.seal(facts) and self.args.should_save:
-            rotate_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     # ---- Resuming ----
+
+    def _allows_changes(self) -> bool:
+        settings: Any = getattr(self, "shared", self.args)
+        return bool(settings.allow_changes)
 
     def set_initial_training_values(self, *args: Any, **kwargs: Any) -> Any:
         """Like `Trainer.set_initial_training_values`, but from the last step on there are no epochs to train."""
@@ -343,12 +361,15 @@ class RunTrainer(HubTrainer):
         """
         if checkpoint is None:
             return
+        allowed = self._allows_changes()
         file = Path(checkpoint) / "optimizer.pt"
         if file.is_file() and not self.is_fsdp_enabled:
             saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            check_optimizer_fits(Path(checkpoint), saved, cast(Optimizer, self.optimizer))
-        wanted = _peak_rates(self.lr_scheduler)
+            check_optimizer_fits(Path(checkpoint), saved, cast(Optimizer, self.optimizer), settings=not allowed)
+        own, wanted = OwnSettings(self.optimizer, self.lr_scheduler), _peak_rates(self.lr_scheduler)
         super()._load_optimizer_and_scheduler(checkpoint)
+        if allowed and not self.is_deepspeed_enabled:
+            own.restore(self.optimizer, self.lr_scheduler)
         check_schedule_fits(Path(checkpoint), _peak_rates(self.lr_scheduler), wanted)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -31,6 +31,23 @@ def restore_states(callbacks: Iterable[TrainerCallback], checkpoint: Path) -> No
         for callback, state in zip(alike, states, strict=False):
             for attribute, value in state.get("attributes", {}).items():
                 setattr(callback, attribute, value)
+
+
+def make_room_for_states(state: TrainerState, callbacks: Iterable[TrainerCallback]) -> None:
+    """Let callbacks save their state that the run had not when the checkpoint was saved that it goes on from.
+
+    transformers fails at the next checkpoint otherwise, also where it is one of an earlier version of this package.
+
+    Args:
+        state: the one from the checkpoint.
+        callbacks: those of the trainer.
+    """
+    found = cast(dict[str, Any], state.stateful_callbacks)
+    names = [type(callback).__name__ for callback in callbacks if isinstance(callback, ExportableState)]
+    for name in names:
+        saved = found.setdefault(name, [] if names.count(name) > 1 else {})
+        if names.count(name) > 1 and not isinstance(saved, list):
+            found[name] = [saved]
 
 
 class LoggingWindow(TrainerCallback, ExportableState):
@@ -63,6 +80,7 @@ class LoggingWindow(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        make_room_for_states(state, self.trainer.callback_handler.callbacks)
         opened, self.opened = self.opened, None
         if not opened or not state.global_step or any(part["loss"] is None for part in opened):
             return

@@ -362,7 +362,7 @@ def test_the_same_command_gives_the_same_adapter(recipe, method):
 def test_a_baseline_resumes_only_from_what_fits(recipe, method):
     """Checked as for SimPO, in the same place."""
     run(recipe(method=method, save_strategy="steps", save_steps=1))
-    with pytest.raises(SimPOError, match="learning_rate is 0.002 and was 0.001"):
+    with pytest.raises(SimPOError, match="learning_rate was 0.001 and is 0.002"):
         run(recipe(method=method, resume_from_checkpoint="out/checkpoint-1/", learning_rate=2e-3))
     for step in (1, 2):
         os.remove(f"out/checkpoint-{step}/seal.json")  # as an earlier version left them

@@ -20,9 +20,10 @@ from models import random_pairs, tiny_model
 from runs import write_run
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.recipe import load_recipe
+from simpo_trainer.record.differences import differences, told
 from simpo_trainer.record.seal import read_seal
 from simpo_trainer.run import run
-from simpo_trainer.train.identity import HARMLESS, differences
+from simpo_trainer.train.identity import HARMLESS
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -327,4 +328,4 @@ def test_every_inherited_setting_is_classed():
     ],
 )
 def test_differences_of_two_runs(sealed, own, found):
-    assert differences(sealed, own) == found
+    assert told(differences(sealed, own)) == "; ".join(found)

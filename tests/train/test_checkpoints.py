@@ -117,6 +117,13 @@ def resumed(folder: Path, checkpoint: str | bool, *, model=None, arguments=None,
     return trainer
 
 
+def unsealed(checkpoint: Path, folder: Path) -> Path:
+    """A copy without a seal, as an earlier version of this package made it."""
+    copy = shutil.copytree(checkpoint, folder / checkpoint.name)
+    (copy / SEAL).unlink()
+    return copy
+
+
 @pytest.mark.slow
 def test_true_means_the_newest_complete_one_in_python_too(tmp_path, earlier):
     shutil.copytree(Path(earlier.args.output_dir) / "checkpoint-4", tmp_path / "checkpoint-4")
@@ -222,9 +229,10 @@ def test_a_checkpoint_without_its_schedule_is_refused_in_python_too(tmp_path, ea
     ],
 )
 def test_settings_that_a_resume_would_not_take_are_refused(tmp_path, earlier, changed, message):
-    """The optimiser's state brings its own, while the record would tell of the new ones."""
+    """The optimiser's state brings its own, while the record would tell of the new ones; a seal would tell of both."""
+    checkpoint = unsealed(Path(earlier.args.output_dir) / "checkpoint-4", tmp_path)
     with pytest.raises(SimPOError, match=message):
-        resumed(tmp_path, f"{earlier.args.output_dir}/checkpoint-4", **changed)
+        resumed(tmp_path, str(checkpoint), **changed)
 
 
 def test_a_model_of_another_shape_is_refused(tmp_path, earlier):
@@ -249,6 +257,12 @@ def test_a_model_of_another_shape_is_refused(tmp_path, earlier):
 def test_another_adapter_is_refused(tmp_path, other, message):
     """The optimiser's state was taken for other weights, and fused AdamW ended in a segmentation fault."""
     make_trainer(tmp_path, ROWS, arguments=lora("q_proj"), **SETTINGS).train()
+    with pytest.raises(SimPOError, match="adapter: (r was 2 and is 4|target_modules was ..q_proj.. and is .*)\\. Set"):
+        resumed(tmp_path, True, arguments=other, model=tiny_model())
+    # Where changes are allowed, and where nothing was known of the adapter, its weights tell.
+    with pytest.raises(SimPOError, match=message):
+        resumed(tmp_path, True, arguments=other, model=tiny_model(), allow_changes=True)
+    (tmp_path / "checkpoint-6" / SEAL).unlink()
     with pytest.raises(SimPOError, match=message):
         resumed(tmp_path, True, arguments=other, model=tiny_model())
 

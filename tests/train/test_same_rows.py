@@ -260,9 +260,9 @@ def test_the_start_of_another_run_is_not_taken(tmp_path, change):
     elif change == "set aside":
         checkpoint = checkpoint.rename(folder / "_earlier-checkpoint-2")
     elif change == "other rows":
-        rows = random_pairs(70)
+        rows, settings = random_pairs(70), {"allow_changes": True}
     elif change == "other unit":
-        settings = {"average_log_prob": False}
+        settings = {"average_log_prob": False, "allow_changes": True}
     elif change == "no manifest":
         (folder / "run_manifest.json").unlink()
     else:
