@@ -50,10 +50,11 @@ def _who(rank: str) -> str:
 
 
 def _chosen_kills() -> Iterator[Case]:
-    alone = (points.EARLY, points.TRAINING, points.FIRST_CHECKPOINT, points.LATER_CHECKPOINT, points.ROTATION)
-    found = [("alone", "", group) for group in (*alone, points.END)]
-    found += [("best", "", points.LAST_CHECKPOINT), ("best", "", points.END)]
-    found += [("two", "0", group) for group in (points.LATER_CHECKPOINT, points.ROTATION, points.END)]
+    first, later, last = points.FIRST_CHECKPOINT, points.LATER_CHECKPOINT, points.LAST_CHECKPOINT
+    alone = (points.EARLY, points.TRAINING, points.inside(first), later, points.ROTATION, points.END)
+    found = [("alone", "", group) for group in alone]
+    found += [("best", "", points.inside(last)), ("best", "", points.END)]
+    found += [("two", "0", group) for group in (points.inside(later), points.ROTATION, points.END)]
     found += [("two", "1", points.OF_EVERY_RANK)]
     for variant, rank, group in found:
         for what, point in group.items():
@@ -89,7 +90,7 @@ def _launcher_killed(point: dict[str, Any]) -> Callable[[Trial], None]:
 
 def _random_kills() -> Iterator[Case]:
     """Two or three in a row for each run; half of the times are in the training, which is the shorter part."""
-    for variant, count in (("alone", 12), ("best", 4), ("two", 10)):
+    for variant, count in (("alone", 8), ("best", 3), ("two", 6)):
         for number in range(count):
             yield Case("random kills", variant, f"number {number + 1}", _killed_at_random(f"{variant}-{number}"))
 
@@ -203,8 +204,9 @@ _DAMAGES: dict[str, Callable[[Path], None]] = {
 
 
 def _damaged() -> Iterator[Case]:
-    for variant in ("alone", "two"):
-        for pattern in _FILES:
+    of_processes = [name for name in _FILES if name.startswith(("model", "optimizer", "rng_state"))]
+    for variant, files in (("alone", _FILES), ("two", of_processes)):
+        for pattern in files:
             for damage, do in _DAMAGES.items():
                 yield Case("damaged file", variant, f"{pattern.replace('*', '')} {damage}", damaged(pattern, do))
     for damage in ("cut", "empty"):

@@ -46,6 +46,11 @@ def _of_checkpoint(step: int) -> dict[str, dict[str, Any]]:
     return {f"checkpoint-{step}, {what}": point for what, point in found.items()}
 
 
+def inside(points: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Those of a checkpoint's points that are in the middle of a file, and those of its seal."""
+    return {what: point for what, point in points.items() if "in the middle" in what or "seal" in what}
+
+
 # Before there is a process group, and in it.
 EARLY = {
     "in the imports, of torch": _point("torch"),
@@ -122,26 +127,22 @@ OF_EVERY_RANK = {
 }
 # Where the first process waits while the launcher is killed.
 OF_LAUNCHER = {
-    **{name: EARLY[name] for name in ("in the imports, of torch", "after the lock", "while the data is loaded")},
-    **{name: TRAINING[name] for name in ("the first step", "a step in a logging window", "the first evaluation")},
+    **{name: EARLY[name] for name in ("in the imports, of torch", "after the lock")},
+    **{name: TRAINING[name] for name in ("a step in a logging window", "the first evaluation")},
     **{
         name: LATER_CHECKPOINT[f"checkpoint-24, {name}"]
         for name in (
             "in the middle of the model",
             "before the optimizer",
-            "in the middle of the trainer state",
-            "before the seal",
             "before the seal is renamed",
             "after the seal",
         )
     },
-    **{name: ROTATION[name] for name in ("before the rotation", "after one old file", "after the rotation")},
+    **{name: ROTATION[name] for name in ("after one old file",)},
     **{
         name: END[name]
         for name in (
             "in the middle of the final model",
-            "after the final save",
-            "before the end seal",
             "after the end seal",
         )
     },

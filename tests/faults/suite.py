@@ -4,6 +4,7 @@ Results are kept line by line, so that a suite that was stopped goes on where it
 """
 
 import argparse
+import fcntl
 import fnmatch
 import json
 import os
@@ -11,8 +12,10 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "runs" / "faults", help="for runs and results")
     parser.add_argument("--only", default="*", metavar="PATTERN", help='such as "kill / two*"')
+    parser.add_argument("--jobs", type=int, default=1, help="cases at once, each with one or two processes")
     parser.add_argument("--list", action="store_true", help="show the cases, and run none")
     given = parser.parse_args()
     pattern = given.only if any(sign in given.only for sign in "*?[") else f"*{given.only}*"
@@ -40,20 +44,41 @@ def main() -> int:
         return 0
     folder, commit = given.folder.resolve(), _commit()
     folder.mkdir(parents=True, exist_ok=True)
-    results = folder / "results.jsonl"
-    done = _read(results, commit)
-    for number, case in enumerate(cases, 1):
-        if case.name in done:
-            continue
-        found = {"case": case.name, "kind": case.kind, "commit": commit, **_run(case, folder, commit)}
-        done[case.name] = found
-        with results.open("a") as file:
-            print(json.dumps(found), file=file)
-        print(f"{number}/{len(cases)}  {case.name}: {found['verdict']}  ({found['seconds']:.0f} s)", flush=True)
+    with (folder / "suite.lock").open("w") as lock:
+        # A second suite here would remove the runs of the first.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        done = _run_all(cases, folder, commit, given.jobs)
     write_table(TABLE, [done[case.name] for case in all_cases() if case.name in done], commit)
     failed = [name for name, found in done.items() if found["verdict"].startswith("FAILED")]
     print(f"{len(done)} results, {len(failed)} failed; the table is {TABLE.relative_to(ROOT)}")
     return 1 if failed else 0
+
+
+def _run_all(cases: list[Case], folder: Path, commit: str, jobs: int) -> dict[str, dict[str, Any]]:
+    """Returns the results by case: those that are kept, and the new ones."""
+    results = folder / "results.jsonl"
+    done = _read(results, commit)
+    left = [case for case in cases if case.name not in done]
+    whole = {variant: _reference(variant, folder, commit) for variant in dict.fromkeys(case.variant for case in left)}
+    places: Queue[Path] = Queue()
+    for number in range(jobs):
+        places.put(folder / f"case-{number + 1}")
+
+    def run(case: Case) -> dict[str, Any]:
+        place = places.get()
+        try:
+            return {"case": case.name, "kind": case.kind, "commit": commit, **_run(case, place, *whole[case.variant])}
+        finally:
+            places.put(place)
+
+    with ThreadPoolExecutor(jobs) as threads:
+        for number, found in enumerate(threads.map(run, left), 1):
+            done[found["case"]] = found
+            with results.open("a") as file:
+                print(json.dumps(found), file=file)
+            said = f"{number}/{len(left)}  {found['case']}: {found['verdict']}  ({found['seconds']:.0f} s)"
+            print(said, flush=True)
+    return done
 
 
 def _read(results: Path, commit: str) -> dict[str, dict[str, Any]]:
@@ -74,12 +99,11 @@ def _commit() -> str:
     return git("rev-parse", "--short=10", "HEAD") + ("+changes" if changed else "")
 
 
-def _run(case: Case, folder: Path, commit: str) -> dict[str, Any]:
-    reference, duration = _reference(case.variant, folder, commit)
-    if (disk := folder / "case" / "out").is_mount():  # of a suite that was killed
+def _run(case: Case, place: Path, reference: Path, duration: float) -> dict[str, Any]:
+    if (disk := place / "out").is_mount():  # of a suite that was killed
         subprocess.run(["umount", "-l", str(disk)], check=True)
-    shutil.rmtree(folder / "case", ignore_errors=True)
-    trial = Trial(folder / "case", case.variant, reference / "out", duration)
+    shutil.rmtree(place, ignore_errors=True)
+    trial = Trial(place, case.variant, reference / "out", duration)
     began = time.monotonic()
     try:
         case.do(trial)
@@ -88,7 +112,7 @@ def _run(case: Case, folder: Path, commit: str) -> dict[str, Any]:
         verdict = f"skipped: {why}"
     except Exception as error:
         verdict = f"FAILED: {error}" if isinstance(error, Failed) else f"FAILED: {type(error).__name__}: {error}"
-        _keep(trial, folder / "failed" / "".join(sign if sign.isalnum() else "-" for sign in case.name))
+        _keep(trial, place.parent / "failed" / "".join(sign if sign.isalnum() else "-" for sign in case.name))
     finally:
         trial.end_all()
     return {
