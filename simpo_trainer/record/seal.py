@@ -15,6 +15,7 @@ from typing import Any
 import xxhash
 
 SEAL = "seal.json"
+_OWN_HASH = "hash_of_this_seal"
 _VERSION = 1
 # Files are read by as many threads, in pieces of as many bytes.
 _THREADS, _PIECE = 4, 1 << 24
@@ -43,7 +44,8 @@ def seal_checkpoint(folder: Path, facts: Mapping[str, Any], names: Sequence[str]
         for name, found in zip(names, hashes, strict=True)
     }
     sealed = {"version": _VERSION, "open": False, "sealed": datetime.now(UTC).isoformat(timespec="seconds")}
-    _write(folder / SEAL, {**sealed, **facts, "files": files})
+    content = {**sealed, **facts, "files": files}
+    _write(folder / SEAL, {**content, _OWN_HASH: _hash_of(content)})
 
 
 def remove_checkpoint(folder: Path) -> None:
@@ -71,7 +73,11 @@ def read_seal(folder: Path) -> Mapping[str, Any] | None:
         return None
     except (OSError, ValueError):
         return {"open": True}
-    return seal if isinstance(seal, dict) and isinstance(seal.get("files", {}), dict) else {"open": True}
+    if not isinstance(seal, dict) or not isinstance(seal.get("files", {}), dict):
+        return {"open": True}
+    # Those of earlier versions have no hash of themselves.
+    own = seal.pop(_OWN_HASH, None)
+    return seal if own is None or own == _hash_of(seal) else {"open": True}
 
 
 def is_open(folder: Path) -> bool:
@@ -116,6 +122,11 @@ def _files(folder: Path) -> Iterator[str]:
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in (SEAL, SEAL + _NEW):
             yield name
+
+
+def _hash_of(content: Mapping[str, Any]) -> str:
+    """Returns the hash of a seal itself: one that was changed must not tell of another run."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
 def _hash(path: Path) -> str:

@@ -22,6 +22,7 @@ logger = get_logger(__name__)
 
 # Seconds of CPU that no process has needed that came to its training.
 _LOADING = 0.5
+_SIGKILL = 9  # Windows has no name for it
 # Seconds that a process which lost its connection may take to say so; one that a signal ended has failed before it.
 _SAYING = 5
 
@@ -117,7 +118,7 @@ def _status(failures: list[ProcessFailure]) -> int:
     def order(failure: ProcessFailure) -> tuple[bool, int, bool]:
         # Times are whole seconds. In the same second, a killed process made the others lose their connection.
         saying = _SAYING if failure.local_rank in recorded else 0
-        return failure.exitcode == -signal.SIGTERM, failure.timestamp + saying, failure.exitcode != -signal.SIGKILL
+        return failure.exitcode == -signal.SIGTERM, failure.timestamp + saying, failure.exitcode != -_SIGKILL
 
     first = min(failures, key=order)
     return _exit_status(first.exitcode, first.local_rank)

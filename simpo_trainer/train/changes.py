@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..errors import SimPOError
 from ..log import get_logger
 from ..record.differences import Differences, differences, told
-from ..record.folders import step_of
+from ..record.folders import STATE, step_of
 from ..record.seal import read_seal
 from .checkpoints import answer_of_main
 from .identity import run_circumstances
@@ -176,7 +176,7 @@ def _of_torch(scheduler: Any) -> Any:
 
 
 class ChangesCallback(TrainerCallback):
-    """Lets the changed settings count that transformers takes from a checkpoint: intervals, and the best metric."""
+    """Puts right what transformers takes from a checkpoint as it was: intervals, and the best checkpoint so far."""
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
@@ -184,11 +184,52 @@ class ChangesCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.trainer.resumed_from is None:
+        checkpoint = self.trainer.resumed_from
+        if checkpoint is None:
             return
         state.compute_steps(args, state.max_steps)
         latest = self.trainer.changes[-1] if self.trainer.changes else {"step": None, "settings": {}}
-        measured = {"metric_for_best_model", "greater_is_better"} & {*latest["settings"]}
-        if latest["step"] == state.global_step and measured:
+        if latest["step"] == state.global_step and _OF_BEST & {*latest["settings"]}:
             logger.warning("The best checkpoint so far is forgotten: it was the best by another metric.")
-            state.best_metric = state.best_model_checkpoint = state.best_global_step = None
+            _forget_best(state)
+        else:
+            settle_best(state, checkpoint)
+
+
+_OF_BEST = {"metric_for_best_model", "greater_is_better"}
+
+
+def settle_best(state: TrainerState, checkpoint: Path) -> None:
+    """Find the best checkpoint so far, which may have been moved or set aside with the one that is gone on from.
+
+    Where the folder had its place another run may have put one of its own since.
+
+    Args:
+        state: that of the checkpoint; transformers has cleared a path in it to a folder that is not there.
+        checkpoint: where the run goes on.
+    """
+    saved = TrainerState.load_from_json(str(checkpoint / STATE))
+    if saved.best_model_checkpoint is None:
+        return
+    beside = sorted(checkpoint.parent.glob(f"*checkpoint-{saved.best_global_step}"))
+    there = [folder for folder in (Path(saved.best_model_checkpoint), *beside) if _is_best_of(saved, folder)]
+    if there:
+        state.best_model_checkpoint = str(there[0])
+        return
+    logger.warning(
+        f"The best checkpoint so far, {saved.best_model_checkpoint}, is gone: the best of those to come is taken."
+    )
+    _forget_best(state)
+
+
+def _is_best_of(saved: TrainerState, folder: Path) -> bool:
+    """Returns whether a folder holds the checkpoint that a state knows as its best."""
+    try:
+        own = TrainerState.load_from_json(str(folder / STATE))
+    except (OSError, ValueError, TypeError):
+        return False
+    return (own.global_step, own.best_metric) == (saved.best_global_step, saved.best_metric)
+
+
+def _forget_best(state: TrainerState) -> None:
+    state.best_metric = state.best_model_checkpoint = state.best_global_step = None

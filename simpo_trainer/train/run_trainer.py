@@ -315,9 +315,12 @@ class RunTrainer(HubTrainer):
 
     def seal_facts(self) -> dict[str, Any]:
         """Returns what a seal holds of the run: what makes it the same one, what may change, and what has changed."""
+        state = self.state
         return {
-            "step": self.state.global_step,
+            "step": state.global_step,
             "processes": self.accelerator.num_processes,
+            # By a callback, such as early stopping: what goes on from here trains nothing more.
+            "ended": self.control.should_training_stop and not self.interrupted and state.global_step < state.max_steps,
             "run": self.identity,
             "changes": self.changes,
             "circumstances": run_circumstances(self),

@@ -209,7 +209,7 @@ def _damaged() -> Iterator[Case]:
         for pattern in files:
             for damage, do in _DAMAGES.items():
                 yield Case("damaged file", variant, f"{pattern.replace('*', '')} {damage}", damaged(pattern, do))
-    for damage in ("cut", "empty"):
+    for damage in ("cut", "empty", "one byte changed"):
         yield Case("damaged file", "alone", f"seal.json {damage}", damaged("seal.json", _DAMAGES[damage]))
 
 

@@ -83,6 +83,21 @@ def test_a_seal_that_cannot_be_read_is_open(sealed, content):
     assert is_open(sealed) and not is_checkpoint(sealed)
 
 
+def test_a_seal_that_was_changed_is_open(sealed):
+    """A number in it would make another run of it."""
+    text = (sealed / SEAL).read_text()
+    assert read_seal(sealed)["step"] == 10
+    (sealed / SEAL).write_text(text.replace('"step": 10', '"step": 11'))
+    assert is_open(sealed)
+
+
+def test_a_seal_of_an_earlier_version_has_no_hash_of_itself(sealed):
+    seal = json.loads((sealed / SEAL).read_text())
+    del seal["hash_of_this_seal"]
+    (sealed / SEAL).write_text(json.dumps(seal))
+    assert not is_open(sealed) and broken_files(sealed) == []
+
+
 def test_a_file_beside_those_of_the_seal_is_no_harm(sealed):
     (sealed / "notes.txt").write_text("mine")
     assert broken_files(sealed) == []

@@ -2,9 +2,11 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback
@@ -14,6 +16,7 @@ from runs import make_trainer, weights_of
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.record.seal import read_seal
 from simpo_trainer.train.changes import OwnSettings
+from simpo_trainer.train.checkpoints import set_aside_earlier
 
 pytestmark = pytest.mark.slow
 ROWS = random_pairs(16)
@@ -26,6 +29,10 @@ SETTINGS = {
     "save_strategy": "steps",
     "save_steps": 4,
 }
+
+
+def dataset():
+    return Dataset.from_list(ROWS[:4])
 
 
 def trainer_of(folder: Path, rows=ROWS, *, model=None, arguments=None, **changed):
@@ -181,16 +188,14 @@ def test_a_run_goes_on_in_the_process_that_has_trained_it(tmp_path, before):
 
 
 def test_the_best_by_another_metric_is_forgotten(tmp_path, caplog):
-    best = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "load_best_model_at_end": True}
-    first = trainer_of(tmp_path, eval_dataset=dataset(), **best)
-    first.train()
+    trainer_of(tmp_path, eval_dataset=dataset(), **BEST).train()
     trainer = trainer_of(
         tmp_path / "on",
         eval_dataset=dataset(),
         arguments={"callbacks": [EarlyStoppingCallback(early_stopping_patience=9)]},
         metric_for_best_model="rewards/margins",
         allow_changes=True,
-        **best,
+        **BEST,
     )
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert "The best checkpoint so far is forgotten" in caplog.text
@@ -202,10 +207,70 @@ def test_the_best_by_another_metric_is_forgotten(tmp_path, caplog):
     assert trainer.state.best_metric == max(margins.values())
 
 
-def dataset():
-    from datasets import Dataset
+BEST = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "load_best_model_at_end": True}
 
-    return Dataset.from_list(ROWS[:4])
+
+def run_with_best(folder: Path, checkpoint: Path | None = None):
+    """A run whose evaluation is the best at its second of four checkpoints."""
+    trainer = trainer_of(folder, eval_dataset=dataset(), **BEST)
+    real = trainer.evaluate
+
+    def evaluate(*args, **given):
+        found = real(*args, **given)
+        found["eval_loss"] = {2: 3.0, 4: 1.0, 6: 2.0, 8: 1.5}[trainer.state.global_step]
+        return found
+
+    trainer.evaluate = evaluate
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return trainer
+
+
+def test_the_best_checkpoint_is_found_where_it_was_set_aside(tmp_path, caplog):
+    """Another run has put a checkpoint of its own in its place meanwhile."""
+    out = tmp_path / "out"
+    best = saved(Path(run_with_best(out).args.output_dir))
+    for step in (2, 4, 6, 8):
+        (out / f"checkpoint-{step}").rename(out / f"_earlier-checkpoint-{step}")
+    trainer_of(out, max_steps=4, learning_rate=1e-2, save_steps=4).train()
+    set_aside_earlier(out, out / "_earlier-checkpoint-6")  # as the command does
+    trainer = run_with_best(out, out / "_earlier-checkpoint-6")
+    assert trainer.state.best_model_checkpoint == str(out / "_earlier-checkpoint-4")
+    assert all((weight == best[name]).all() for name, weight in weights_of(trainer).items())
+    assert "is gone" not in caplog.text
+
+
+def test_a_best_checkpoint_that_is_gone_is_told(tmp_path, caplog):
+    out = tmp_path / "out"
+    run_with_best(out)
+    shutil.rmtree(out / "checkpoint-4")
+    trainer = run_with_best(out, out / "checkpoint-6")
+    assert "checkpoint-4, is gone: the best of those to come is taken" in caplog.text
+    assert trainer.state.best_model_checkpoint == str(out / "checkpoint-8")
+
+
+def test_a_training_that_a_callback_has_ended_stays_ended(tmp_path):
+    """Killed behind its last checkpoint, it would have gone on to the next evaluation."""
+    stopping = {"callbacks": [EarlyStoppingCallback(early_stopping_patience=1)]}
+    settings = {**BEST, "learning_rate": 0.0, "num_train_epochs": 3, "eval_dataset": dataset()}
+    first = trainer_of(tmp_path, arguments=stopping, **settings)
+    first.train()
+    assert first.state.global_step == 4
+    again = {"callbacks": [EarlyStoppingCallback(early_stopping_patience=1)]}
+    trainer = trainer_of(tmp_path, arguments=again, **settings)
+    trainer.train(resume_from_checkpoint=True)
+    assert (trainer.state.global_step, trainer.state.num_train_epochs) == (4, 3)
+    assert trainer.state.best_metric == first.state.best_metric
+
+
+def test_a_callback_that_is_new_can_save_its_state(tmp_path, before):
+    """transformers ends with a KeyError at the next checkpoint, also on one of an earlier version of this package."""
+    evaluated = {"eval_strategy": "steps", "eval_steps": 4, "eval_dataset": dataset()}
+    stopping = {"callbacks": [EarlyStoppingCallback(early_stopping_patience=9) for _ in range(2)]}
+    trainer = goes_on(
+        tmp_path, before, arguments=stopping, metric_for_best_model="loss", allow_changes=True, **evaluated
+    )
+    states = trainer.state.stateful_callbacks["EarlyStoppingCallback"]
+    assert [state["args"]["early_stopping_patience"] for state in states] == [9, 9]
 
 
 def test_own_settings_leave_a_schedule_without_a_formula_alone():
