@@ -14,7 +14,7 @@ from ..errors import SimPOError
 from ..log import get_logger
 from ..model.weights import of_embeddings, saved_shapes
 from ..record.folders import STATE, checkpoints, is_checkpoint, step_of, torn_checkpoints
-from ..record.seal import SEAL, broken_files, read_seal, remove_checkpoint
+from ..record.seal import SEAL, broken_files, is_open, read_seal, remove_checkpoint
 
 logger = get_logger(__name__)
 
@@ -70,6 +70,8 @@ def _find(output_dir: Path, wanted: Any) -> Path:
         hint = (
             f"Complete ones are: {', '.join(map(str, there))}" if there else f"There is no complete one in {output_dir}"
         )
+        if is_open(found):
+            raise SimPOError(f"{found} was not saved to the end, or its {SEAL} was changed. {hint}.")
         raise SimPOError(f"resume_from_checkpoint {wanted} is not a checkpoint-N folder with a {STATE}. {hint}.")
     if broken := _broken(found):
         others = [str(folder) for folder in there if folder.resolve() != found.resolve()]

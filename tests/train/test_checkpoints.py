@@ -98,6 +98,14 @@ def test_a_folder_that_is_no_checkpoint(tmp_path):
         find_checkpoint(tmp_path, str(tmp_path))
 
 
+def test_a_checkpoint_that_was_not_saved_to_the_end_is_refused_where_it_is_named(tmp_path):
+    folder = write(tmp_path / "checkpoint-2", *WHOLE)
+    seal_checkpoint(folder, {"step": 2})
+    (folder / SEAL).write_text((folder / SEAL).read_text().replace('"step": 2', '"step": 3'))
+    with pytest.raises(SimPOError, match="checkpoint-2 was not saved to the end, or its seal.json was changed"):
+        find_checkpoint(tmp_path, str(folder))
+
+
 # ---- Training on from one ----
 
 

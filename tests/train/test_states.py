@@ -10,6 +10,7 @@ from transformers.trainer_callback import ExportableState
 from models import as_text, random_pairs, tiny_model, word_tokenizer
 from simpo_trainer import SimPOConfig, SimPOTrainer
 from simpo_trainer.errors import SimPOError
+from simpo_trainer.record.seal import read_seal, seal_checkpoint
 from simpo_trainer.train.checkpoints import check_processes_fit
 
 
@@ -85,7 +86,7 @@ def test_zero_in_another_number_of_processes_is_refused(tmp_path):
 def test_only_zero_needs_the_same_number_of_processes(tmp_path):
     trainer_in(tmp_path).train()
     seal = tmp_path / "checkpoint-21" / "seal.json"
-    seal.write_text(json.dumps(json.loads(seal.read_text()) | {"processes": 2}))
+    seal_checkpoint(seal.parent, {**read_seal(seal.parent), "processes": 2})
     resumed = trainer_in(tmp_path)
     resumed.train(resume_from_checkpoint=str(seal.parent))
     resumed.is_deepspeed_enabled = True
