@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +77,10 @@ VARIANTS = {
 }
 
 
+# The model of a run is made from a seed, which is that of all threads.
+_SEEDED = threading.Lock()
+
+
 class Failed(Exception):
     """A case did not end as it must; says how."""
 
@@ -105,7 +110,8 @@ class Trial:
     def __post_init__(self) -> None:
         if not (self.folder / "recipe.yaml").exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_run(self.folder, _RECIPE + VARIANTS[self.variant].settings, random_pairs(48))
+            with _SEEDED:
+                write_run(self.folder, _RECIPE + VARIANTS[self.variant].settings, random_pairs(48))
             config = self.folder / "model" / "config.json"
             # Dropout makes each step depend on the random state that a checkpoint restores.
             config.write_text(json.dumps(json.loads(config.read_text()) | {"attention_dropout": 0.1}))

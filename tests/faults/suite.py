@@ -90,13 +90,13 @@ def _read(results: Path, commit: str) -> dict[str, dict[str, Any]]:
 
 
 def _commit() -> str:
-    """Returns the commit that is tested, with a mark if the package differs from it."""
+    """Returns the last commit of the package, with a mark if it was changed since."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "simpo_trainer", "tests/faults/*.py")
-    return git("rev-parse", "--short=10", "HEAD") + ("+changes" if changed else "")
+    changed = git("status", "--porcelain", "--", "simpo_trainer")
+    return git("log", "-1", "--format=%h", "--abbrev=10", "--", "simpo_trainer") + ("+changes" if changed else "")
 
 
 def _run(case: Case, place: Path, reference: Path, duration: float) -> dict[str, Any]:

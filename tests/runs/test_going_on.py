@@ -18,7 +18,9 @@ from transformers import TrainingArguments
 
 from models import random_pairs, tiny_model
 from runs import write_run
+from simpo_trainer import SimPOConfig
 from simpo_trainer.errors import SimPOError
+from simpo_trainer.knobs import harmless_knobs
 from simpo_trainer.recipe import load_recipe
 from simpo_trainer.record.differences import differences, told
 from simpo_trainer.record.seal import read_seal
@@ -313,6 +315,18 @@ def test_every_inherited_setting_is_classed():
     known = {each.name for each in fields(TrainingArguments) if each.init}
     assert known - harmless - changing == set()
     assert not harmless & changing
+
+
+def test_every_setting_of_the_package_says_whether_it_changes_the_result():
+    """Of one that is inherited with another default, the two places say the same."""
+    inherited = {each.name for each in fields(TrainingArguments)}
+    harmless = harmless_knobs(SimPOConfig)
+    assert harmless - inherited == {
+        *("allow_changes", "batch_layout", "dataset_num_proc", "global_batch_size", "model_init_kwargs", "rescue_dir"),
+    }
+    knobs = {each.name for each in fields(SimPOConfig) if "changes_result" in each.metadata}
+    assert harmless & inherited == knobs & set().union(*HARMLESS.values())
+    assert knobs >= {each.name for each in fields(SimPOConfig)} - inherited
 
 
 @pytest.mark.parametrize(
