@@ -14,6 +14,7 @@ from ..model.modes import evaluating
 from ..model.scoring import score_answers
 from ..record.fingerprints import rows_fingerprint
 from ..tokens.sets import count_pairs
+from .randomness import randomness_kept
 
 Figures = dict[str, float]
 
@@ -94,7 +95,8 @@ class HeldOutCallback(TrainerCallback):
         return best or state.global_step
 
     def _score(self, rows: Any) -> Figures:
-        return score_pairs(self.trainer, self.trainer.held_out_batches(rows))
+        with randomness_kept(self.trainer.args.device):
+            return score_pairs(self.trainer, self.trainer.held_out_batches(rows))
 
     def _record(self, name: str, rows: Any, **figures: Mapping[str, float] | None) -> None:
         if name not in self._described:

@@ -46,6 +46,7 @@ from .logged_steps import LoggedSteps
 from .memory import out_of_memory
 from .processes import end_group_at_exit
 from .progress import show_lines
+from .randomness import randomness_kept
 from .room import Room, RoomCallback, is_split
 from .same_rows import SameRowsCallback
 from .saving import weights_rescued, without_card, without_rotation
@@ -238,6 +239,11 @@ class RunTrainer(HubTrainer):
         """
         with one_run(self.args):
             return finish_run(self)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Like `Trainer.evaluate`, but the training goes on as if it had not been evaluated."""
+        with randomness_kept(self.accelerator.device):
+            return super().evaluate(*args, **kwargs)
 
     def agreed_signal(self) -> int:
         """Returns the signal that stopped the training, on every process the same; every process must call it."""

@@ -6,6 +6,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..record.fingerprints import rows_fingerprint
 from ..record.manifest import ManifestCallback
+from .randomness import randomness_kept
 
 # Enough for a mean, few enough to cost next to nothing.
 ROWS = 64
@@ -43,7 +44,8 @@ class SameRowsCallback(TrainerCallback):
         if self._rows is None:
             return
         if not state.global_step:
-            self.start = self.trainer.measure(self._rows)
+            with randomness_kept(args.device):
+                self.start = self.trainer.measure(self._rows)
         rows = {"rows": len(self._rows), "tokens_sha256": rows_fingerprint(self._rows)}
         self.trainer.run_record.record_start(rows, self.start)
 

@@ -357,8 +357,8 @@ _HARMLESS = {
     "dataloader_num_workers": "1",
     "eval_strategy": "no",
 }
-# The log is of other steps then.
-_OTHER_LOG = ("logging_steps", "eval_steps", "eval_strategy")
+# The log is of other steps then, or of other batches, whose sums are rounded otherwise.
+_OTHER_LOG = ("logging_steps", "eval_steps", "eval_strategy", "per_device_eval_batch_size")
 _CHANGING = {
     "learning_rate": ("2e-3", "learning_rate was 0.001 and is 0.002"),
     "beta": ("3", "beta was 2.0 and is 3.0"),

@@ -207,6 +207,22 @@ def test_the_best_by_another_metric_is_forgotten(tmp_path, caplog):
     assert trainer.state.best_metric == max(margins.values())
 
 
+def test_an_evaluation_changes_nothing_of_the_training(tmp_path):
+    """With dropout each step depends on the random numbers that were drawn before it."""
+    trained = []
+    for folder, evaluated in (("without", {}), ("with", {"eval_strategy": "steps", "eval_steps": 2})):
+        trainer = trainer_of(
+            tmp_path / folder,
+            model=tiny_model(attention_dropout=0.3),
+            eval_dataset=dataset() if evaluated else None,
+            disable_dropout=False,
+            **evaluated,
+        )
+        trainer.train()
+        trained.append(weights_of(trainer))
+    assert all((weight == trained[1][name]).all() for name, weight in trained[0].items())
+
+
 BEST = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "load_best_model_at_end": True}
 
 
