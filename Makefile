@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install quickstart compare-losses test test-fast test-faults check format keys-help bench clean
+.PHONY: help install quickstart compare-losses test test-fast test-faults test-matrix install-scale check format keys-help bench clean
 
 help:
 	@echo "make install      make .venv and install the package and its tools into it"
@@ -13,6 +13,8 @@ help:
 	@echo "make test         all tests"
 	@echo "make test-fast    the tests that take a moment each, in about a minute"
 	@echo "make test-faults  kill runs, damage their files, fill their disk, and compare their ends: hours; goes on where it was"
+	@echo "make test-matrix  train every kind of model under DDP, FSDP2 and DeepSpeed on CPU processes: an hour; after:"
+	@echo "make install-scale  install DeepSpeed and bitsandbytes, which the matrix needs"
 	@echo "make check        lint, formatting, types"
 	@echo "make format       apply formatting"
 	@echo 'make keys-help    write what `simpo train --help` says of keys, after a change of a setting'
@@ -44,7 +46,7 @@ compare-losses: install
 
 # Two at a time, with one thread each: the tests are small, and some start two processes themselves.
 JOBS ?= 2
-test test-fast test-faults: export OMP_NUM_THREADS ?= 1
+test test-fast test-faults test-matrix: export OMP_NUM_THREADS ?= 1
 
 test: install
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
@@ -54,6 +56,14 @@ test-fast: install
 
 test-faults: install
 	$(BIN)/python tests/faults/suite.py $(FAULTS)
+
+# DeepSpeed's operations are compiled when they are used; none of them is needed on a CPU.
+install-scale: install
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+		-c constraints.txt deepspeed==0.19.8 bitsandbytes==0.50.2
+
+test-matrix: install
+	$(BIN)/python tests/matrix/suite.py $(MATRIX)
 
 check: install
 	$(BIN)/ruff check .

@@ -1,22 +1,20 @@
 """Sharded checkpoints under FSDP2: another number of processes, and other settings, go on from them."""
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from engines import command, environment
 from models import random_pairs
 from runs import write_run
 from simpo_trainer.recipe import load_recipe
 from simpo_trainer.run import run
 
 pytestmark = pytest.mark.slow
-TESTS = Path(__file__).parents[1]
 _RECIPE = """
 model_name_or_path: model
 dataset_name: pairs.jsonl
@@ -37,12 +35,8 @@ report_to: none
 
 
 def train(folder: Path, processes: int, *overrides: str) -> str:
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    worker = [str(TESTS / "support" / "fsdp_worker.py"), "recipe.yaml", *overrides]
-    environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, *words, *worker], cwd=folder, env=environment, capture_output=True, text=True, timeout=150
-    )
+    words = command("FSDP2, parts", ["recipe.yaml", *overrides], processes)
+    done = subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
 

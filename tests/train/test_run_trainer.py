@@ -2,8 +2,6 @@
 
 import json
 import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer
 
+from engines import command, environment
 from models import as_text, random_pairs, tiny_model, word_tokenizer
 from runs import make_trainer
 from simpo_trainer import SimPOError
@@ -20,7 +19,6 @@ from simpo_trainer.run import run
 from simpo_trainer.train import full_disk
 from simpo_trainer.train.run_trainer import _gathering
 
-TESTS = Path(__file__).parents[1]
 RECIPE = """
 model_name_or_path: model
 dataset_name: pairs.jsonl
@@ -41,17 +39,8 @@ def test_a_sharded_model_is_saved_whole(tmp_path, monkeypatch):
     word_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(as_text(pair)) for pair in random_pairs(14)))
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    worker = [str(TESTS / "support" / "fsdp_worker.py"), "recipe.yaml", "--output_dir", "sharded"]
-    environment = {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(
-        [*torchrun, *worker, "--per_device_train_batch_size", "2"],
-        cwd=tmp_path,
-        env=environment | {"HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    words = command("FSDP2, parts", ["recipe.yaml", "--output_dir", "sharded", "--per_device_train_batch_size", "2"])
+    done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     monkeypatch.chdir(tmp_path)
     run(load_recipe("recipe.yaml", {"output_dir": "whole", "per_device_train_batch_size": 4}))
