@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 from fault_cases import Case, Skipped, all_cases  # noqa: E402
-from fault_runs import Failed, Trial, make_reference  # noqa: E402
+from fault_runs import SIGNALS, Failed, Trial, make_reference  # noqa: E402
 from fault_table import write_table  # noqa: E402
 from suites import run_suite  # noqa: E402
 
@@ -74,6 +75,14 @@ def _write(results: Sequence[dict[str, Any]], commit: str) -> Path:
     return TABLE
 
 
+def _heed_signals() -> None:
+    """Let the runs heed the signals that this process was started to ignore, as in the background of a shell."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
 if __name__ == "__main__":
+    _heed_signals()
     title = "Put every fault into runs, and compare their ends with that of a run without one."
     sys.exit(run_suite(title, all_cases(), ROOT / "runs" / "faults", prepare=_prepare, write=_write))

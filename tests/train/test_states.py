@@ -1,10 +1,11 @@
 """State that goes on with a run: callbacks, and the logging window that was open at the checkpoint."""
 
+import inspect
 import json
 
 import pytest
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from models import as_text, random_pairs, tiny_model, word_tokenizer
@@ -65,6 +66,9 @@ def test_a_resume_gives_callbacks_their_state_and_goes_on_with_the_open_window(t
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    "_initial_global_step" not in inspect.getsource(Trainer), reason="an older transformers divides by all steps"
+)
 def test_the_loss_of_a_training_is_of_its_own_steps(tmp_path):
     trainer_in(tmp_path).train()
     resumed = trainer_in(tmp_path / "again").train(resume_from_checkpoint=str(tmp_path / "checkpoint-21"))
