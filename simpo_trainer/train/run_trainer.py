@@ -319,6 +319,10 @@ class RunTrainer(HubTrainer):
         if self._attempt.seal(self.seal_facts()) and self.args.should_save:
             rotate_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Like the parent's, whose answer decides under `save_strategy: best` whether a stopped step is saved."""
+        return super()._determine_best_metric(metrics, trial) or self.interrupted
+
     def seal_facts(self) -> dict[str, Any]:
         """Returns what a seal holds of the run: what makes it the same one, what may change, and what has changed."""
         state = self.state

@@ -102,7 +102,7 @@ END = {
     "before the card": _point(f"{_FINISH}:_publish"),
     "after the card": _point(f"{_FINISH}:_publish", when="after"),
     "before the end seal": _point(f"{_FINISH}:seal_end"),
-    "while the end seal is made": _point(f"{_SEAL}:_hash", "out/tokenizer.json"),
+    "while the end seal is made": _point(f"{_SEAL}:_hash", "out/model.safetensors"),
     "before the end seal is renamed": _point("os:replace", "out/seal.json"),
     "after the end seal": _point(f"{_FINISH}:seal_end", when="after"),
     "in the removal of the last checkpoint": _point("pathlib:Path.unlink", "checkpoint-30", when="after"),

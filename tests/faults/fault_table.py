@@ -28,7 +28,7 @@ def write_table(page: Path, results: Sequence[dict[str, Any]], commit: str) -> N
         "*equal*: the final weights are those of an uninterrupted run bit by bit, and so is every line of the log,",
         "times aside. Made by `make test-faults`.",
         "",
-        f"Commit {commit}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; Python {python_version()}, {versions}; on CPUs.",
+        f"{_commits(results, commit)}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; Python {python_version()}, {versions}; on CPUs.",
         "",
         "| kind | cases | equal | failed | skipped | SIGKILLs | starts |",
         "|---|---|---|---|---|---|---|",
@@ -42,6 +42,13 @@ def write_table(page: Path, results: Sequence[dict[str, Any]], commit: str) -> N
         cells = [each["case"], str(each["starts"]), steps, each["verdict"], "; ".join(each["notes"])]
         lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
     page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _commits(results: Sequence[dict[str, Any]], commit: str) -> str:
+    """Returns the commits that the cases were run on, the newest one first."""
+    counts = Counter(each["commit"] for each in results)
+    others = [f"{name} ({count} cases)" for name, count in counts.items() if name != commit]
+    return f"Commit {commit} ({counts[commit]} cases)" + "".join(f" and {each}" for each in others)
 
 
 def _kinds(results: Sequence[dict[str, Any]]) -> list[str]:

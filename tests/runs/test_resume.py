@@ -10,6 +10,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from transformers import GPT2Config, TrainerCallback
 
@@ -115,6 +116,33 @@ class SendSignal(TrainerCallback):
         if state.global_step == self.step - 1:
             for _ in range(self.times):
                 os.kill(os.getpid(), self.number)
+
+
+class SignalIn(TrainerCallback):
+    """Sends SIGTERM to this process while it evaluates or saves, at one step."""
+
+    def __init__(self, event: str, step: int):
+        setattr(self, event, self._send)
+        self.step = step
+
+    def _send(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("event", ["on_prediction_step", "on_save"])
+@pytest.mark.parametrize("strategy", ["steps", "best"])
+def test_a_signal_in_an_evaluation_or_a_checkpoint_makes_no_further_step(tmp_path, whole, event, strategy):
+    """A scheduler may wait for seconds only. Under `best`, the evaluation alone decides what is saved otherwise."""
+    settings = {**SETTINGS, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": strategy, "save_steps": 2}
+    # The loss gets worse with this metric, so that only the first evaluation is the best.
+    settings |= {"metric_for_best_model": "loss", "greater_is_better": True} if strategy == "best" else {}
+    step = 2 if event == "on_save" else 4
+    callbacks = {"callbacks": [SignalIn(event, step)]}
+    stopped = make_trainer(tmp_path, ROWS, eval_dataset=Dataset.from_list(ROWS), arguments=callbacks, **settings)
+    stopped.train()
+    assert stopped.interrupted and stopped.state.global_step == step
+    assert f"checkpoint-{step}" in [folder.name for folder in tmp_path.glob("checkpoint-*")]
 
 
 @pytest.mark.parametrize(
