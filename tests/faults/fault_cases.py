@@ -53,7 +53,9 @@ def _chosen_kills() -> Iterator[Case]:
     first, later, last = points.FIRST_CHECKPOINT, points.LATER_CHECKPOINT, points.LAST_CHECKPOINT
     alone = (points.EARLY, points.TRAINING, points.inside(first), later, points.ROTATION, points.END)
     found = [("alone", "", group) for group in alone]
-    found += [("best", "", points.inside(last)), ("best", "", points.END)]
+    # With the best model loaded at the end, the last checkpoint stays.
+    kept = {what: point for what, point in points.END.items() if "removal" not in what}
+    found += [("best", "", points.inside(last)), ("best", "", kept)]
     found += [("two", "0", group) for group in (points.inside(later), points.ROTATION, points.END)]
     found += [("two", "1", points.OF_EVERY_RANK)]
     for variant, rank, group in found:
