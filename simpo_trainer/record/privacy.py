@@ -49,7 +49,10 @@ def public_settings(value: Any) -> Any:
             for key, item in value.items()
             if key not in _PRIVATE_KEYS and str(key).split("_")[-1] != "token"
         }
-    if isinstance(value, list | tuple | set):
+    if isinstance(value, set | frozenset):
+        # In an order of their own: that of a set is another one in each process.
+        return sorted((public_settings(item) for item in value), key=str)
+    if isinstance(value, list | tuple):
         return [public_settings(item) for item in value]
     if isinstance(value, Enum):
         return value.value

@@ -1,5 +1,8 @@
 """Names instead of paths, and no secrets."""
 
+import os
+import subprocess
+import sys
 from enum import Enum
 from pathlib import Path
 
@@ -105,3 +108,23 @@ def test_keys_and_tokens_are_cleaned(tmp_path):
     )
     assert found == {"dataset_mixer": {"local folder 'pairs.jsonl'": 1.0}, "x": "token <token>"}
     assert public_settings("C:\\data\\pairs") != "C:\\data\\pairs"
+
+
+def test_a_set_is_shown_in_the_same_order_in_every_process():
+    """peft keeps the names of targets as a set: a run that goes on would count as another one."""
+    shown = {
+        subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "from simpo_trainer.record.privacy import public_settings as p; print(p(set('abcdef')))",
+            ],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert shown == {"['a', 'b', 'c', 'd', 'e', 'f']\n"}
