@@ -29,9 +29,9 @@ from ..tokens.sets import TokenSet
 from ..train.best_metric import check_best_metric
 from ..train.config import SimPOConfig
 from ..train.optimisation import check_optimisation
-from ..train.processes import settle_fsdp
 from ..train.run_trainer import RunTrainer
 from ..train.saving import check_saves, settle_generation
+from ..train.sharding import settle_sharding
 from ..train.start import say_size, say_unit
 from .settings import method_settings
 
@@ -83,7 +83,7 @@ class BaselineTrainer(RunTrainer):
         if not self.is_deepspeed_enabled:
             _float_adapters(model)
             check_trainable_dtypes(model)
-        settle_fsdp(self.accelerator)
+        settle_sharding(self.accelerator, model)
         self._scores_pairs = bool(super().held_out_sets()) and self._prepare_scoring()
         self._attach(_BaselineStart(self))
 

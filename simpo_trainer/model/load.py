@@ -14,6 +14,7 @@ from ..errors import SimPOError
 from .adapters import add_adapter, check_adapter, describe_adapter, drop_dropout, without_dropout
 from .load_errors import not_loaded
 from .network import settle_network
+from .quantized import keep_as_stored
 from .settings import ModelSettings
 from .weights import folder_holds_adapter, load_adapter, load_causal_lm
 
@@ -47,9 +48,11 @@ def load_model(name: str, settings: ModelSettings, *, adapter_follows: bool, bf1
     frozen = adapter_follows or is_adapter
     kwargs.setdefault("dtype", torch.bfloat16 if frozen and bf16 else torch.float32)
     try:
-        return load_adapter(name, **kwargs) if is_adapter else load_causal_lm(name, **kwargs)
+        model = load_adapter(name, **kwargs) if is_adapter else load_causal_lm(name, **kwargs)
     except Exception as error:  # a torn file can make any of them
         raise not_loaded(f"The model {name!r}", error) from error
+    keep_as_stored(model)
+    return model
 
 
 def init_kwargs(settings: ModelSettings) -> dict[str, Any]:

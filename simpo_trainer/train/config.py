@@ -23,6 +23,7 @@ from .arguments import refuse_unknown_settings, settle_types
 from .bars import bars_can_be_seen
 from .best_metric import direction_problems, greater_is_better
 from .processes import check_one_accelerator, check_world_size
+from .sharding import parallelism_problem
 from .rate import FULL_RATE, adapter_rate, has_adapter
 
 logger = get_logger(__name__)
@@ -386,11 +387,8 @@ def _parent_problems(config: SimPOConfig) -> list[str]:
             f"train_sampling_strategy is {config.train_sampling_strategy!r}; pairs are ordered by the trainer's own "
             "sampler, which gives the same order on any number of processes. Leave it out."
         )
-    if config.parallelism_config is not None:
-        problems.append(
-            "parallelism_config is set; tensor, context and sequence parallelism split the tokens of an answer between "
-            "processes, and its average log-probability would be computed over a part. Use DDP, FSDP2 or ZeRO."
-        )
+    if split := parallelism_problem(config.parallelism_config):
+        problems.append(split)
     return problems
 
 

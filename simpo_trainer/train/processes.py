@@ -4,12 +4,8 @@ import atexit
 import os
 import sys
 import time
-from dataclasses import replace
 
-import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from ..errors import SimPOError
 
@@ -47,24 +43,6 @@ def check_one_accelerator(count: int) -> None:
             f"One process sees {count} accelerators; splitting a batch over them inside one process is not supported. "
             f"Launch one process each: simpo train RECIPE --launcher ddp --num-processes {count} (or accelerate launch "
             f"--num_processes {count} ...), or show the process a single one (CUDA_VISIBLE_DEVICES=0)."
-        )
-
-
-def settle_fsdp(accelerator: Accelerator) -> None:
-    """Under FSDP2, reduce the gradients of each micro-batch; with bf16, keep scores and gradients in float32.
-
-    transformers would reduce those of the last micro-batch of a step alone: until then each process holds gradients of
-    the whole model, 280 GB at 70B. accelerate's policy casts every output to bfloat16, the summed log-probabilities
-    too: -600.3 would become -600.
-    """
-    plugin = getattr(accelerator.state, "fsdp_plugin", None)
-    if plugin is None:
-        return
-    if plugin.fsdp_version == 2:
-        accelerator.gradient_state.plugin_kwargs.setdefault("sync_each_batch", True)
-    if isinstance(plugin.mixed_precision_policy, MixedPrecisionPolicy):
-        plugin.mixed_precision_policy = replace(
-            plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32
         )
 
 

@@ -49,7 +49,7 @@ from .progress import show_lines
 from .randomness import randomness_kept
 from .room import Room, RoomCallback, is_split
 from .same_rows import SameRowsCallback
-from .saving import weights_rescued, without_card, without_rotation
+from .saving import weights_rescued, without_card, without_frozen_head, without_rotation
 from .states import LoggingWindow, restore_states
 from .stop import StopRequest
 from .stop_callback import StopCallback
@@ -295,7 +295,7 @@ class RunTrainer(HubTrainer):
             without_card(self.model),
             weights_rescued(self.model, state_dict, folder),
         ):
-            super()._save(output_dir, state_dict)
+            super()._save(output_dir, without_frozen_head(self.model, state_dict))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Like `Trainer._save_checkpoint`, but it is sealed when all is written, and older ones are removed after.

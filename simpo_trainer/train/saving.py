@@ -10,7 +10,7 @@ import torch
 import transformers.trainer
 from huggingface_hub import save_torch_state_dict
 from peft import PeftModel
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from ..errors import SimPOError
@@ -133,6 +133,37 @@ def without_card(model: Any) -> Iterator[None]:
         yield
     finally:
         del model.create_or_update_model_card
+
+
+def without_frozen_head(model: Any, state_dict: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Returns the weights to save, for an adapter on head or embeddings without the frozen weight below it.
+
+    peft would write that weight, a gigabyte at 8B, into each checkpoint, and other software refuses the name. It stays
+    where the base has another number of rows than on disk: then no other copy of the new rows exists.
+
+    Args:
+        model: the unwrapped model.
+        state_dict: its gathered weights; None for the model's own.
+    """
+    if not _adapts_head(model) or _was_resized(model):
+        return state_dict
+    weights = model.state_dict() if state_dict is None else state_dict
+    return {name: weight for name, weight in weights.items() if ".base_layer." not in name}
+
+
+def _adapts_head(model: Any) -> bool:
+    if not isinstance(model, PeftModel):
+        return False
+    base: Any = model.get_base_model()
+    return any(hasattr(layer, "base_layer") for layer in (base.get_input_embeddings(), base.get_output_embeddings()))
+
+
+def _was_resized(model: PeftModel) -> bool:
+    try:
+        found = PretrainedConfig.get_config_dict(model.active_peft_config.base_model_name_or_path)[0]
+    except (OSError, ValueError, TypeError):  # no such place, or none at all
+        return True
+    return found.get("vocab_size") != model.config.vocab_size
 
 
 @contextmanager

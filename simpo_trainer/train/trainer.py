@@ -49,8 +49,8 @@ from .facts import own_settings
 from .finite import FiniteCallback, FiniteCheck, steps_in_backward
 from .given_sets import check_given_sets
 from .optimisation import check_optimisation
-from .processes import settle_fsdp
 from .saving import check_saves, settle_generation
+from .sharding import settle_sharding
 from .start import StartReport
 
 logger = get_logger(__name__)
@@ -181,7 +181,7 @@ class SimPOTrainer(PairEvaluation):
         self.model_accepts_loss_kwargs = True
         if not self.is_deepspeed_enabled:
             check_trainable_dtypes(model)
-        settle_fsdp(self.accelerator)
+        settle_sharding(self.accelerator, model)
         with self.accelerator.autocast():
             check_scoring(base_model)
         self._lay_out(own_collator=data_collator is not None)

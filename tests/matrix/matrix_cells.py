@@ -14,13 +14,13 @@ MODELS: dict[str, dict[str, str]] = {
     "LoRA, head and embeddings saved": {**LORA, "lora_modules_to_save": "[lm_head, embed_tokens]"},
     "LoRA on the head": {**LORA, "lora_target_modules": "[q_proj, v_proj, lm_head]"},
     "DoRA": {**LORA, "use_dora": "true"},
-    "QLoRA, 4 bits": {**LORA, "load_in_4bit": "true"},
-    "QLoRA, 8 bits": {**LORA, "load_in_8bit": "true"},
+    "QLoRA, 4 bits": {**LORA, "load_in_4bit": "true", "model_name_or_path": "wide"},
+    "QLoRA, 8 bits": {**LORA, "load_in_8bit": "true", "model_name_or_path": "wide"},
 }
 CHECKPOINTING = ("off", "on")
 LAYOUTS = ("padded", "shared_prefix", "packed")
 # By what trains and the engine: a part of the error that refuses the two, and says why.
-REFUSED: dict[tuple[str, str], str] = {}
+REFUSED = {("DoRA", engine): "use_dora is true under DeepSpeed ZeRO-3" for engine in ("ZeRO-3", "ZeRO-3, zero.Init")}
 
 
 @dataclass(frozen=True)

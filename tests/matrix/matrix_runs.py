@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from engines import command, environment
 from matrix_cells import MODELS, Cell
-from models import random_pairs
+from models import random_pairs, tiny_model, word_tokenizer
 from runs import write_run
 
 # Seconds after which a run is taken to hang.
@@ -64,6 +64,9 @@ def write_inputs(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     write_run(folder, _RECIPE, random_pairs(22))
+    # bitsandbytes stores weights in blocks of 64 numbers of a row.
+    tiny_model(hidden_size=64, intermediate_size=128).save_pretrained(folder / "wide")
+    word_tokenizer().save_pretrained(folder / "wide")
 
 
 def train(folder: Path, engine: str, settings: dict[str, str], out: str) -> Ran:
@@ -118,6 +121,8 @@ def check(cell: Cell, folder: Path, out: str) -> dict[str, Any]:
         return {"refused": cell.refused}
     if ran.code:
         raise Failed(ran.last_line)
+    if cell.kind != "one process" and "x 2 processes x" not in ran.said:
+        raise Failed("it did not run in two processes")
     whole = folder / reference_of(cell.model)
     found = {"metrics": _metrics(folder / out, whole), "weights": _weights(folder / out, whole)}
     _check_adapters(folder / out)

@@ -32,22 +32,22 @@ def missing(engine: str) -> str | None:
     return "deepspeed" if needs_deepspeed(engine) and find_spec("deepspeed") is None else None
 
 
-def command(engine: str, words: list[str], processes: int = 2) -> list[str]:
+def command(engine: str, words: list[str], processes: int = 2, script: Path | None = None) -> list[str]:
     """Returns the command of a run; under `one process` the number of them is of no account.
 
     Args:
         engine: a key of `ENGINES`.
-        words: what follows `simpo train`.
+        words: what follows `simpo train`, or the script.
+        processes: how many.
+        script: a Python file to run instead.
     """
-    train = ["simpo_trainer", "train", *words]
+    program = [str(script)] if script else ["--module", "simpo_trainer", "train"]
     if not ENGINES[engine]:
-        return [sys.executable, "-m", *train]
+        return [sys.executable, *(["-m", *program[1:]] if script is None else program), *words]
     file, *options = ENGINES[engine]
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(_FILES / f"{file}.yaml")]
-    if file == "ddp":
-        options.append("--cpu")
     ports = ["--num_processes", str(processes), "--main_process_port", str(free_port())]
-    return [sys.executable, *launch, *ports, *options, "--module", *train]
+    return [sys.executable, *launch, *ports, *options, *program, *words]
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -60,8 +60,10 @@ def run_suite(
     folder, commit = given.folder.resolve(), commit_of_package()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "suite.lock").open("w") as lock:
-        # A second suite here would remove the runs of the first.
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # a second suite here would remove the runs of the first
+            raise SystemExit(f"Another suite is running in {folder}; wait for it, or name another folder.") from None
         done = _read(folder / "results.jsonl", commit)
         left = [case for case in wanted if case.name not in done]
         _run(left, folder, commit, given.jobs, prepare(left, folder, commit), done)

@@ -12,7 +12,7 @@ from models import ARCHITECTURES, random_pairs, tiny_architecture, tiny_model, w
 from runs import make_trainer
 from simpo_trainer import SimPOConfig
 from simpo_trainer.errors import SimPOError
-from simpo_trainer.train.saving import check_saves, settle_generation
+from simpo_trainer.train.saving import check_saves, settle_generation, without_frozen_head
 
 GREEDY_WITH_TEMPERATURE = {"do_sample": False, "temperature": 0.6, "top_p": 0.9}  # as Llama-2-chat ships it
 
@@ -121,3 +121,24 @@ def test_a_full_disk_is_told_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.model, "save_pretrained", full)
     with pytest.raises(OSError, match="No space left"):
         trainer.save_model(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("resized", [False, True])
+def test_an_adapter_on_the_head_is_saved_without_the_frozen_head(tmp_path, resized):
+    """Where rows were added to the base, the adapter is their only copy."""
+    tiny_model().save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    if resized:
+        model.resize_token_embeddings(model.config.vocab_size + 3)
+    config = LoraConfig(target_modules=["q_proj", "lm_head"], base_model_name_or_path=str(tmp_path / "base"))
+    adapted = get_peft_model(model, config)
+    weights = without_frozen_head(adapted, None)
+    adapted.save_pretrained(tmp_path / "saved", state_dict=weights)
+    names = load_file(tmp_path / "saved" / "adapter_model.safetensors").keys()
+    assert any("lm_head.lora_B" in name for name in names)
+    assert any("base_layer" in name for name in names) == resized
+
+
+def test_other_models_are_saved_as_they_are():
+    model = get_peft_model(tiny_model(), LoraConfig(target_modules=["q_proj"]))
+    assert without_frozen_head(model, None) is None and without_frozen_head(tiny_model(), None) is None

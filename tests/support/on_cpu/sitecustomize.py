@@ -29,9 +29,23 @@ def _with_deepspeed(state, utils):
 
     # It compiles an operation on shared memory, whose stale lock can hang it for ever.
     deepspeed.comm.torch.build_shm_op = lambda: None
+    _split_small_weights()
     state.PartialState._prepare_backend = lambda self, *args, **given: ("gloo", utils.DistributedType.MULTI_CPU)
     for owner, position in ((state.PartialState, 0), (state.AcceleratorState, 1)):
         owner.__init__ = _not_told_of_cpu(owner.__init__, position)
+
+
+def _split_small_weights():
+    """ZeRO-3 leaves weights of less than 100,000 numbers whole, which all those of a test are."""
+    from deepspeed.runtime import config
+
+    plain = config.get_zero_config
+
+    def read(param_dict):
+        param_dict.get("zero_optimization", {}).setdefault("stage3_param_persistence_threshold", 0)
+        return plain(param_dict)
+
+    config.get_zero_config = read
 
 
 def _not_told_of_cpu(plain, position):

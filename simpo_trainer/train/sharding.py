@@ -1,0 +1,100 @@
+"""Engines that split a model over processes: what they must not do to scores, and what cannot be trained under them."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from ..errors import SimPOError
+
+# By the name of its size in accelerate's `ParallelismConfig`.
+_TOKENS_SPLIT = {"tp_size": "tensor", "cp_size": "context", "sp_size": "sequence"}
+_INSTEAD = (
+    "Use fsdp2 or zero3, which split the weights and leave each answer whole; for rows that one accelerator cannot "
+    "hold, set gradient_checkpointing: true or a smaller max_length."
+)
+
+
+def parallelism_problem(given: Any, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Returns the text that refuses tensor, context and sequence parallelism, or None where none of them is set.
+
+    Args:
+        given: accelerate's `ParallelismConfig` of the arguments; None for what the launcher set.
+        environment: where a launcher sets it.
+    """
+    sizes = {name: getattr(given, name, 1) or 1 for name in _TOKENS_SPLIT}
+    if given is None and environment.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() == "true":
+        sizes = {name: int(environment.get(f"PARALLELISM_CONFIG_{name.upper()}", "1")) for name in _TOKENS_SPLIT}
+    kinds = [f"{kind} parallelism ({name} {sizes[name]})" for name, kind in _TOKENS_SPLIT.items() if sizes[name] > 1]
+    return _refused(" and ".join(kinds)) if kinds else None
+
+
+def check_whole_rows(model: Any, accelerator: Accelerator) -> None:
+    """Refuse a model and an engine that were made to split the tokens or the layers of a row.
+
+    Raises:
+        SimPOError: they do so.
+    """
+    if (size := getattr(model, "tp_size", None) or 1) > 1:
+        raise SimPOError(_refused(f"tensor parallelism (the model was loaded with a tp_plan, over {size} processes)"))
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    settings = getattr(plugin, "deepspeed_config", None) or {}
+    if (size := settings.get("tensor_parallel", {}).get("autotp_size", 1)) > 1:
+        raise SimPOError(_refused(f"tensor parallelism (DeepSpeed's autotp_size is {size})"))
+    if (size := settings.get("sequence_parallel_size", 1)) > 1:
+        raise SimPOError(_refused(f"sequence parallelism (DeepSpeed's sequence_parallel_size is {size})"))
+
+
+def _refused(what: str) -> str:
+    return (
+        f"{what} is set: it splits each answer, or the head that scores it, between processes, and the trainer would "
+        f"take a part of an average log-probability for the whole. {_INSTEAD}"
+    )
+
+
+def settle_sharding(accelerator: Accelerator, model: Any) -> None:
+    """Make the engine keep scores exact, and refuse what cannot be trained under it.
+
+    Args:
+        accelerator: the trainer's, before it has prepared the model.
+        model: to be trained.
+
+    Raises:
+        SimPOError: the engine splits rows, or holds in parts what the adapter needs whole.
+    """
+    check_whole_rows(model, accelerator)
+    _settle_fsdp(accelerator)
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    if plugin is not None and plugin.zero_stage == 3:
+        _check_zero3(model)
+
+
+def _settle_fsdp(accelerator: Accelerator) -> None:
+    """Under FSDP2, reduce the gradients of each micro-batch; with bf16, keep scores and gradients in float32.
+
+    transformers would reduce those of the last micro-batch of a step alone: until then each process holds gradients of
+    the whole model, 280 GB at 70B. accelerate's policy casts every output to bfloat16, the summed log-probabilities
+    too: -600.3 would become -600.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        return
+    if plugin.fsdp_version == 2:
+        accelerator.gradient_state.plugin_kwargs.setdefault("sync_each_batch", True)
+    if isinstance(plugin.mixed_precision_policy, MixedPrecisionPolicy):
+        plugin.mixed_precision_policy = replace(
+            plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32
+        )
+
+
+def _check_zero3(model: Any) -> None:
+    if isinstance(model, PeftModel) and any(getattr(each, "use_dora", False) for each in model.peft_config.values()):
+        raise SimPOError(
+            "use_dora is true under DeepSpeed ZeRO-3: DoRA needs the norms of whole weights, and peft reads them where "
+            "ZeRO-3 holds them in parts. Use the launcher fsdp2 or zero2, or set use_dora: false."
+        )
