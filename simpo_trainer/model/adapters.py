@@ -1,7 +1,8 @@
 """A new adapter is the one that was asked for: its names are those of the model, its dropout is the run's."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from typing import Any, cast
 
@@ -60,7 +61,7 @@ def add_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         SimPOError: the configuration does not fit the model.
     """
     try:
-        with without_rename_warning():
+        with without_rename_warning(), _no_start_of_empty_weights(model, config):
             return cast(PeftModel, get_peft_model(model, config))
     except (ValueError, TypeError, re.error) as error:  # its text says what: target modules that are not there, for one
         targets = getattr(config, "target_modules", None)
@@ -68,6 +69,20 @@ def add_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         if isinstance(targets, str) and "not found" in str(error) and targets.isidentifier():
             hint = f" A text is a regular expression for the whole name; name a part of it in a list: [{targets!r}]."
         raise SimPOError(f"peft_config does not fit the model: {refusal(error)}{hint}") from error
+
+
+@contextmanager
+def _no_start_of_empty_weights(model: PreTrainedModel, config: Any) -> Iterator[None]:
+    """While entered, an adapter on empty weights starts without computing from them (PiSSA); its own are sent later."""
+    start = getattr(config, "init_lora_weights", None)
+    if not isinstance(start, str) or not any(weight.is_meta for weight in model.parameters()):
+        yield
+        return
+    config.init_lora_weights = True
+    try:
+        yield
+    finally:
+        config.init_lora_weights = start
 
 
 def describe_adapter(model: Any) -> str:

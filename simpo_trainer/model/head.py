@@ -63,9 +63,9 @@ def token_logps(hidden: Tensor, head: nn.Module, targets: Tensor, transform: Log
     """Log-probability of each target token, and the mean logit at its position.
 
     Works tile by tile with log-softmax in float32 (float64 for float64 inputs). A plain linear head is differentiated
-    by hand; any other head (an adapter on it, a quantised one) is called as it is under activation checkpointing, tile
-    by tile, so nothing that it adds is ignored. The head is always entered as a module call, so that hooks which
-    gather sharded weights run.
+    by hand; any other head (an adapter on it, a quantised one) computes as it is under activation checkpointing, tile
+    by tile, so nothing that it adds is ignored. The head is entered as a module call, once, so that hooks which gather
+    sharded weights run for all tiles together.
 
     Args:
         hidden: hidden states at the scored positions, (S, H).
@@ -76,10 +76,11 @@ def token_logps(hidden: Tensor, head: nn.Module, targets: Tensor, transform: Log
     Returns:
         Log-probabilities in nats, (S,), and mean logits over the vocabulary without gradient, (S,).
     """
-    if type(head) is not nn.Linear:
-        return _checkpointed_logps(hidden, head, targets, transform)
+    own_forward = head.forward
 
     def score(hidden: Tensor) -> tuple[Tensor, Tensor]:
+        if type(head) is not nn.Linear:
+            return _checkpointed_logps(hidden, own_forward, targets, transform)
         if is_triton_available() and hidden.device.type in ("cuda", "xpu"):
             return _kernel_logps(hidden, head.weight, head.bias, targets, transform)
         return _tiled_logps(hidden, head.weight, head.bias, targets, transform)
@@ -100,7 +101,9 @@ def _call_as(module: nn.Module, forward: Callable[[Tensor], tuple[Tensor, Tensor
             module.forward = previous
 
 
-def _checkpointed_logps(hidden: Tensor, head: nn.Module, targets: Tensor, transform: LogitTransform):
+def _checkpointed_logps(
+    hidden: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, transform: LogitTransform
+) -> tuple[Tensor, Tensor]:
     def score_tile(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = transform(_at_least_float32(head(hidden)))
         logps = logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)

@@ -13,6 +13,7 @@ from ..errors import SimPOError
 from ..tokens.sets import token_lengths
 from .attached import Scoring, replace_scoring
 from .attention import MaskPlan
+from .load_once import weights_are_sent
 from .scoring import score_answers
 from .segments import SEGMENT_ATTENTION, SegmentPlan
 
@@ -147,7 +148,9 @@ def _take(model: PreTrainedModel | PeftModel, way: _Way) -> str | None:
 
 
 def _weights_are_here(model: PreTrainedModel) -> bool:
-    return not (is_deepspeed_zero3_enabled() or any(parameter.is_meta for parameter in model.parameters()))
+    # Where they are sent from the first process, that one must not find another layout than the others.
+    elsewhere = is_deepspeed_zero3_enabled() or weights_are_sent()
+    return not (elsewhere or any(parameter.is_meta for parameter in model.parameters()))
 
 
 def _fit_masks(model: PreTrainedModel, plan: MaskPlan, layout: Layout) -> str | None:

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..errors import SimPOError
 from ..log import get_logger
+from .load_once import build_without_weights
 from .renamed import without_rename_warning
 
 logger = get_logger(__name__)
@@ -31,6 +32,8 @@ _OTHER_HEADS = ("Classification", "QuestionAnswering", "Reward")
 def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
     """Load a causal language model, and check that its folder holds every weight.
 
+    A process that gets its weights from another one when they are split has none until then.
+
     Args:
         name: folder or Hub name.
         kwargs: passed on to `from_pretrained`.
@@ -38,6 +41,8 @@ def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
     Raises:
         SimPOError: weights are missing, or the folder holds a model with another head.
     """
+    if (empty := build_without_weights(name, **kwargs)) is not None:
+        return empty
     loader: Any = AutoModelForCausalLM
     model, found = loader.from_pretrained(name, output_loading_info=True, **kwargs)
     classes = [each for each in model.config.architectures or [] if any(other in each for other in _OTHER_HEADS)]
@@ -166,7 +171,8 @@ def _make_room(base: PreTrainedModel, weights: dict[str, Tensor]) -> None:
     whole = [name for name in of_embeddings(weights, base) if name.endswith("weight") and "lora_" not in name]
     rows = max((len(weights[name]) for name in whole), default=0)
     if rows > cast(nn.Embedding, base.get_input_embeddings()).num_embeddings:
-        base.resize_token_embeddings(rows)
+        # Rows like those that are there cannot be made of weights that are empty; the adapter brings them anyway.
+        base.resize_token_embeddings(rows, mean_resizing=not base.get_input_embeddings().weight.is_meta)
 
 
 def _refuse_missing(name: str, missing: Collection[str], unexpected: Collection[str], total: int) -> None:

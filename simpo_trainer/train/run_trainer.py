@@ -26,6 +26,7 @@ from ..record.manifest import ManifestCallback
 from ..tokens.sets import TokenSet, token_set
 from .changes import ChangesCallback, OwnSettings, changes_of
 from .checkpoints import (
+    answer_of_main,
     check_adapter_fits,
     check_optimizer_fits,
     check_processes_fit,
@@ -49,7 +50,8 @@ from .progress import show_lines
 from .randomness import randomness_kept
 from .room import Room, RoomCallback, is_split
 from .same_rows import SameRowsCallback
-from .saving import weights_rescued, without_card, without_frozen_head, without_rotation
+from .saving import weights_rescued, with_tied_as_one, without_card, without_frozen_head, without_rotation
+from .sharding import gather_weights, gathers_checkpoints
 from .states import LoggingWindow, restore_states
 from .stop import StopRequest
 from .stop_callback import StopCallback
@@ -191,7 +193,8 @@ class RunTrainer(HubTrainer):
         """Train in a folder that no other run uses."""
         self.interrupted, self.train_metrics, self.changes = False, None, []
         if self._base_model is None or not resume_from_checkpoint:
-            self._base_model = model_fingerprint(cast(torch.nn.Module, self.model))
+            # The other processes may have no weights yet.
+            self._base_model = answer_of_main(lambda: model_fingerprint(cast(torch.nn.Module, self.model)))
         self.identity = run_identity(self, self._base_model)
         self.resumed_from = checkpoint = find_checkpoint(Path(str(self.args.output_dir)), resume_from_checkpoint)
         self.window.opened = None
@@ -265,12 +268,14 @@ class RunTrainer(HubTrainer):
         Raises:
             SimPOError: no weights were written.
         """
-        if self._saves_checkpoint:
+        folder = Path(output_dir or str(self.args.output_dir))
+        if self._saves_checkpoint and not (self.is_fsdp_enabled and gathers_checkpoints(self.accelerator)):
             super().save_model(output_dir, _internal_call)
             return
-        folder = Path(output_dir or str(self.args.output_dir))
         if self.is_fsdp_enabled:
-            self._save(str(folder), self.accelerator.get_state_dict(self.model_wrapped))
+            self._save(str(folder), gather_weights(self.accelerator, self.model_wrapped))
+            if self._saves_checkpoint:
+                return
         else:
             with _gathering(self.model_wrapped):
                 super().save_model(str(folder), True)
@@ -295,7 +300,8 @@ class RunTrainer(HubTrainer):
             without_card(self.model),
             weights_rescued(self.model, state_dict, folder),
         ):
-            super()._save(output_dir, without_frozen_head(self.model, state_dict))
+            weights = without_frozen_head(self.model, with_tied_as_one(self.model, state_dict))
+            super()._save(output_dir, weights)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Like `Trainer._save_checkpoint`, but it is sealed when all is written, and older ones are removed after.

@@ -151,6 +151,22 @@ def without_frozen_head(model: Any, state_dict: dict[str, Any] | None) -> dict[s
     return {name: weight for name, weight in weights.items() if ".base_layer." not in name}
 
 
+def with_tied_as_one(model: Any, state_dict: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Returns gathered weights in which one that has two names is one again: engines gather it twice, to be saved twice.
+
+    Args:
+        model: the unwrapped model.
+        state_dict: its gathered weights; None for the model's own.
+    """
+    if not state_dict:
+        return state_dict
+    names: dict[int, str] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if name in state_dict:
+            state_dict[name] = state_dict[names.setdefault(id(weight), name)]
+    return state_dict
+
+
 def _adapts_head(model: Any) -> bool:
     if not isinstance(model, PeftModel):
         return False

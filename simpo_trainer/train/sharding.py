@@ -3,11 +3,14 @@
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from peft import PeftModel
+from peft import PeftModel, PeftType
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from ..errors import SimPOError
@@ -69,6 +72,7 @@ def settle_sharding(accelerator: Accelerator, model: Any) -> None:
     """
     check_whole_rows(model, accelerator)
     _settle_fsdp(accelerator)
+    _tell_empty_weights_apart(model)
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is not None and plugin.zero_stage == 3:
         _check_zero3(model)
@@ -90,6 +94,42 @@ def _settle_fsdp(accelerator: Accelerator) -> None:
         plugin.mixed_precision_policy = replace(
             plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32
         )
+
+
+def _tell_empty_weights_apart(model: Any) -> None:
+    """Give each weight on the device "meta" an address of its own.
+
+    By their addresses accelerate finds the weights of the optimiser again when FSDP2 has split the model. Empty ones
+    have all the same, and the process would train one of them and leave the others as they are.
+    """
+    empty = [weight for weight in model.parameters() if weight.is_meta] if isinstance(model, nn.Module) else []
+    for number, weight in enumerate(empty, 1):
+        weight.data_ptr = partial(int, -number)  # type: ignore[method-assign]
+
+
+def gathers_checkpoints(accelerator: Accelerator) -> bool:
+    """Returns whether the checkpoints of FSDP hold the model whole, and not in parts."""
+    return "FULL_STATE_DICT" in str(accelerator.state.fsdp_plugin.state_dict_type)
+
+
+def gather_weights(accelerator: Accelerator, model: Any) -> dict[str, Any]:
+    """Gather the weights of a model that FSDP splits, in the memory of the first process; every process must call it.
+
+    Of LoRA only what trains: its base may be larger than the memory there, and is not saved with it.
+
+    Args:
+        accelerator: that has prepared the model.
+        model: as it was prepared.
+
+    Returns:
+        The weights by name; empty on the other processes.
+    """
+    inner = accelerator.unwrap_model(model)
+    is_lora = isinstance(inner, PeftModel) and inner.active_peft_config.peft_type == PeftType.LORA
+    if is_lora and accelerator.state.fsdp_plugin.fsdp_version == 2:
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        return get_model_state_dict(model, options=options)
+    return accelerator.get_state_dict(model)
 
 
 def _check_zero3(model: Any) -> None:
