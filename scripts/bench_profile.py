@@ -12,7 +12,8 @@ import argparse
 import json
 from typing import Any
 
-from bench_training import make_job, measured
+from bench_process import measured
+from bench_training import make_job
 from bench_worker import ROWS
 from rich.console import Console
 from rich.table import Table
