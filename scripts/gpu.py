@@ -53,8 +53,11 @@ class Results:
     found: dict[str, dict[str, Any]] = field(init=False)
 
     def __post_init__(self) -> None:
-        lines = self.file.read_text().splitlines() if self.file.exists() else []
-        read = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may have been cut off
+        text = self.file.read_text() if self.file.exists() else ""
+        if text and not text.endswith("\n"):  # whoever wrote it was killed; the next line must not be lost with it
+            with self.file.open("a") as file:
+                file.write("\n")
+        read = [line for line in map(_read, text.splitlines()) if line]
         self.found = {line["case"]: line for line in read if all(line[key] == self.same[key] for key in self.same)}
 
     def add(self, case: str, result: Mapping[str, Any]) -> None:
@@ -62,6 +65,14 @@ class Results:
         self.found[case] = {"case": case, **self.same, "at": _now(), **result}
         with self.file.open("a") as file:
             print(json.dumps(self.found[case]), file=file)
+
+
+def _read(line: str) -> dict[str, Any] | None:
+    """A line of results; None for one that was cut off."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -81,7 +92,7 @@ def main(arguments: Sequence[str]) -> int:
     if "error" in rate:
         raise SystemExit(f"error: the rate of matrix products could not be measured: {rate['error']}")
     results = Results(folder / "results.jsonl", {"code": code_digest(), "device": rate["device"]})
-    facts = _facts(rate, options.arguments)
+    facts = _facts(rate, options)
 
     def show() -> None:
         write(target, page(facts, results.found, results.found.get(_TESTS)))
@@ -117,12 +128,12 @@ def run_cases(
         limit, began = min(CASE_LIMIT, left), time.monotonic()
         result = run(case, limit)
         seconds = time.monotonic() - began
-        said = result.get("error") or f"{result['pairs_per_second']:.2f} pairs/s"
-        print(f"{case.name}: {said}  ({seconds:.0f} s)", flush=True)
         # What the end of the budget cut off may be in time when the command is given again.
         if not (result.get("late") and limit < CASE_LIMIT):
             results.add(case.name, {**result, "seconds": seconds})
         show()
+        said = result.get("error") or f"{result['pairs_per_second']:.2f} pairs/s"
+        print(f"{case.name}: {said}  ({seconds:.0f} s)", flush=True)
 
 
 def measure(case: Case, rate: Mapping[str, Any], seconds: float, tiny: bool) -> dict[str, Any]:
@@ -186,7 +197,7 @@ def _commit() -> str:
         return "unknown"
 
 
-def _facts(rate: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, str]:
+def _facts(rate: Mapping[str, Any], options: argparse.Namespace) -> dict[str, str]:
     """The lines at the head of the page."""
     versions = library_versions()
     card = {}
@@ -197,7 +208,7 @@ def _facts(rate: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, str]:
         **card,
         **{name: versions.get(name, "not installed") for name in _PACKAGES},
         "commit": _commit(),
-        "command": shlex.join(["python", "scripts/gpu.py", *arguments]),
+        "command": f"`python scripts/gpu.py --device {options.device} --budget {options.budget:g}`",
         "first row": f"`python scripts/benchmark.py {shlex.join(CASES[0].words(not card))}`",
         "rate of matrix products": f"{rate['flops_per_second'] / 1e12:.3g} Tflop/s",
         "begun": _now(),
@@ -217,9 +228,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=600, help="seconds for all of it")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: tiny models, to try it out")
     parser.add_argument("--out", type=Path, help="folder for page and results instead of docs/ and runs/")
-    options = parser.parse_args(arguments)
-    options.arguments = list(arguments)
-    return options
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

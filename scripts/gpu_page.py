@@ -16,8 +16,8 @@ _HEAD = """# On a card
 
 `make gpu` runs what waits for a card, within ten minutes: the tests marked `gpu`, then training steps of random models
 in bfloat16, ours and trl's `CPOTrainer` in SimPO mode, the case that is worth most first. It writes this page anew
-after each case, and a line of `runs/gpu/results.jsonl`, so nothing is lost when the time is over, a case fails or the run is
-stopped. The same command goes on: what has a result for the same code and card is not run again. `make gpu
+after each case, and a line of `runs/gpu/results.jsonl`, so nothing is lost when the time is over, a case fails or the
+run is stopped. The same command goes on: what has a result for the same code and card is not run again. `make gpu
 GPU='--budget 1200'` has twenty minutes. `python scripts/gpu.py --device cpu` tries all of it out with tiny models, and
 writes into `runs/gpu-cpu`.
 
@@ -86,7 +86,7 @@ def _rows(group: str, found: Found) -> list[dict[str, Any]]:
         if "not_run" in result:
             result["error"] = result["not_run"]
         elif "error" in result:
-            result["error"] = f"failed: {result['error']}"
+            result["error"] = f"failed: {_shortened(result['error'])}"
         rows.append({**result, "row": case.row, "attention": case.attention})
     compare(rows, TRL, "pairs_per_second", "over_trl")
     compare(rows, TRL, "peak_bytes", "peak_over_trl")
@@ -130,10 +130,13 @@ def _agreement(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
+
+
 def _cell(text: Any) -> str:
     """On one line, in a table, without names and paths of this machine."""
     shown = str(text)
     for private, public in private_texts(ROOT).items():
         shown = shown.replace(private, public)
-    shown = " ".join(shown.replace("|", "/").split())
-    return shown if len(shown) <= _LONGEST_REASON else f"{shown[:_LONGEST_REASON]} ..."
+    return " ".join(shown.replace("|", "/").split())
