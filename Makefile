@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install quickstart compare-losses test test-fast test-faults test-matrix install-scale check format keys-help bench clean
+.PHONY: help install quickstart compare-losses test test-fast test-faults test-matrix install-scale check format keys-help bench gpu clean
 
 help:
 	@echo "make install      make .venv and install the package and its tools into it"
@@ -19,6 +19,7 @@ help:
 	@echo "make format       apply formatting"
 	@echo 'make keys-help    write what `simpo train --help` says of keys, after a change of a setting'
 	@echo "make bench        time training steps against trl and a floor; BENCH='--vocab 128256' adds options"
+	@echo "make gpu          on a machine with a card, in ten minutes: the tests that need one, and its benchmark in docs/gpu.md"
 	@echo "make clean        remove caches and builds; .venv and runs/ stay"
 
 install: $(INSTALLED)
@@ -79,6 +80,9 @@ keys-help: install
 
 bench: install
 	$(BIN)/python scripts/benchmark.py $(BENCH)
+
+gpu: install
+	$(BIN)/python scripts/gpu.py $(GPU)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

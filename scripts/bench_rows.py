@@ -16,6 +16,8 @@ from simpo_trainer.tokens.tokenization import tokenize_preferences
 
 # Hidden size, layers, attention heads, key-value heads, width of the MLP. The larger two are those of Llama 3.
 MODELS = {"small": (256, 4, 8, 8, 1024), "1b": (2048, 16, 32, 8, 8192), "8b": (4096, 32, 32, 8, 14336)}
+# Of these, embedding and head are one weight.
+_TIED = {"1b"}
 # Ids below stand for padding, beginning and end.
 _FIRST_WORD = 3
 # Pairs of which a benchmark's batches are made, so that batches are as alike in length as in training.
@@ -62,6 +64,7 @@ def model_shape(name: str, vocab: int, max_length: int, hidden: int | None, laye
         "num_attention_heads": heads,
         "num_key_value_heads": key_values,
         "max_position_embeddings": max_length,
+        "tie_word_embeddings": name in _TIED,
         "pad_token_id": 0,
         "bos_token_id": 1,
         "eos_token_id": 2,
@@ -72,8 +75,7 @@ def backbone_parameters(shape: dict[str, Any]) -> int:
     """Parameters outside embedding and head."""
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**shape))
-    outside = (model.get_input_embeddings(), model.get_output_embeddings())
-    return sum(p.numel() for p in model.parameters()) - sum(p.numel() for m in outside for p in m.parameters())
+    return sum(p.numel() for p in model.base_model.parameters()) - model.model.embed_tokens.weight.numel()
 
 
 def random_pairs(profile: Profile, vocab: int, seed: int, count: int = _POOL) -> list[Row]:

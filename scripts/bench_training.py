@@ -23,16 +23,12 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
-import sys
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-import trl
+from bench_process import RATE, measured
 from bench_rows import (
     PROFILES,
     backbone_parameters,
@@ -50,6 +46,7 @@ from bench_worker import RANKED, ROWS
 from rich.console import Console
 from rich.table import Table
 
+from simpo_trainer.environment import library_versions
 from simpo_trainer.tokens.rows import row_answers
 
 BASELINE = next(iter(ROWS))
@@ -57,16 +54,17 @@ BASELINE = next(iter(ROWS))
 TWO_BY_TWO = "ours, shared_prefix"
 # Longest over shortest pass of a row, above which its figures are said to be disturbed.
 _STEADY = 1.25
-_WORKER = Path(__file__).with_name("bench_worker.py")
+# Relative difference up to which losses agree: in bfloat16, where layouts round in other places, and in float32.
+BFLOAT16_TOLERANCE, _FLOAT32_TOLERANCE = 3e-2, 1e-3
 
 
 def run_training(options: argparse.Namespace) -> None:
     """Measure every row, print the table and the JSON line; exit with an error if losses disagree or a row failed."""
     job = make_job(options)
-    rate = measured("rate", {"cuda": job["cuda"]})
+    rate = measured(RATE, {"cuda": job["cuda"]})
     if "error" in rate:
         raise SystemExit(f"The rate of matrix products could not be measured: {rate['error']}")
-    flops = needed_flops(job["rows"], job["shape"], backbone_parameters(job["shape"]), frozen=options.lora)
+    flops = needed_flops(job["rows"], job["shape"], backbone_parameters(job["shape"]), frozen=job["lora"])
     floor = flops / rate["flops_per_second"]
     setting = _setting(options, job, rate, floor)
     console = Console(width=110)
@@ -78,11 +76,11 @@ def run_training(options: argparse.Namespace) -> None:
         {"row": _label(name, options.ranked), **summary(measured(name, job), pairs, tokens, options.steps, floor)}
         for name in names
     ]
-    _compare(rows, BASELINE, "pairs_per_second", "over_trl")
-    _compare(rows, BASELINE, "peak_bytes", "peak_over_trl")
+    compare(rows, BASELINE, "pairs_per_second", "over_trl")
+    compare(rows, BASELINE, "peak_bytes", "peak_over_trl")
     if options.ranked:
-        _compare(rows, TWO_BY_TWO, "pairs_per_second", "over_two_by_two")
-    agree = losses_agree(rows, 3e-2 if job["cuda"] else 1e-3)
+        compare(rows, TWO_BY_TWO, "pairs_per_second", "over_two_by_two")
+    agree = losses_agree(rows, BFLOAT16_TOLERANCE if job["bf16"] else _FLOAT32_TOLERANCE)
     _print_table(console, rows)
     _say_ranked(console, rows, options.ranked)
     _say_disturbances(console, rows)
@@ -117,25 +115,15 @@ def make_job(options: argparse.Namespace) -> dict[str, Any]:
         "shape": model_shape(options.model, options.vocab, profile.max_length, options.hidden, options.layers),
         "seed": options.seed,
         "cuda": cuda,
-        "lora": options.lora,
+        "bf16": cuda,
+        "attention": options.attention,
+        "lora": options.lora or options.qlora,
+        "qlora": options.qlora,
         "gradient_checkpointing": options.gradient_checkpointing,
     }
 
 
-def measured(row: str, job: dict[str, Any]) -> dict[str, Any]:
-    """The result of a worker, or what stopped it: a row that runs out of memory must not end the others."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "job.json").write_text(json.dumps(job))
-        run = subprocess.run([sys.executable, str(_WORKER), folder, row], capture_output=True, text=True)
-        result = Path(folder) / "result.json"
-        if run.returncode == 0 and result.exists():
-            return json.loads(result.read_text())
-    if run.returncode < 0:
-        return {"error": f"killed by signal {-run.returncode}, as happens when memory runs out"}
-    return {"error": (run.stderr.strip().splitlines() or ["no message"])[-1]}
-
-
-def _compare(rows: list[dict[str, Any]], name: str, figure: str, key: str) -> None:
+def compare(rows: list[dict[str, Any]], name: str, figure: str, key: str) -> None:
     """Set each row's figure over that of the row of this name; None where one of them is not there."""
     base = next((row[figure] for row in rows if row["row"] == name and "error" not in row), None)
     for row in rows:
@@ -185,7 +173,7 @@ def _setting(options: argparse.Namespace, job: dict[str, Any], rate: dict[str, A
         "threads": rate["threads"],
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "trl": trl.__version__,
+        "trl": library_versions().get("trl", "absent"),
         "python": platform.python_version(),
         "command": " ".join(["python scripts/benchmark.py", *options.arguments]),
         "profile": options.data or options.profile,

@@ -1,6 +1,6 @@
 """One row of the training benchmark in a process of its own: `python bench_worker.py FOLDER ROW`.
 
-Reads FOLDER/job.json, writes FOLDER/result.json. The row "rate" measures matrix products instead of training.
+Reads FOLDER/job.json, writes FOLDER/result.json.
 """
 
 import json
@@ -14,22 +14,14 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import torch
+from bench_model import make_model
+from bench_parts import StepParts
+from bench_process import end_by_itself
 from bench_rows import epochs_in_order, two_by_two
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Trainer,
-    TrainerCallback,
-    set_seed,
-)
-from trl.experimental.cpo import CPOConfig, CPOTrainer
+from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, set_seed
 
 from simpo_trainer import SimPOConfig, SimPOTrainer
 
@@ -45,21 +37,6 @@ ROWS: dict[str, Any] = {
     RANKED: "auto",
 }
 _MEMORY = Path("/proc/self")
-
-
-class TokenRowsCPOTrainer(CPOTrainer):
-    """trl's trainer on rows that hold token ids already, which its own `tokenize_row` would make of text."""
-
-    def tokenize_row(self, feature: dict[str, Any], model: nn.Module | None = None) -> dict[str, list[int]]:
-        """The columns that trl's collator wants."""
-        prompt = feature["prompt_ids"]
-        row = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
-        for side in ("chosen", "rejected"):
-            answer = feature[f"{side}_ids"]
-            row[f"{side}_input_ids"] = prompt + answer
-            row[f"{side}_attention_mask"] = [1] * len(prompt + answer)
-            row[f"{side}_labels"] = [-100] * len(prompt) + answer
-        return row
 
 
 class StepClock(TrainerCallback):
@@ -96,15 +73,15 @@ class StepClock(TrainerCallback):
 
 
 class LastPass(TrainerCallback):
-    """Profiles from the second epoch to the end of training."""
+    """Profiles the third epoch, which is the last."""
 
     def __init__(self) -> None:
         self.profiler = torch.profiler.profile()
         self.running = False
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start behind the warm-up."""
-        if state.epoch and not self.running:
+        """Start behind the warm-up and a pass that is clocked, which a profiler would slow."""
+        if round(state.epoch) == 2 and not self.running:
             self.profiler.start()
             self.running = True
 
@@ -123,57 +100,29 @@ class LastPass(TrainerCallback):
 def main(folder: Path, row: str) -> None:
     """Measure, write the result."""
     job = json.loads((folder / "job.json").read_text())
-    result = _matrix_rate(job["cuda"]) if row == "rate" else _train(job, row, str(folder / "output"))
-    (folder / "result.json").write_text(json.dumps(result))
-
-
-def _matrix_rate(cuda: bool) -> dict[str, Any]:
-    """Operations per second of a product of square matrices, the best of several, in the dtype of the training."""
-    size, dtype, device = (8192, torch.bfloat16, "cuda") if cuda else (2048, torch.float32, "cpu")
-    left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
-    out = torch.empty_like(left)
-    best = float("inf")
-    for _ in range(10):
-        start = time.perf_counter()
-        torch.matmul(left, right, out=out)
-        if cuda:
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return {
-        "flops_per_second": 2 * size**3 / best,
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
-    }
+    end_by_itself(job)
+    (folder / "result.json").write_text(json.dumps(_train(job, row, str(folder / "output"))))
 
 
 def _train(job: dict[str, Any], row: str, output: str) -> dict[str, Any]:
     set_seed(job["seed"])
     clock = StepClock(job["cuda"])
-    trainer = _trainer(job, row, output, _model(job), clock)
+    trainer = _trainer(job, row, output, make_model(job), clock)
     profile = LastPass() if job.get("profile") else None
-    if profile:
-        trainer.add_callback(profile)
+    parts = StepParts(trainer, job["cuda"]) if profile else None
+    for callback in filter(None, (profile, parts)):
+        trainer.add_callback(callback)
     before = _resident(job["cuda"])
     trainer.train()
     peak = _peak(job["cuda"])
     return {
         "seconds": clock.seconds(),
         "waits": clock.waits(),
+        "parts": parts.steps if parts else [],
         "operators": profile.operators() if profile else {},
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "peak_bytes": None if peak is None or before is None else peak - before,
     }
-
-
-def _model(job: dict[str, Any]) -> PreTrainedModel | PeftModel:
-    # Under an adapter the frozen weights lie in the dtype of the products, as one would load them.
-    dtype = torch.bfloat16 if job["cuda"] and job["lora"] else torch.float32
-    with torch.device("cuda" if job["cuda"] else "cpu"):
-        model = AutoModelForCausalLM.from_config(LlamaConfig(**job["shape"]), dtype=dtype)
-    if not job["lora"]:
-        return model
-    config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(model, config)
 
 
 def _trainer(job: dict[str, Any], row: str, output: str, model: Any, clock: StepClock) -> Trainer:
@@ -187,7 +136,7 @@ def _trainer(job: dict[str, Any], row: str, output: str, model: Any, clock: Step
         "warmup_steps": 0,
         "max_length": job["max_length"],
         "beta": BETA,
-        "bf16": job["cuda"],
+        "bf16": job["bf16"],
         "use_cpu": not job["cuda"],
         "seed": job["seed"],
         "logging_steps": 1,
@@ -219,16 +168,9 @@ def _trainer(job: dict[str, Any], row: str, output: str, model: Any, clock: Step
             return SimPOTrainer(model, args, train_dataset=Dataset.from_list(job["rows"]), **shared)
         # A stream keeps its order, and with it the pairs of a prompt in one step.
         return SimPOTrainer(model, args, train_dataset=_in_order(job).to_iterable_dataset(), **shared)
-    trl_args = CPOConfig(
-        output,
-        num_train_epochs=1,
-        loss_type="simpo",
-        cpo_alpha=0.0,
-        simpo_gamma=BETA * RATIO,
-        train_sampling_strategy="sequential",
-        **settings,
-    )
-    return TokenRowsCPOTrainer(model, trl_args, train_dataset=_in_order(job), **shared)
+    from bench_trl import trl_trainer  # here: it is this row alone that needs trl's trainer
+
+    return trl_trainer(model, _in_order(job), output, BETA * RATIO, settings, shared)
 
 
 def _in_order(job: dict[str, Any]) -> Dataset:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from bench_head import run_head
+from bench_model import ATTENTIONS
 from bench_profile import run_profile
 from bench_rows import MODELS, PROFILES
 from bench_training import run_training
@@ -54,6 +55,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     training.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     training.add_argument("--gradient-checkpointing", action="store_true")
     training.add_argument("--lora", action="store_true", help="rank 16 on all linear layers of the backbone")
+    training.add_argument("--qlora", action="store_true", help="the same over weights in 4 bits; needs bitsandbytes")
+    training.add_argument("--attention", choices=ATTENTIONS, default="sdpa", help="of the model")
     training.add_argument("--rows", nargs="+", choices=ROWS, metavar="ROW", help=f"some of: {'; '.join(ROWS)}")
     training.add_argument("--seed", type=int, default=42)
     options = parser.parse_args(arguments)

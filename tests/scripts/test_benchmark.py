@@ -18,6 +18,7 @@ sys.path.append(str(SCRIPTS))
 
 import bench_rows  # noqa: E402
 import benchmark  # noqa: E402
+from bench_parts import around  # noqa: E402
 from bench_profile import kind_of  # noqa: E402
 from bench_training import losses_agree, summary  # noqa: E402
 from bench_worker import RANKED, ROWS  # noqa: E402
@@ -226,7 +227,13 @@ def test_a_profile_tells_kinds_of_operators_apart():
     (row,) = result["rows"]
     assert row["row"] == "ours, packed" and row["total"] == pytest.approx(sum(row["kinds"].values()))
     assert all(seconds > 0 for seconds in row["kinds"].values())
+    assert 0 < row["around"] < 1
     assert any("largest of the rest" in line or "largest" in line for line in lines)
+
+
+def test_what_is_around_the_model_is_what_no_part_has():
+    steps = [{"forward": 1.0, "backward": 2.0, "optimiser": 0.5}, {"forward": 1.0, "backward": 2.0, "optimiser": 0.5}]
+    assert around(steps, [4.0, 4.0]) == pytest.approx(1 / 8)
 
 
 @pytest.mark.parametrize(
