@@ -52,7 +52,7 @@ def supervise(words: Sequence[str], options: str, variables: Mapping[str, str] |
     # torch would kill the processes on signals that are passed on here. It needs at least one signal: SIGQUIT, which is
     # hardly ever sent.
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"
-    for name in ("multiprocessing.api", "agent.server.api"):
+    for name in ("multiprocessing.api", "agent.server.api", "rendezvous.dynamic_rendezvous"):
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     with stop_mark(bool(args.max_restarts)), _signals_passed_on():
         try:
