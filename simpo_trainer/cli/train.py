@@ -44,12 +44,16 @@ _NumMachines = Annotated[
     _launching(
         "--num-machines",
         least=1,
-        help="Machines that train together; the same command is called on each, with its own rank.",
+        help="Machines that train together; the same command is called on each.",
     ),
 ]
 _MachineRank = Annotated[
     int | None,
-    _launching("--machine-rank", least=0, help="Number of this machine, from 0."),
+    _launching(
+        "--machine-rank",
+        least=0,
+        help="Number of this machine, from 0; unset, the machines find each other and number themselves.",
+    ),
 ]
 _MainProcessIP = Annotated[str | None, _launching("--main-process-ip", help="Address of machine 0.")]
 _MainProcessPort = Annotated[
@@ -57,6 +61,15 @@ _MainProcessPort = Annotated[
     _launching(
         "--main-process-port",
         help="A free port of machine 0, the same on all machines; unset means 29500.",
+    ),
+]
+_MaxRestarts = Annotated[
+    int | None,
+    _launching(
+        "--max-restarts",
+        least=0,
+        help="How often failed processes are started anew on several machines without ranks: they go on from the last "
+        "checkpoint, once a lost machine has called its command again.",
     ),
 ]
 
@@ -76,6 +89,7 @@ def train(
     machine_rank: _MachineRank = None,
     main_process_ip: _MainProcessIP = None,
     main_process_port: _MainProcessPort = None,
+    max_restarts: _MaxRestarts = None,
 ) -> None:
     """Train with the settings of RECIPE; values after it replace the recipe's.
 
@@ -91,6 +105,7 @@ def train(
         "--machine-rank": machine_rank,
         "--main-process-ip": main_process_ip,
         "--main-process-port": main_process_port,
+        "--max-restarts": max_restarts,
     }
     given = {option: value for option, value in options.items() if value is not None}
     if launcher is not None:
@@ -108,7 +123,10 @@ def _train(recipe: Path, overrides: list[str]) -> None:
     # Entered before the imports, which take seconds: a signal would end the process without a word. run() has its own.
     with StopRequest(at_once=NOTHING_YET):
         from ..run.orphans import end_forks_with_parent, end_with_launcher
+        from ..run.stop_mark import leave_stop, stop_left
 
+        if stop_left() is not None:  # the launcher starts anew what a signal has ended
+            return
         end_with_launcher()
         end_forks_with_parent()
         from ..recipe.load import load_recipe
@@ -127,6 +145,8 @@ def _train(recipe: Path, overrides: list[str]) -> None:
 
         # A launcher ends all processes when one ends with this status, and the main process may still be saving.
         PartialState().wait_for_everyone()
+        if leave_stop(stop.number):
+            return
         raise typer.Exit(128 + stop.number) from None
 
 
@@ -134,7 +154,8 @@ def _launch(recipe_words: list[str], launcher: str, given: dict[str, Any]) -> in
     """Start the same command without --launcher in new processes, and return their exit status."""
     with StopRequest(at_once=NOTHING_YET):  # as above; supervise() has its own
         from ..recipe.load import check_recipe
-        from ..run.launcher import Processes, launch_words, shown
+        from ..run.launcher import Processes, launch_words, shown, variables_of
+        from ..run.machines import as_prefix
         from ..run.supervision import supervise
 
         check_recipe(recipe_words[0], recipe_words[1:])  # mistakes are found before any process is started
@@ -143,6 +164,7 @@ def _launch(recipe_words: list[str], launcher: str, given: dict[str, Any]) -> in
             recipe_words,
             Processes(**{option.removeprefix("--").replace("-", "_"): value for option, value in given.items()}),
         )
-    typer.echo(f"Launching: {shown(words)}", err=True)
+        variables = variables_of(words)
+    typer.echo(f"Launching: {as_prefix(variables)}{shown(words)}", err=True)
     options = ["--launcher", launcher, *(str(word) for pair in given.items() for word in pair)]
-    return supervise(words, shlex.join(options))
+    return supervise(words, shlex.join(options), variables)

@@ -16,14 +16,15 @@ def recipes_folder() -> Path:
 def recipe_files() -> dict[str, Path]:
     """Returns the recipes that come with this package, by name ("paper/llama3-8b-instruct").
 
-    Launcher files are left out, and files for other recipes to extend, whose names begin with an underscore.
+    Files for launchers and clusters are left out, and files for other recipes to extend, whose names begin with an
+    underscore.
     """
     folder = recipes_folder()
     files = sorted((file.relative_to(folder) for file in folder.rglob("*.yaml")), key=_by_size)
     return {
         file.with_suffix("").as_posix(): folder / file
         for file in files
-        if file.parts[0] != "accelerate" and not file.name.startswith("_")
+        if file.parts[0] not in ("accelerate", "launch") and not file.name.startswith("_")
     }
 
 

@@ -19,16 +19,25 @@ def differences(sealed: Mapping[str, Any], own: Mapping[str, Any]) -> Difference
 
 def told(changed: Mapping[str, Sequence[Any]]) -> str:
     """Returns differences as text: "learning_rate was 1e-06 and is 2e-06; ..."."""
-    return "; ".join(_told(name, *values) for name, values in changed.items())
+    return _all_told(changed, "{name} was {before} and is {now}")
 
 
-def _told(name: str, before: Any, now: Any) -> str:
+def told_beside(changed: Mapping[str, Sequence[Any]]) -> str:
+    """Returns differences of two runs at once as text: "learning_rate is 2e-06 instead of 1e-06; ..."."""
+    return _all_told(changed, "{name} is {now} instead of {before}")
+
+
+def _all_told(changed: Mapping[str, Sequence[Any]], words: str) -> str:
+    return "; ".join(_told(name, before, now, words) for name, (before, now) in changed.items())
+
+
+def _told(name: str, before: Any, now: Any, words: str) -> str:
     if _is_hash(before) or _is_hash(now):
         return f"{name} {'are' if name.endswith('pairs') else 'is'} not the same"
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         names = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        return f"{name}: {', '.join(_told(key, before.get(key), now.get(key)) for key in names)}"
-    return f"{name} was {_shown(before)} and is {_shown(now)}"
+        return f"{name}: {', '.join(_told(key, before.get(key), now.get(key), words) for key in names)}"
+    return words.format(name=name, before=_shown(before), now=_shown(now))
 
 
 def _is_hash(value: Any) -> bool:

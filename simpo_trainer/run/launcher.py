@@ -13,10 +13,12 @@ from typing import Any
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 
 from ..errors import SimPOError, near
 from ..recipe.paths import recipes_folder
 from ..record.privacy import without_tokens
+from .machines import find_machine, rendezvous_words, surroundings
 
 _SHARDING = ("FSDP", "DEEPSPEED")
 
@@ -26,7 +28,8 @@ class Processes:
     """The numbers of processes and machines from the command line; unset ones come from the launcher's file.
 
     `num_processes` is over all machines; if the file has none either, it is the number of accelerators visible here, or
-    1 without any, times the machines.
+    1 without any, times the machines. Several machines without a rank find each other by a rendezvous, after which
+    `max_restarts` counts how often failed processes are started anew.
     """
 
     num_processes: int | None = None
@@ -34,6 +37,7 @@ class Processes:
     machine_rank: int | None = None
     main_process_ip: str | None = None
     main_process_port: int | None = None
+    max_restarts: int | None = None
 
 
 def launcher_files() -> dict[str, Path]:
@@ -73,10 +77,35 @@ def launch_words(launcher: str, recipe_words: Sequence[str], processes: Processe
     for name in ("num_machines", "machine_rank", "main_process_ip", "main_process_port"):
         if (value := getattr(processes, name)) is not None:
             words += [f"--{name}", str(value)]
+    if machines > 1 and _meets(processes):
+        main = processes.main_process_ip or config.main_process_ip
+        here = find_machine(main, processes.main_process_port or config.main_process_port)
+        words += rendezvous_words(here, processes.max_restarts or 0)
     if kind == "NO" and accelerators > 1 and torch.cuda.is_available():
         # A process that sees several GPUs would split its batch over them, which is refused.
         words += ["--gpu_ids", os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]]
     return [*words, "--module", "simpo_trainer", "train", *recipe_words]
+
+
+def variables_of(words: Sequence[str]) -> dict[str, str]:
+    """Returns the environment variables that a launcher with these words needs on this machine.
+
+    Raises:
+        SimPOError: `--main-process-ip` is no address for this machine, or one of another for the machine of rank 0.
+    """
+    launch = launch_command_parser().parse_args(list(words))
+    config = _read(Path(launch.config_file))
+    main = launch.main_process_ip or config.main_process_ip
+    if (launch.num_machines or config.num_machines) == 1 or not main:
+        return {}
+    here = find_machine(main, launch.main_process_port or config.main_process_port)
+    rank = config.machine_rank if launch.machine_rank is None else launch.machine_rank
+    if rank == 0 and not here.is_main:
+        raise SimPOError(
+            f"--machine-rank is 0, but --main-process-ip {main} is not an address of this machine (it is "
+            f"{here.address}). Call the command with rank 0 on the machine that has it, or set an address of this one."
+        )
+    return surroundings(here, words)
 
 
 def shown(words: Sequence[str]) -> str:
@@ -132,6 +161,11 @@ def _short(file: Path) -> str:
     return str(file.relative_to(Path.cwd())) if file.is_relative_to(Path.cwd()) else str(file)
 
 
+def _meets(processes: Processes) -> bool:
+    """Returns whether the machines find each other by a rendezvous, which gives them their ranks."""
+    return bool(processes.num_machines) and processes.machine_rank is None
+
+
 def _machine_problems(processes: Processes, config: Any, machines: int, count: int) -> list[str]:
     problems = []
     if machines == 1:
@@ -139,10 +173,15 @@ def _machine_problems(processes: Processes, config: Any, machines: int, count: i
             problems.append(
                 f"--machine-rank is {processes.machine_rank}, but there is one machine. Set --num-machines."
             )
+        if processes.max_restarts:
+            problems.append("--max-restarts is for several machines. Set --num-machines, or leave it out.")
         return problems
-    if processes.num_machines and processes.machine_rank is None:
-        problems.append(f"--num-machines is {machines}: each needs its --machine-rank, 0 to {machines - 1}.")
     rank = config.machine_rank if processes.machine_rank is None else processes.machine_rank
+    if processes.max_restarts and not _meets(processes):
+        problems.append(
+            "--max-restarts needs machines that may come back with another rank. Leave --machine-rank out, and set "
+            "--num-machines."
+        )
     if rank >= machines:
         problems.append(f"--machine-rank is {rank}; of {machines} machines it is 0 to {machines - 1}.")
     if not (processes.main_process_ip or config.main_process_ip):

@@ -4,19 +4,24 @@ import logging
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 import psutil  # a requirement of accelerate
 from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
+from torch.distributed.elastic.rendezvous import RendezvousError
 
 from ..errors import SimPOError
 from ..log import get_logger
 from ..train.stop import NOTHING_YET, STOP_SIGNALS
 from .first_cause import Failure, last_line, read_failure
+from .machines import JOIN, PORT
 from .options import LAUNCHER_OPTIONS
+from .stop_mark import leave_stop, stop_left, stop_mark
 
 logger = get_logger(__name__)
 
@@ -27,7 +32,7 @@ _SIGKILL = 9  # Windows has no name for it
 _SAYING = 5
 
 
-def supervise(words: Sequence[str], options: str) -> int:
+def supervise(words: Sequence[str], options: str, variables: Mapping[str, str] | None = None) -> int:
     """Run `accelerate launch` with `words`, and return the exit status of its processes.
 
     Without supervision, it ends with its own traceback when a process fails, and after Ctrl-C it kills processes that
@@ -36,27 +41,50 @@ def supervise(words: Sequence[str], options: str) -> int:
     Args:
         words: the words after `accelerate launch`.
         options: the launcher's options, which the processes get in their environment.
+        variables: environment variables for launcher and processes.
 
     Raises:
-        SimPOError: accelerate refuses the words, a process ended with a SimPOError, or a process was killed.
+        SimPOError: accelerate refuses the words, a process ended with a SimPOError, or a process was killed; or other
+            machines did not come, or were lost.
     """
     args = launch_command_parser().parse_args(list(words))
-    os.environ[LAUNCHER_OPTIONS] = options
+    os.environ.update({**(variables or {}), LAUNCHER_OPTIONS: options})
     # torch would kill the processes on signals that are passed on here. It needs at least one signal: SIGQUIT, which is
     # hardly ever sent.
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"
-    for name in ("multiprocessing.api", "agent.server.api"):
+    for name in ("multiprocessing.api", "agent.server.api", "rendezvous.dynamic_rendezvous"):
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
-    with _signals_passed_on():
+    with stop_mark(bool(args.max_restarts)), _signals_passed_on():
         try:
             launch_command(args)
+        except (RendezvousError, DistError) as error:
+            if (number := stop_left()) is not None:
+                return 128 + number
+            raise SimPOError(_without_others(args, error)) from error
         except ChildFailedError as error:
             return _status(list(error.failures.values()))
         except subprocess.CalledProcessError as error:
             return _exit_status(error.returncode, rank=0)
         except (ValueError, ImportError, OSError) as error:  # its text explains it: a port in use, for example
             raise SimPOError(f"accelerate launch: {error}") from error
+        number = stop_left()
+    if number is not None:
+        return 128 + number
+    if (args.num_machines or 1) > 1:
+        logger.info("The processes of this machine have ended in order; rank 0 has saved what was trained.")
     return 0
+
+
+def _without_others(args: Any, error: BaseException) -> str:
+    """Returns the error of a launcher that has not met the launchers of the other machines, or has lost them."""
+    place = f"{args.main_process_ip}:{args.main_process_port or PORT}"
+    found = " ".join(str(error).split())[:200] or type(error).__name__
+    return (
+        f"This machine has not met all {args.num_machines} machines at {place}, or has lost them "
+        f"({type(error).__name__}: {found}). Call the same command on each machine within {JOIN // 60} minutes, with "
+        f"ranks, if given, from 0 to {args.num_machines - 1}, each once, and let the firewall pass all ports between "
+        "them. The run goes on from its last checkpoint."
+    )
 
 
 def leave_group_of_parent() -> None:
@@ -85,6 +113,7 @@ def _signals_passed_on() -> Iterator[None]:
     """Pass signals to this process on to the processes that it started."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        leave_stop(number)
         children = psutil.Process().children()
         if not children:
             # Processes that have ended may have trained; on several machines the launcher waits for the others'.

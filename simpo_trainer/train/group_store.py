@@ -46,4 +46,6 @@ def connect(seconds: float) -> dist.Store:
     if address is None or not is_reachable(address, seconds):
         raise ConnectionError("the store of the process group cannot be reached")
     client = dist.TCPStore(*address, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=seconds))
-    return dist.PrefixStore(f"simpo_trainer/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", client)
+    # A store that rank 0 holds is new at each attempt, and machines that came back count their attempts from 0.
+    attempt = "0" if hosted_by_rank_0() else os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"simpo_trainer/{attempt}", client)

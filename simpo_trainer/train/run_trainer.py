@@ -24,6 +24,7 @@ from ..record.facts import RecipeFacts, RunFacts
 from ..record.full_disk import ReportWriter
 from ..record.manifest import ManifestCallback
 from ..tokens.sets import TokenSet, token_set
+from .agreement import check_same_folder, check_same_run
 from .changes import ChangesCallback, OwnSettings, changes_of
 from .checkpoints import (
     answer_of_main,
@@ -196,14 +197,17 @@ class RunTrainer(HubTrainer):
             # The other processes may have no weights yet.
             self._base_model = answer_of_main(lambda: model_fingerprint(cast(torch.nn.Module, self.model)))
         self.identity = run_identity(self, self._base_model)
-        self.resumed_from = checkpoint = find_checkpoint(Path(str(self.args.output_dir)), resume_from_checkpoint)
+        output_dir, processes = Path(str(self.args.output_dir)), self.accelerator.num_processes
+        check_same_run(self.identity, output_dir, processes)
+        self.resumed_from = checkpoint = find_checkpoint(output_dir, resume_from_checkpoint)
         self.window.opened = None
         if checkpoint:
+            check_same_folder(checkpoint, processes)
             self.changes = changes_of(self, checkpoint, allowed=self._allows_changes())
             if isinstance(self.model, PeftModel):
                 check_adapter_fits(checkpoint, self.model)
             if self.is_deepspeed_enabled:
-                check_processes_fit(checkpoint, self.accelerator.num_processes)
+                check_processes_fit(checkpoint, processes)
             restore_states(self.callback_handler.callbacks, checkpoint)
         with self.stop_request, self.stop_request.deferred(), self.hanging:
             try:

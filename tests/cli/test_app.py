@@ -186,7 +186,7 @@ def test_a_signal_while_the_libraries_are_loaded_is_answered(recipe, tmp_path, c
 def launches(monkeypatch):
     """What reaches the launcher, which starts nothing and ends with status 7."""
     seen = []
-    monkeypatch.setattr(supervision, "supervise", lambda words, options: seen.append((words, options)) or 7)
+    monkeypatch.setattr(supervision, "supervise", lambda words, options, variables: seen.append((words, options)) or 7)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     return seen
 
@@ -210,7 +210,7 @@ def test_launcher_gets_recipe_and_overrides(recipe, runs, launches, option):
 
 
 def test_machines_reach_the_launcher(recipe, launches):
-    machines = ["--num_machines", "2", "--machine_rank", "1", "--main_process_ip", "10.0.0.1"]
+    machines = ["--num_machines", "2", "--machine_rank", "1", "--main_process_ip", "127.0.0.1"]
     result = simpo("train", recipe, "--launcher", "ddp", "--num-processes", "2", *machines, "--main-process-port", "5")
     assert result.exit_code == 7, result.output
     assert launches[0][0][4:12] == [*machines, "--main_process_port", "5"]
@@ -239,7 +239,7 @@ def test_a_launched_process_leaves_its_error_to_its_parent(recipe, tmp_path, mon
 
 
 def test_an_error_of_a_launched_process_is_shown(recipe, monkeypatch):
-    def failing(words, options):
+    def failing(words, options, variables):
         raise SimPOError("what the process said")
 
     monkeypatch.setattr(supervision, "supervise", failing)

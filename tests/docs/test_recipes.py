@@ -17,7 +17,7 @@ SHARED = [path for path in FILES if path.name.startswith("_")]
 
 def test_the_search_goes_through_all_folders():
     assert {"quickstart", "paper/llama3-8b-base", "sizes/70b"} <= RECIPES.keys()
-    launchers = [path for path in FILES if path.parent.name == "accelerate"]
+    launchers = [path for path in FILES if path.parent.name in ("accelerate", "launch")]
     assert len(FILES) == len(RECIPES) + len(SHARED) + len(launchers)
 
 

@@ -39,9 +39,9 @@ def test_every_module_recipe_and_data_file_is_installed(installed):
     data = files(ROOT / "simpo_trainer", "*.json")
     assert "cli/keys_help.json" in data
     assert files(package, "*.json") == data
-    recipes = files(ROOT / "recipes", "*.yaml")
-    assert "paper/llama3-8b-base.yaml" in recipes
-    assert files(package / "_recipes", "*.yaml") == recipes
+    recipes = files(ROOT / "recipes", "*.*")
+    assert {"paper/llama3-8b-base.yaml", "launch/slurm.sh"} <= recipes
+    assert files(package / "_recipes", "*.*") == recipes
 
 
 @pytest.mark.slow

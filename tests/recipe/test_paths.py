@@ -32,7 +32,7 @@ def test_recipes_by_name(tmp_path, monkeypatch, name, file):
 def test_neither_launchers_nor_shared_parts_are_recipes():
     names = recipe_files()
     assert "quickstart" in names
-    assert not [name for name in names if name.startswith(("accelerate", "_"))]
+    assert not [name for name in names if name.startswith(("accelerate", "launch", "_"))]
 
 
 def test_a_name_that_is_not_there(tmp_path):
