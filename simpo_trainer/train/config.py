@@ -23,8 +23,8 @@ from .arguments import refuse_unknown_settings, settle_types
 from .bars import bars_can_be_seen
 from .best_metric import direction_problems, greater_is_better
 from .processes import check_one_accelerator, check_world_size
-from .sharding import parallelism_problem
 from .rate import FULL_RATE, adapter_rate, has_adapter
+from .sharding import parallelism_problem
 
 logger = get_logger(__name__)
 

@@ -152,7 +152,7 @@ def without_frozen_head(model: Any, state_dict: dict[str, Any] | None) -> dict[s
 
 
 def with_tied_as_one(model: Any, state_dict: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Returns gathered weights in which one that has two names is one again: engines gather it twice, to be saved twice.
+    """Returns gathered weights in which one that has two names is one again: engines gather, and would save, it twice.
 
     Args:
         model: the unwrapped model.

@@ -7,14 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from distributed_worker import train_once
-from models import as_text, random_pairs, random_ranked, tiny_model, word_tokenizer
+from models import as_text, random_pairs, tiny_model, word_tokenizer
 from simpo_trainer.recipe.load import load_recipe
 from simpo_trainer.record.seal import broken_files, read_seal
 from simpo_trainer.run.one_run import run

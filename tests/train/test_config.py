@@ -107,7 +107,10 @@ def test_defaults_are_the_papers(config):
         ({"neftune_noise_alpha": 5}, r"neftune_noise_alpha is 5; .*width of a row.*batch_layout.*Leave it out"),
         ({"use_liger_kernel": True}, r"use_liger_kernel is true; it replaces the model's forward"),
         ({"train_sampling_strategy": "group_by_length"}, r"train_sampling_strategy is 'group_by_length'.*Leave it out"),
-        ({"parallelism_config": ParallelismConfig(cp_size=2)}, r"context parallelism \(cp_size 2\) is set: .*Use fsdp2"),
+        (
+            {"parallelism_config": ParallelismConfig(cp_size=2)},
+            r"context parallelism \(cp_size 2\) is set: .*Use fsdp2",
+        ),
     ],
 )
 def test_problems(config, settings, message):
