@@ -77,6 +77,9 @@ def token_logps(hidden: Tensor, head: nn.Module, targets: Tensor, transform: Log
         Log-probabilities in nats, (S,), and mean logits over the vocabulary without gradient, (S,).
     """
     own_forward = head.forward
+    if torch.is_grad_enabled() and not hidden.requires_grad and type(head) is not nn.Linear:
+        # Backward hooks of a module that learns alone would run before its own backward pass.
+        hidden = hidden.detach().requires_grad_()
 
     def score(hidden: Tensor) -> tuple[Tensor, Tensor]:
         if type(head) is not nn.Linear:

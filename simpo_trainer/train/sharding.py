@@ -76,6 +76,7 @@ def settle_sharding(accelerator: Accelerator, model: Any) -> None:
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is not None and plugin.zero_stage == 3:
         _check_zero3(model)
+        _gather_head_at_once(model)
 
 
 def _settle_fsdp(accelerator: Accelerator) -> None:
@@ -138,3 +139,16 @@ def _check_zero3(model: Any) -> None:
             "use_dora is true under DeepSpeed ZeRO-3: DoRA needs the norms of whole weights, and peft reads them where "
             "ZeRO-3 holds them in parts. Use the launcher fsdp2 or zero2, or set use_dora: false."
         )
+
+
+def _gather_head_at_once(model: Any) -> None:
+    """Have ZeRO-3 gather the layers inside an adapted head once, with the head.
+
+    It would gather them for each tile of logits, of which processes have different numbers: they would wait for ever.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    head = base.get_output_embeddings()
+    if list(head.children()):
+        from deepspeed.utils import set_z3_leaf_module
+
+        set_z3_leaf_module(head, True)

@@ -94,11 +94,10 @@ def test_each_weight_is_read_once(split):
 
 @pytest.mark.parametrize("kind", ["", "adapted head, "])
 def test_the_head_is_gathered_for_all_tiles_together(split, kind):
-    engine, folder = split
+    """Two processes have different numbers of tiles, and would wait for each other for ever."""
+    _, folder = split
     short, long = f"{kind}short tiles", f"{kind}long tiles"
-    # ZeRO-3 gathers each layer of its own inside an adapted head, whenever it is called.
-    if not (kind and "ZeRO-3" in engine):
-        assert seen(folder, short)["gathers"] == seen(folder, long)["gathers"]
+    assert seen(folder, short)["gathers"] == seen(folder, long)["gathers"]
     assert seen(folder, short)["losses"] == pytest.approx(seen(folder, long)["losses"], abs=1e-6)
 
 
