@@ -52,7 +52,7 @@ from .randomness import randomness_kept
 from .room import Room, RoomCallback, is_split
 from .same_rows import SameRowsCallback
 from .saving import weights_rescued, with_tied_as_one, without_card, without_frozen_head, without_rotation
-from .sharding import gather_weights, gathers_checkpoints
+from .sharding import gather_weights, gathers_checkpoints, load_split_lora, splits_lora
 from .states import LoggingWindow, restore_states
 from .stop import StopRequest
 from .stop_callback import StopCallback
@@ -360,6 +360,8 @@ class RunTrainer(HubTrainer):
         """Like `Trainer._load_from_checkpoint`, but every weight that was saved is loaded, or there is an error."""
         if self._is_whole_here():
             load_weights(self.model, resume_from_checkpoint)  # type: ignore[arg-type]
+        elif self._reads_split_lora():
+            load_split_lora(self.model_wrapped, resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -368,6 +370,8 @@ class RunTrainer(HubTrainer):
         best = self.state.best_model_checkpoint
         if best is not None and self._is_whole_here():
             load_weights(self.model, best)  # type: ignore[arg-type]
+        elif best is not None and self._reads_split_lora():
+            load_split_lora(self.model_wrapped, best)
         else:
             super()._load_best_model()
 
@@ -375,6 +379,10 @@ class RunTrainer(HubTrainer):
         """Returns whether this process holds all weights of a model without adapters."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         return isinstance(self.model, PreTrainedModel) and not sharded
+
+    def _reads_split_lora(self) -> bool:
+        """Returns whether the model is LoRA in parts, and its checkpoints hold it whole."""
+        return splits_lora(self.accelerator, self.model_wrapped) and gathers_checkpoints(self.accelerator)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Like `Trainer._load_optimizer_and_scheduler`, but only where the state in the checkpoint fits this run.

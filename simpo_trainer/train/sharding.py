@@ -4,14 +4,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeGuard
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import FSDP_MODEL_NAME
 from peft import PeftModel, PeftType
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import SimPOError
 
@@ -74,6 +77,7 @@ def settle_sharding(accelerator: Accelerator, model: Any) -> None:
     _settle_fsdp(accelerator)
     _tell_empty_weights_apart(model)
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    _check_eight_bits(accelerator, model)
     if plugin is not None and plugin.zero_stage == 3:
         _check_zero3(model)
         _gather_head_at_once(model)
@@ -125,12 +129,59 @@ def gather_weights(accelerator: Accelerator, model: Any) -> dict[str, Any]:
     Returns:
         The weights by name; empty on the other processes.
     """
-    inner = accelerator.unwrap_model(model)
-    is_lora = isinstance(inner, PeftModel) and inner.active_peft_config.peft_type == PeftType.LORA
-    if is_lora and accelerator.state.fsdp_plugin.fsdp_version == 2:
+    if splits_lora(accelerator, model):
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         return get_model_state_dict(model, options=options)
     return accelerator.get_state_dict(model)
+
+
+def splits_lora(accelerator: Accelerator, model: Any) -> bool:
+    """Returns whether FSDP2 has split a model with LoRA."""
+    plugin, inner = getattr(accelerator.state, "fsdp_plugin", None), accelerator.unwrap_model(model)
+    is_lora = isinstance(inner, PeftModel) and inner.active_peft_config.peft_type == PeftType.LORA
+    return is_lora and plugin is not None and plugin.fsdp_version == 2
+
+
+def load_split_lora(model: nn.Module, checkpoint: str | Path) -> None:
+    """Put LoRA from a checkpoint that FSDP2 has written whole into the split model; every process must call it.
+
+    torch fails over the scales of 4-bit weights that stand beside them there.
+
+    Args:
+        model: as it was split.
+        checkpoint: its folder.
+
+    Raises:
+        SimPOError: a weight that trains is not in the checkpoint.
+    """
+    file = Path(checkpoint) / f"{FSDP_MODEL_NAME}.bin"
+    saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if missing := sorted(trained.keys() - saved.keys()):
+        raise SimPOError(f"{file} does not hold {missing[0]}, which trains. Go on from another checkpoint.")
+    with torch.no_grad():
+        for name, weight in trained.items():
+            whole = saved[name].to(weight.device)
+            part = distribute_tensor(whole, weight.device_mesh, weight.placements) if _is_part(weight) else whole
+            weight.copy_(part)
+
+
+def _is_part(weight: torch.Tensor) -> TypeGuard[DTensor]:
+    return isinstance(weight, DTensor)
+
+
+def _check_eight_bits(accelerator: Accelerator, model: Any) -> None:
+    """Refuse 8-bit weights where they are moved or loaded anew: bitsandbytes takes them apart at their first use."""
+    if not getattr(model, "is_loaded_in_8bit", False):
+        return
+    state = accelerator.state
+    stage = getattr(getattr(state, "deepspeed_plugin", None), "zero_stage", None)
+    if getattr(state, "fsdp_plugin", None) is not None or stage in (1, 2):
+        engine = f"DeepSpeed ZeRO-{stage}" if stage else "FSDP"
+        raise SimPOError(
+            f"load_in_8bit is true under {engine}: bitsandbytes cannot split 8-bit weights, nor load them again into a "
+            "model that was used. Use the launcher ddp or zero3, or load_in_4bit: true."
+        )
 
 
 def _check_zero3(model: Any) -> None:

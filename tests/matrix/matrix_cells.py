@@ -20,7 +20,11 @@ MODELS: dict[str, dict[str, str]] = {
 CHECKPOINTING = ("off", "on")
 LAYOUTS = ("padded", "shared_prefix", "packed")
 # By what trains and the engine: a part of the error that refuses the two, and says why.
-REFUSED = {("DoRA", engine): "use_dora is true under DeepSpeed ZeRO-3" for engine in ("ZeRO-3", "ZeRO-3, zero.Init")}
+REFUSED = {
+    **{("DoRA", engine): "use_dora is true under DeepSpeed ZeRO-3" for engine in ("ZeRO-3", "ZeRO-3, zero.Init")},
+    **{("QLoRA, 8 bits", engine): "load_in_8bit is true under FSDP" for engine in ("FSDP2", "FSDP2, parts")},
+    ("QLoRA, 8 bits", "ZeRO-2"): "load_in_8bit is true under DeepSpeed ZeRO-2",
+}
 
 
 @dataclass(frozen=True)
