@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import FSDP_MODEL_NAME
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from peft import PeftModel, PeftType
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -161,13 +161,10 @@ def load_split_lora(model: nn.Module, checkpoint: str | Path) -> None:
         raise SimPOError(f"{file} does not hold {missing[0]}, which trains. Go on from another checkpoint.")
     with torch.no_grad():
         for name, weight in trained.items():
-            whole = saved[name].to(weight.device)
-            part = distribute_tensor(whole, weight.device_mesh, weight.placements) if _is_part(weight) else whole
-            weight.copy_(part)
-
-
-def _is_part(weight: torch.Tensor) -> TypeGuard[DTensor]:
-    return isinstance(weight, DTensor)
+            whole, part = saved[name].to(weight.device), cast(Any, weight)
+            if isinstance(weight, DTensor):
+                whole = distribute_tensor(whole, part.device_mesh, part.placements)
+            part.copy_(whole)
 
 
 def _check_eight_bits(accelerator: Accelerator, model: Any) -> None:
