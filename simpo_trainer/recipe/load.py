@@ -276,7 +276,12 @@ def _model_init_kwargs(model: ModelKeys, training: SimPOConfig) -> dict[str, Any
         "attn_implementation": model.attn_implementation,
     }
     if has_package("bitsandbytes"):  # if it is missing, `packages.py` raises an error at the start of training
-        ours["quantization_config"] = get_quantization_config(replace(model, dtype=cast(Any, model.dtype or compute)))
+        dtype = cast(Any, model.dtype or compute)
+        # FSDP splits weights of a floating type alone; the bits are the same in any.
+        splits = os.environ.get("ACCELERATE_USE_FSDP") == "true" and dtype != "auto"
+        storage = model.bnb_4bit_quant_storage or (dtype if splits else None)
+        quantized = replace(model, dtype=dtype, bnb_4bit_quant_storage=storage)
+        ours["quantization_config"] = get_quantization_config(quantized)
     ours = {key: value for key, value in ours.items() if value is not None}
     given = training.model_init_kwargs or {}
     assert isinstance(given, dict)  # checked by type above

@@ -57,5 +57,6 @@ class ModelKeys(ModelConfig):
     bnb_4bit_quant_type: Literal["fp4", "nf4"] = knob("nf4", "Kind of the 4-bit numbers: nf4 or fp4.")
     use_bnb_nested_quant: bool = knob(False, "Quantise the scales of the 4-bit numbers too: 0.4 bits a weight less.")
     bnb_4bit_quant_storage: str | None = knob(
-        None, "Type in which 4-bit numbers are stored; FSDP needs that of the other weights, such as bfloat16."
+        None,
+        "Type in which 4-bit numbers are stored. FSDP splits no uint8: there the default is that of other weights.",
     )

@@ -200,7 +200,7 @@ def _process_problems(launcher: str, kind: str, local: int, accelerators: int) -
     if kind == "NO" and local > 1:
         problems.append(
             f"launcher {launcher} runs one process, but --num-processes is {local}. "
-            "Set --launcher ddp (or fsdp2, zero2, zero3), or leave --num-processes out."
+            "Set --launcher ddp (or fsdp2, zero2, zero3, ...), or leave --num-processes out."
         )
     if kind in _SHARDING and not accelerators:
         problems.append(

@@ -51,7 +51,11 @@ def test_the_commands_are_those_of_the_messages(setting, tmp_path, monkeypatch):
 def test_reporters_and_launchers_exist():
     reporters = set(re.findall(r"[a-z]{4,}", _row("report_to")[0].partition(": ")[2]))
     assert reporters == {"wandb", "tensorboard", "trackio"} <= set(INTEGRATION_TO_CALLBACK)
-    assert set(re.findall(r"zero\d", _row("launcher")[0])) == {"zero2", "zero3"} <= set(launcher_files())
+    assert (
+        set(re.findall(r"zero\d[a-z-]*", _row("launcher")[0]))
+        == {"zero2", "zero3", "zero3-offload"}
+        <= set(launcher_files())
+    )
 
 
 def _row(named: str) -> tuple[str, str]:

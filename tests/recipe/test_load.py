@@ -4,6 +4,7 @@ import json
 from dataclasses import fields
 
 import pytest
+import torch
 import yaml
 
 from simpo_trainer.baselines.settings import MethodConfig
@@ -355,3 +356,14 @@ def test_files_that_are_something_else(tmp_path):
     (tmp_path / "set.yaml").write_text("!!set {a, b}\n")
     with pytest.raises(SimPOError, match="holds a set; a recipe is a mapping"):
         load_recipe(tmp_path / "set.yaml")
+
+
+@pytest.mark.parametrize(("engine", "stored"), [("true", torch.float32), ("false", torch.uint8)])
+def test_four_bits_are_stored_as_fsdp_can_split_them(tmp_path, monkeypatch, engine, stored):
+    """It leaves whole, on each process, what is no floating type."""
+    pytest.importorskip("bitsandbytes", reason="make install-scale")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", engine)
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    (tmp_path / "recipe.yaml").write_text(BASE + "use_cpu: true\nuse_peft: true\nload_in_4bit: true\n")
+    loaded = load_recipe(str(tmp_path / "recipe.yaml"))
+    assert loaded.training.model_init_kwargs["quantization_config"].bnb_4bit_quant_storage == stored

@@ -21,7 +21,7 @@ from simpo_trainer.run.launcher import Processes, launch_words, launcher_files, 
 
 ROOT = Path(__file__).parents[2]
 FILES = launcher_files()
-SHARDED = ("fsdp2", "zero2", "zero3")
+SHARDED = ("fsdp2", "fsdp2-offload", "zero2", "zero3", "zero3-offload")
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def environment(name):
 
 
 def test_the_launchers_are_there():
-    assert sorted(FILES) == ["ddp", "fsdp2", "single", "zero2", "zero3"]
+    assert sorted(FILES) == ["ddp", "fsdp2", "fsdp2-offload", "single", "zero2", "zero3", "zero3-offload"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -71,7 +71,7 @@ def test_accelerate_accepts_the_file(name):
     assert load_config_from_file(str(FILES[name])).to_dict()["compute_environment"] == "LOCAL_MACHINE"
     arguments = validated(name, num_processes=1 if name == "single" else 4)
     engine = (arguments.multi_gpu, arguments.use_fsdp, arguments.use_deepspeed)
-    assert engine == (name == "ddp", name == "fsdp2", name.startswith("zero"))
+    assert engine == (name == "ddp", name.startswith("fsdp2"), name.startswith("zero"))
     assert (arguments.num_machines, arguments.machine_rank) == (1, 0)
     assert arguments.num_processes == (1 if name == "single" else 4)
     assert arguments.module is True

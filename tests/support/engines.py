@@ -21,6 +21,9 @@ ENGINES: dict[str, tuple[str, ...]] = {
     "ZeRO-3": ("zero3", "--zero3_init_flag", "false"),
     "ZeRO-3, zero.Init": ("zero3",),
 }
+# Tested beside the engines of the matrix.
+OFFLOADS: dict[str, tuple[str, ...]] = {"FSDP2, offload": ("fsdp2-offload",), "ZeRO-3, offload": ("zero3-offload",)}
+_ALL = ENGINES | OFFLOADS
 
 
 def needs_deepspeed(engine: str) -> bool:
@@ -36,15 +39,15 @@ def command(engine: str, words: list[str], processes: int = 2, script: Path | No
     """Returns the command of a run; under `one process` the number of them is of no account.
 
     Args:
-        engine: a key of `ENGINES`.
+        engine: a key of `ENGINES` or `OFFLOADS`.
         words: what follows `simpo train`, or the script.
         processes: how many.
         script: a Python file to run instead.
     """
     program = [str(script)] if script else ["--module", "simpo_trainer", "train"]
-    if not ENGINES[engine]:
+    if not _ALL[engine]:
         return [sys.executable, *(["-m", *program[1:]] if script is None else program), *words]
-    file, *options = ENGINES[engine]
+    file, *options = _ALL[engine]
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(_FILES / f"{file}.yaml")]
     ports = ["--num_processes", str(processes), "--main_process_port", str(free_port())]
     return [sys.executable, *launch, *ports, *options, *program, *words]

@@ -50,10 +50,12 @@ def observe(model: str, folder: str, settings: dict[str, Any], lora: dict[str, A
     loaded = load_model(model, args, adapter_follows=adapter is not None, bf16=bool(args.bf16))
     here = sum(weight.numel() for weight in loaded.parameters() if not weight.is_meta)
     total = sum(getattr(weight, "ds_numel", weight.numel()) for weight in loaded.parameters())
+    pairs = Dataset.from_list(random_pairs(4))
     trainer = SimPOTrainer(
         loaded,
         args,
-        train_dataset=Dataset.from_list(random_pairs(4)),
+        train_dataset=pairs,
+        eval_dataset=pairs,
         processing_class=word_tokenizer(),
         peft_config=adapter,
     )

@@ -16,6 +16,8 @@ def _with_fsdp(state, utils):
         if self.distributed_type == utils.DistributedType.MULTI_CPU and plugin is not None:
             if self._mixed_precision != "no":
                 plugin.set_mixed_precision(self._mixed_precision)
+            if hasattr(plugin.cpu_offload, "pin_memory"):  # for an accelerator
+                plugin.cpu_offload = type(plugin.cpu_offload)(pin_memory=False)
             self.fsdp_plugin, self.distributed_type = plugin, utils.DistributedType.FSDP
             state.PartialState._shared_state["distributed_type"] = utils.DistributedType.FSDP
 
