@@ -28,7 +28,8 @@ _Launcher = Annotated[
     _launching(
         metavar="NAME|FILE",
         help="Train in processes that `accelerate launch` starts, and show its command: single, ddp, fsdp2, "
-        "fsdp2-offload, zero2, zero3, zero3-offload (explained in recipes/accelerate/), or a configuration file of accelerate.",
+        "fsdp2-offload, zero2, zero3, zero3-offload (explained in recipes/accelerate/), or a configuration file of "
+        "accelerate.",
     ),
 ]
 _NumProcesses = Annotated[
@@ -112,8 +113,8 @@ def train(
         raise typer.Exit(_launch([str(recipe), *(overrides or [])], launcher, given))
     if given:
         raise typer.BadParameter(
-            "Add --launcher to choose how the model is distributed: ddp (each process has all of it), fsdp2, zero2, zero3, "
-            "and fsdp2-offload and zero3-offload, which use the memory of the machine.",
+            "Add --launcher to choose how the model is distributed: ddp (each process has all of it), fsdp2, zero2, "
+            "zero3, or fsdp2-offload and zero3-offload, which use the memory of the machine.",
             param_hint=", ".join(given),
         )
     _train(recipe, overrides or [])

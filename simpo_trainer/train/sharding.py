@@ -194,7 +194,7 @@ def _gather_head_at_once(model: Any) -> None:
 
     It would gather them for each tile of logits, of which processes have different numbers: they would wait for ever.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     head = base.get_output_embeddings()
     if list(head.children()):
         from deepspeed.utils import set_z3_leaf_module

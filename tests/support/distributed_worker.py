@@ -10,6 +10,7 @@ from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from models import ARCHITECTURES, random_pairs, random_ranked, tiny_model, word_tokenizer
 from simpo_trainer import SimPOConfig, SimPOTrainer
@@ -32,13 +33,16 @@ def train_once(folder: str, world_size: int, num_rows: int, settings: dict[str, 
         config = ARCHITECTURES["mixtral"]()
         config.output_router_logits, config.router_aux_loss_coef = True, 0.5
     make_rows = random_ranked if options.pop("ranked", False) else random_pairs
+    # With DeepSpeed set up, which the run before did, each weight would be split as soon as it is made.
+    unset_hf_deepspeed_config()
+    model = tiny_model(config)
     usual = {"num_train_epochs": 2, "logging_steps": 1, "eval_strategy": "epoch", "save_strategy": "no"}
     args = SimPOConfig(output_dir=folder, **{**usual, **options})
     assert args.world_size == world_size, f"{args.world_size} processes, not {world_size}"
     pairs = Dataset.from_list(make_rows(num_rows))
     train = pairs.to_iterable_dataset() if streams else pairs
     trainer = SimPOTrainer(
-        tiny_model(config),
+        model,
         args,
         train_dataset=train,
         eval_dataset=pairs,
