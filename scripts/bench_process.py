@@ -31,7 +31,7 @@ def measured(row: str, job: dict[str, Any], seconds: float | None = None) -> dic
         folder = Path(name)
         own_end = None if seconds is None else round(seconds + _GRACE)
         (folder / "job.json").write_text(json.dumps(job | {"own_end": own_end}))
-        status, said = run_within([sys.executable, str(script), name, row], seconds, folder / "said.txt")
+        status, said = run_within([*_launch(job), str(script), name, row], seconds, folder / "said.txt")
         result = folder / "result.json"
         if status == 0 and result.exists():
             return json.loads(result.read_text())
@@ -40,6 +40,12 @@ def measured(row: str, job: dict[str, Any], seconds: float | None = None) -> dic
     if status < 0:
         return {"error": f"killed by signal {-status}, as happens when memory runs out"}
     return {"error": (said.strip().splitlines() or ["no message"])[-1]}
+
+
+def _launch(job: dict[str, Any]) -> list[str]:
+    processes = job.get("processes", 1)
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [sys.executable, *(several if processes > 1 else [])]
 
 
 def run_within(command: list[str], seconds: float | None, said: Path) -> tuple[int | None, str]:

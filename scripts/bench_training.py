@@ -66,7 +66,7 @@ def run_training(options: argparse.Namespace) -> None:
         raise SystemExit(f"The rate of matrix products could not be measured: {rate['error']}")
     flops = needed_flops(job["rows"], job["shape"], backbone_parameters(job["shape"]), frozen=job["lora"])
     floor = flops / rate["flops_per_second"]
-    setting = _setting(options, job, rate, floor)
+    setting = {**setting_of(options, job, rate), "floor": f"{floor:.3g} s a pass"}
     console = Console(width=110)
     console.print(", ".join(f"{key} {value}" for key, value in setting.items()), highlight=False)
 
@@ -166,7 +166,8 @@ def losses_agree(rows: list[dict[str, Any]], tolerance: float) -> bool:
     )
 
 
-def _setting(options: argparse.Namespace, job: dict[str, Any], rate: dict[str, Any], floor: float) -> dict[str, Any]:
+def setting_of(options: argparse.Namespace, job: dict[str, Any], rate: dict[str, Any]) -> dict[str, Any]:
+    """What a table was measured on and with."""
     here, pool = ("/".join(map(str, found.values())) for found in (medians(job["rows"]), job["pool_medians"]))
     return {
         "device": rate["device"],
@@ -187,7 +188,6 @@ def _setting(options: argparse.Namespace, job: dict[str, Any], rate: dict[str, A
         "passes": f"1 + {options.repeats}",
         "seed": options.seed,
         "matrix rate": f"{rate['flops_per_second'] / 1e9:.0f} Gflop/s",
-        "floor": f"{floor:.3g} s a pass",
     }
 
 

@@ -101,7 +101,9 @@ def main(folder: Path, row: str) -> None:
     """Measure, write the result."""
     job = json.loads((folder / "job.json").read_text())
     end_by_itself(job)
-    (folder / "result.json").write_text(json.dumps(_train(job, row, str(folder / "output"))))
+    result = _train(job, row, str(folder / "output"))
+    if os.environ.get("RANK", "0") == "0":
+        (folder / "result.json").write_text(json.dumps(result))
 
 
 def _train(job: dict[str, Any], row: str, output: str) -> dict[str, Any]:
@@ -127,8 +129,9 @@ def _train(job: dict[str, Any], row: str, output: str) -> dict[str, Any]:
 
 def _trainer(job: dict[str, Any], row: str, output: str, model: Any, clock: StepClock) -> Trainer:
     pairs_of_a_row = len(two_by_two(job["rows"][:1]))
+    each = job["pairs"] // job.get("processes", 1)
     settings: dict[str, Any] = {
-        "per_device_train_batch_size": job["pairs"] * (1 if row == RANKED else pairs_of_a_row),
+        "per_device_train_batch_size": each * (1 if row == RANKED else pairs_of_a_row),
         "gradient_accumulation_steps": 1,
         "gradient_checkpointing": job["gradient_checkpointing"],
         "learning_rate": 1e-4,

@@ -5,6 +5,7 @@
     python scripts/benchmark.py --ranked 4 --pairs 2
     python scripts/benchmark.py --what head [--positions 4096]
     python scripts/benchmark.py --what profile [--profile hh]
+    python scripts/benchmark.py --what scaling [--processes 2]
 
 The last line of the output is the same as JSON. What the columns mean stands in bench_training.py and bench_head.py.
 """
@@ -18,6 +19,7 @@ from bench_head import run_head
 from bench_model import ATTENTIONS
 from bench_profile import run_profile
 from bench_rows import MODELS, PROFILES
+from bench_scaling import run_scaling
 from bench_training import run_training
 from bench_worker import RANKED, ROWS
 
@@ -30,6 +32,8 @@ def main(arguments: Sequence[str]) -> None:
         run_head(options)
     elif options.what == "profile":
         run_profile(options)
+    elif options.what == "scaling":
+        run_scaling(options)
     else:
         run_training(options)
 
@@ -37,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options; `arguments` among them are the words as given, quoted for a shell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", choices=["training", "head", "profile"], default="training")
+    parser.add_argument("--what", choices=["training", "head", "profile", "scaling"], default="training")
     parser.add_argument("--vocab", type=int, default=32000, help="32000, 128256 and 256000 are common")
     parser.add_argument("--hidden", type=int, help="hidden size instead of the model's")
     parser.add_argument("--repeats", type=int, default=3, help="after one that is warm-up")
@@ -58,13 +62,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     training.add_argument("--qlora", action="store_true", help="the same over weights in 4 bits; needs bitsandbytes")
     training.add_argument("--attention", choices=ATTENTIONS, default="sdpa", help="of the model")
     training.add_argument("--rows", nargs="+", choices=ROWS, metavar="ROW", help=f"some of: {'; '.join(ROWS)}")
+    training.add_argument("--processes", type=int, default=2, help="of --what scaling, at most")
     training.add_argument("--seed", type=int, default=42)
     options = parser.parse_args(arguments)
-    for name in ("vocab", "repeats", "positions", "pairs", "steps"):
+    for name in ("vocab", "repeats", "positions", "pairs", "steps", "processes"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1")
     if options.ranked is not None and (options.ranked < 2 or options.data):
         parser.error("--ranked makes random prompts with at least 2 answers; give a number from 2 on, and no --data")
+    if options.what == "scaling" and options.pairs % options.processes:
+        parser.error(f"--pairs is {options.pairs}; {options.processes} processes need a multiple of them")
     if RANKED in (options.rows or ()) and not options.ranked:
         parser.error(f"the row {RANKED!r} needs --ranked K")
     if options.vocab < 16:

@@ -7,6 +7,7 @@ them over all processes, `compute_loss` divides by that count.
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from inspect import signature
 from typing import Any, NamedTuple, Never, cast
 
@@ -325,9 +326,11 @@ class SimPOTrainer(PairEvaluation):
                     "batches. Leave one of them out."
                 )
             return
-        layout, reason = choose_layout(
-            cast(Any, self._model_to_train), self.args.batch_layout, compiled=self.args.torch_compile
-        )
+        model = cast(Any, self._model_to_train)
+        flash = "flash" in str(model.config.get_text_config()._attn_implementation)
+        # Flash attention computes in 16 bits alone; the others are compared in the precision of the weights.
+        with self.accelerator.autocast() if flash else nullcontext():
+            layout, reason = choose_layout(model, self.args.batch_layout, compiled=self.args.torch_compile)
         self.data_collator = cast(Any, PairCollator(self._token_ids.pad_id, layout))
         logger.info(f"Batch layout: {layout} ({reason}{saved_tokens(self.train_dataset, layout)}).")
 

@@ -30,6 +30,8 @@ def test_the_figures_in_the_text():
     )
     assert f"{16 * WEIGHTS['70B'] / 32 / 1e9:.0f} GB a card on 32" in PAGE
     assert "280 GB at 70B" in PAGE and round(4 * WEIGHTS["70B"] / 1e9, -1) == 280
+    assert f"{4 * WEIGHTS['8B'] / 1e9:.0f} GB at 8B\nand {4 * WEIGHTS['70B'] / 1e9:.0f} GB at 70B" in PAGE
+    assert f"({12 * WEIGHTS['70B'] / 1e9:.0f} GB at 70B)" in PAGE
     assert f"{gigabytes(2 * 4, WEIGHTS['8B'], 64)} GB for a full 8B run on 64 cards" in PAGE
     assert 4e14 / 450e9 // 100 == 8 and f"{4e14 / 50e9:,.0f} between machines" in PAGE
 

@@ -211,6 +211,7 @@ def test_arguments_that_cannot_be_are_refused(capsys):
     for words, message in (
         (["--ranked", "1"], "--ranked makes random prompts with at least 2 answers"),
         (["--ranked", "4", "--data", "x.jsonl"], "no --data"),
+        (["--what", "scaling", "--pairs", "3"], "--pairs is 3; 2 processes need a multiple of them"),
         (["--rows", "ours, ranked"], "the row 'ours, ranked' needs --ranked K"),
     ):
         with pytest.raises(SystemExit):
@@ -229,6 +230,15 @@ def test_a_profile_tells_kinds_of_operators_apart():
     assert all(seconds > 0 for seconds in row["kinds"].values())
     assert 0 < row["around"] < 1
     assert any("largest of the rest" in line or "largest" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_as_one():
+    lines, result = run_benchmark(*TINY, "--what", "scaling", "--device", "cpu", "--pairs", "4")
+    one, two = result["rows"]
+    assert (one["processes"], two["processes"]) == (1, 2) and result["losses_agree"]
+    assert two["over_one"] == pytest.approx(two["pairs_per_second"] / one["pairs_per_second"])
+    assert any("efficiency" in line for line in lines)
 
 
 def test_what_is_around_the_model_is_what_no_part_has():

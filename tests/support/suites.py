@@ -109,7 +109,10 @@ def _read(results: Path, commit: str) -> dict[str, Result]:
     """Returns the results of this commit by case; one that failed may be run again by removing its line."""
     if not results.exists():
         return {}
-    lines = [json.loads(line) for line in results.read_text().splitlines() if line.endswith("}")]
+    if not (written := results.read_text()).endswith("\n"):  # of a suite that was killed while it wrote
+        written = written[: written.rfind("\n") + 1]
+        results.write_text(written)
+    lines = [json.loads(line) for line in written.splitlines()]
     return {line["case"]: line for line in lines if line["commit"] == commit}
 
 
