@@ -397,3 +397,13 @@ def test_the_model_has_the_tags_of_the_method(tmp_path, adapter):
     arguments = {"peft_config": LoraConfig(target_modules=["q_proj"])} if adapter else {}
     trainer = make_trainer(tmp_path, ROWS, arguments=arguments)
     assert {"simpo", "trl"} <= set(trainer.model.model_tags)
+
+
+def test_a_step_has_one_sum_over_processes_and_a_logging_window_another(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, random_pairs(16), per_device_train_batch_size=2)
+    calls, plain = [], trainer.accelerator.reduce
+    monkeypatch.setattr(trainer.accelerator, "reduce", lambda *args, **given: calls.append(1) or plain(*args, **given))
+    trainer.train()
+    windows = [entry for entry in trainer.state.log_history if "loss" in entry]
+    measured = ("start", "end")
+    assert len(calls) == trainer.state.global_step + len(windows) + len(measured)
