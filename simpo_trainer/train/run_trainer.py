@@ -252,6 +252,10 @@ class RunTrainer(HubTrainer):
         with randomness_kept(self.accelerator.device):
             return super().evaluate(*args, **kwargs)
 
+    def _prepare_input(self, data: Any) -> Any:
+        """Like `Trainer._prepare_input`, but under DeepSpeed margins and weights of pairs are not rounded to 16 bits."""
+        return data.to(self.args.device) if isinstance(data, torch.Tensor) else super()._prepare_input(data)
+
     def agreed_signal(self) -> int:
         """Returns the signal that stopped the training, on every process the same; every process must call it."""
         own = torch.tensor([self.stop_request.number or 0], device=self.accelerator.device)

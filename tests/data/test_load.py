@@ -378,7 +378,7 @@ def measured(path, cache):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from /proc")
 def test_memory_does_not_grow_with_the_rows_and_a_second_run_reads_the_cache(tmp_path):
-    few, many = 5_000, 50_000
+    few, many = 3_000, 30_000
     rows = [
         {
             "conversations": [{"from": "human", "value": row["prompt"] + " Why so?" * 8}],

@@ -79,9 +79,9 @@ def slurm(folder: Path, nodes: int, **commands: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_the_slurm_script_puts_a_run_back_that_was_stopped_in_time(tmp_path, nodes):
+def test_the_slurm_script_puts_a_run_back_that_was_stopped_in_time(tmp_path):
     """The nodes are processes of this machine."""
+    nodes = 2
     write_run(tmp_path, _RECIPE, random_pairs(8))
     variables = slurm(tmp_path, nodes, srun=_SRUN, simpo=f'exec {sys.executable} -m simpo_trainer "$@"')
     words = ["bash", str(LAUNCH / "slurm.sh"), "recipe.yaml", "--seed", "7"]

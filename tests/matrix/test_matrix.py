@@ -11,9 +11,9 @@ pytestmark = pytest.mark.slow
 CELLS = [
     Cell("LoRA, head and embeddings saved", "FSDP2", "on", "packed"),
     Cell("DoRA", "FSDP2, parts", "off", "shared_prefix"),
-    Cell("LoRA on the head", "DDP", "on", "padded"),
     Cell("QLoRA, 4 bits", "FSDP2", "off", "packed"),
     Cell("full", "ZeRO-2", "on", "shared_prefix"),
+    Cell("LoRA on the head", "ZeRO-3", "off", "padded"),
     Cell("LoRA", "ZeRO-3, zero.Init", "on", "packed"),
 ]
 

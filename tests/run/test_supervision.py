@@ -148,7 +148,6 @@ def test_an_error_in_the_processes_is_shown_once(folder, tmp_path):
     ("launcher", "count", "number", "send"),
     [
         ("ddp", 2, signal.SIGINT, os.killpg),
-        ("ddp", 2, signal.SIGTERM, os.killpg),
         ("ddp", 2, signal.SIGUSR1, os.killpg),
         ("ddp", 2, signal.SIGHUP, os.kill),
         ("single", 1, signal.SIGUSR2, os.kill),

@@ -29,7 +29,7 @@ RUNS: dict[str, tuple[int, int, int, dict[str, Any]]] = {
     # The balance of experts depends on what a micro-batch holds: here one pair, whatever the number of processes.
     "experts": (13, 1, 4, {"experts": True}),
 }
-SIZES = [("DDP", 2), ("DDP", 4), ("FSDP2", 4), ("ZeRO-2", 4), ("ZeRO-3", 2)]
+SIZES = [("DDP", 4), ("FSDP2", 4), ("ZeRO-2", 4), ("ZeRO-3", 2)]
 
 
 def run_of(folder: Path, name: str, processes: int) -> dict[str, Any]:

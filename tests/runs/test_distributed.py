@@ -109,7 +109,6 @@ MODULE = ("-m", "accelerate.commands.launch")
 SCRIPT = str(TESTS.parent / "scripts" / "run_simpo.py")
 DOORS = {
     "simpo": ([sys.executable, "-c", "from simpo_trainer.cli import main; main()", "train"], 4, 1),
-    "accelerate": ([sys.executable, *MODULE, "--num_processes", "1", SCRIPT], 2, 2),
     "accelerate-2": ([sys.executable, *MODULE, "--multi_gpu", "--num_processes", "2", SCRIPT], 2, 1),
     "torchrun-2": ([*TORCHRUN, SCRIPT], 1, 2),
 }
