@@ -253,7 +253,7 @@ class RunTrainer(HubTrainer):
             return super().evaluate(*args, **kwargs)
 
     def _prepare_input(self, data: Any) -> Any:
-        """Like `Trainer._prepare_input`, but under DeepSpeed margins and weights of pairs are not rounded to 16 bits."""
+        """Like `Trainer._prepare_input`, but under DeepSpeed margins are not rounded to 16 bits."""
         return data.to(self.args.device) if isinstance(data, torch.Tensor) else super()._prepare_input(data)
 
     def agreed_signal(self) -> int:
