@@ -13,7 +13,7 @@ help:
 	@echo "make test         all tests"
 	@echo "make test-fast    the tests that take a moment each, in about a minute"
 	@echo "make test-faults  kill runs, damage their files, fill their disk, and compare their ends: hours; goes on where it was"
-	@echo "make test-matrix  train every kind of model under DDP, FSDP2 and DeepSpeed on CPU processes: an hour; after:"
+	@echo "make test-matrix  train every kind of model under DDP, FSDP2 and DeepSpeed on CPU processes, half an hour; after:"
 	@echo "make install-scale  install DeepSpeed and bitsandbytes, which the matrix needs"
 	@echo "make check        lint, formatting, types"
 	@echo "make format       apply formatting"

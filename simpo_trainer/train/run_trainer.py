@@ -52,7 +52,7 @@ from .randomness import randomness_kept
 from .room import Room, RoomCallback, is_split
 from .same_rows import SameRowsCallback
 from .saving import weights_rescued, with_tied_as_one, without_card, without_frozen_head, without_rotation
-from .sharding import gather_weights, gathers_checkpoints, load_split_lora, splits_lora
+from .split_weights import gather_weights, gathers_checkpoints, load_split_lora, splits_lora
 from .states import LoggingWindow, restore_states
 from .stop import StopRequest
 from .stop_callback import StopCallback
