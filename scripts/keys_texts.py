@@ -48,6 +48,9 @@ GROUPS: dict[str, list[str]] = {
     "Hub": [
         *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "hub_token"),
     ],
+    "Answers": [
+        *("generate", "annotate"),
+    ],
     "Speed and memory": [
         *("bf16", "fp16", "gradient_checkpointing", "gradient_checkpointing_kwargs", "batch_layout"),
         *("dataloader_num_workers", "torch_compile", "ddp_find_unused_parameters", "remove_unused_columns"),

@@ -69,9 +69,10 @@ def show(
 
 
 def _sections(names: list[str], method: str) -> list[tuple[str, list[str]]]:
-    """Returns the keys under headings: method, model, data, the method's own settings, and training; none is empty."""
+    """Returns the keys under headings: method, model, data, the method's own settings, training, answers; none is empty."""
     from ..baselines.settings import MethodConfig
     from ..data.settings import DataConfig
+    from ..recipe.answer_keys import AnswerKeys
     from ..recipe.keys import SIMPO_KEYS, keys_of
     from ..recipe.model_keys import ModelKeys
     from ..record.methods import METHODS
@@ -85,10 +86,12 @@ def _sections(names: list[str], method: str) -> list[tuple[str, list[str]]]:
             return "Data"
         if owner is ModelKeys:
             return "Model"
+        if owner is AnswerKeys:
+            return "Answers"
         return own if owner is not SimPOConfig or name in SIMPO_KEYS else "Training"
 
     keys, own = keys_of(method), METHODS[method].title
-    found: dict[str, list[str]] = {"Method": [], "Model": [], "Data": [], own: [], "Training": []}
+    found: dict[str, list[str]] = {"Method": [], "Model": [], "Data": [], own: [], "Training": [], "Answers": []}
     for name in names:
         found[section(name)].append(name)
     found[own].sort(key=lambda name: SIMPO_KEYS.index(name) if name in SIMPO_KEYS else -1)

@@ -18,6 +18,7 @@ from ..train.config import SimPOConfig
 from ..train.other_trainers import OTHER_TRAINERS
 from ..value_types import convert, narrow, needed
 from ..value_types import takes_bool as takes_bool_type
+from .answer_keys import AnswerKeys
 from .file import Entry
 from .model_keys import ModelKeys
 
@@ -58,7 +59,7 @@ def _keys(*owners: type) -> dict[str, Key]:
     return keys
 
 
-KEYS = _keys(ModelKeys, DataConfig, SimPOConfig, MethodConfig)
+KEYS = _keys(ModelKeys, DataConfig, SimPOConfig, MethodConfig, AnswerKeys)
 
 # SimPO's own settings, stage by stage, without the fields of `TrainingArguments` that it does not redefine.
 SIMPO_KEYS = [

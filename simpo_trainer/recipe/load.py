@@ -26,6 +26,7 @@ from ..train.config import SimPOConfig
 from ..train.other_trainers import as_text
 from .adapter import is_of_adapter, settle_adapter, settle_rate
 from .aged_keys import SWITCHES, translate
+from .answer_keys import section_problems
 from .file import Entry, Layer, merge_layers, read_layers, scalar
 from .keys import KEYS, check_entries, keys_of, takes_bool
 from .method import fit_to_method, method_of
@@ -150,7 +151,7 @@ class ReadRecipe:
 def check_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> ReadRecipe:
     """Like :func:`load_recipe`, but check keys and types only: building the settings would initialise devices."""
     path = find_recipe(path)
-    texts, bad_words = _parse_overrides(overrides)
+    texts, bad_words = parse_overrides(overrides)
     typed = {key: Entry(scalar(text), "command line", "command line: ", text) for key, text in texts.items()}
     layers = [*read_layers(path), Layer(typed, bad_words)]
     method = method_of(layers)
@@ -167,6 +168,7 @@ def check_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] 
     if known and "dataset_mixture" not in entries:
         problems += data_problems(values)
     problems += _streaming_problems(values, method)
+    problems += section_problems(values)
     notices = [*(notice for _, found in translated for notice in found), *told]
     if settle := METHODS[method].load("settle"):
         values, unsettled, hints = settle(values)
@@ -196,7 +198,7 @@ def _is_empty(entry: Entry | None) -> bool:
     return entry is None or entry.value in (None, "")
 
 
-def _parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+def parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
     """Returns the text of each key, the last one if it is repeated, and a problem for each word that is no override."""
     if isinstance(overrides, Mapping):
         return {key: as_text(value) for key, value in overrides.items()}, []
