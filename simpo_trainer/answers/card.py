@@ -4,6 +4,7 @@
 """
 
 import html
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 
 from ..errors import SimPOError
 from ..record.privacy import public_settings
+from .journal import identity_differences
 from .row_files import write_text
 
 _TITLES = {"generated": "Answers", "annotated": "Scores", "selected": "Rows to train on"}
@@ -54,6 +56,30 @@ def read_card(file: Path) -> dict[str, Any] | None:
     except (ValueError, OSError, yaml.YAMLError) as error:
         raise SimPOError(f"The data card {path} cannot be read ({error}). Remove it, or write it again.") from None
     return found if isinstance(found, dict) else None
+
+
+def check_same(file: Path, section: str, identity: Mapping[str, Any]) -> None:
+    """Check that a file that is there was made as it would be made now.
+
+    Args:
+        file: the file of rows.
+        section: of its card.
+        identity: what decides the rows now, by name; the card has it as `identity`.
+
+    Raises:
+        SimPOError: it was not, or its card does not tell.
+    """
+    found = ((read_card(file) or {}).get(section) or {}).get("identity")
+    if found is None:
+        raise SimPOError(
+            f"{file} is there already, and no data card beside it tells how it was made. Give another output, or move "
+            "the file away."
+        )
+    if differences := identity_differences(found, json.loads(json.dumps(public_settings(identity)))):
+        raise SimPOError(
+            f"{file} is there already and was made with other settings: {'; '.join(differences)}. Give another output, "
+            "or move the file away."
+        )
 
 
 def _flat(section: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

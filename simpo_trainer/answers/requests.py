@@ -4,14 +4,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from functools import cached_property
+from typing import Any, Protocol, TypeAlias
 
 from ..data.messages import Message
 
 # Hex digits of a hash that keys a row; 128 bits.
 _DIGITS = 32
-
-FinishReason = Literal["stop", "length"]
 
 
 def hash_of(*values: Any) -> str:
@@ -24,15 +23,15 @@ def hash_of(*values: Any) -> str:
 class Prompt:
     """A conversation that waits for an answer.
 
-    `template_kwargs` are arguments of the chat template, `tools` among them. `columns` are the other columns of its row,
-    which its answers keep.
+    `template_kwargs` are arguments of the chat template, `tools` among them. `columns` are the other columns of its
+    row, which its answers keep.
     """
 
     messages: list[Message]
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Returns the hash of all that the model is given."""
         return hash_of(self.messages, dict(self.template_kwargs))
@@ -40,11 +39,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Answer:
-    """The text of an answer, why it ended ("length": it was cut off), and its tokens, end token included."""
+    """The text of an answer, why it ended ("length": it was cut off), and its tokens, end token included.
+
+    The number of tokens is None where an engine does not tell it.
+    """
 
     text: str
-    finish_reason: FinishReason | str
-    tokens: int
+    finish_reason: str
+    tokens: int | None
 
 
 # A prompt with its answers, one for each seed, in their order.

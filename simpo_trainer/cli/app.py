@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from ..environment import environment
 from ..errors import SimPOError
+from .answers import AnnotateCommand, GenerateCommand, annotate, generate
 from .compare import compare
 from .losses import losses
 from .recipe import app as recipe_app
@@ -47,6 +48,8 @@ app = typer.Typer(
 # An option's name may have underscores, as keys have. Overrides, which are no options, are passed on unchanged.
 _WORDS = {"token_normalize_func": lambda name: name.replace("_", "-")}
 app.command("train", cls=TrainCommand, context_settings={"ignore_unknown_options": True, **_WORDS})(train)
+app.command("generate", cls=GenerateCommand, context_settings={"ignore_unknown_options": True})(generate)
+app.command("annotate", cls=AnnotateCommand, context_settings={"ignore_unknown_options": True})(annotate)
 app.command("compare")(compare)
 app.add_typer(recipe_app, name="recipe")
 app.command("losses", context_settings=_WORDS)(losses)

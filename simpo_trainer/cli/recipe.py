@@ -69,7 +69,7 @@ def show(
 
 
 def _sections(names: list[str], method: str) -> list[tuple[str, list[str]]]:
-    """Returns the keys under headings: method, model, data, the method's own settings, training, answers; none is empty."""
+    """Returns the keys under headings: method, model, data, the method's own settings, training, answers."""
     from ..baselines.settings import MethodConfig
     from ..data.settings import DataConfig
     from ..recipe.answer_keys import AnswerKeys

@@ -47,6 +47,10 @@ REASONS: dict[str, tuple[str, str]] = {
         "the prompt does not end with a user or tool message",
         "Move the message that is to be answered to the end of the prompt.",
     ),
+    "no_user_turn": (
+        "the prompt has no user message",
+        "Add one, which the answer is to answer.",
+    ),
     "answer_messages": (
         "an answer is not exactly one assistant message",
         "Put earlier turns into the prompt; if both answers hold the whole conversation, leave out the prompt column.",

@@ -79,6 +79,25 @@ def load_preferences(
     return train, None if test_set is None else _whole(test_set)
 
 
+def load_training_rows(config: DataConfig) -> dict[str, Dataset]:
+    """Returns the rows of the training sources as they are in their files, by the name that messages call each.
+
+    Raises:
+        SimPOError: as :func:`load_preferences`, of settings, sources and splits.
+    """
+    if problems := data_problems(asdict(config)):
+        raise SimPOError("\n".join(problems))
+    loaded: dict[str, dict[str, Rows]] = {}
+
+    def splits_of(source: Source) -> dict[str, Rows]:
+        if repr(source) not in loaded:
+            loaded[repr(source)] = load_splits(source)
+        return loaded[repr(source)]
+
+    found = _rows_of(_train_parts(config), splits_of, config)
+    return {name: rows for name, rows in found.items() if isinstance(rows, Dataset)}
+
+
 def _shuffled_stream(train: IterableDataset, seed: int, sources: int) -> IterableDataset:
     """A stream in the only random order that it can have: within a buffer, otherwise on each pass."""
     if sources > 1:
@@ -192,6 +211,11 @@ def _load_set(
     """The rows of all parts, as `read` gives them, as one set; None without a part."""
     if not parts:
         return None
+    return concatenate({name: read(rows, name) for name, rows in _rows_of(parts, splits_of, config).items()})
+
+
+def _rows_of(parts: list[_Part], splits_of: Callable[[Source], dict[str, Rows]], config: DataConfig) -> dict[str, Rows]:
+    """The rows of each part, as many as its fraction gives, by the name that messages call them."""
     names = [f"Split {part.split!r} of {part.source.name}" for part in parts]
     picked = [pick_split(splits_of(part.source), part.split, part.source, part.key) for part in parts]
     picked = [_kept_columns(rows, part, name) for rows, part, name in zip(picked, parts, names, strict=True)]
@@ -199,8 +223,8 @@ def _load_set(
     for name, rows in zip(names, _first_rows(picked, parts, names, bool(config.datasets)), strict=True):
         if isinstance(rows, Dataset) and len(rows) == 0:  # its fraction is less than a row
             continue
-        sets[name if name not in sets else f"{name} (entry {len(sets) + 1})"] = read(rows, name)
-    return concatenate(sets)
+        sets[name if name not in sets else f"{name} (entry {len(sets) + 1})"] = rows
+    return sets
 
 
 def _pairs(config: DataConfig, rows: Rows, name: str) -> Rows:

@@ -195,7 +195,7 @@ def _read(owner: type, section: Mapping[str, Any], words: Mapping[str, str]) -> 
     hints, known = get_type_hints(owner), section_keys(owner)
     values: dict[str, Any] = {}
     problems = []
-    given = {name: (value, None) for name, value in section.items()}
+    given: dict[str, tuple[Any, str | None]] = {name: (value, None) for name, value in section.items()}
     given |= {name: (scalar(text), text) for name, text in words.items()}
     for name, (value, text) in given.items():
         if name not in known:

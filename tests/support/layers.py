@@ -1,6 +1,19 @@
 """The folders of the package from top to bottom, as the README lists them: each imports only those below it."""
 
 LAYERS = [
-    *("cli", "quickstart", "answers", "run", "recipe", "baselines", "train", "publish", "results", "loss", "model", "record"),
+    *(
+        "cli",
+        "quickstart",
+        "answers",
+        "run",
+        "recipe",
+        "baselines",
+        "train",
+        "publish",
+        "results",
+        "loss",
+        "model",
+        "record",
+    ),
     *("batches", "tokens", "data", "environment", "knobs", "value_types", "errors", "log", "lazy", "_version"),
 ]
