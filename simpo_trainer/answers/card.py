@@ -51,7 +51,7 @@ def read_card(file: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        _, facts, _ = path.read_text(encoding="utf-8").split(_FENCE, 2)
+        facts, _ = path.read_text(encoding="utf-8").removeprefix(_FENCE).split(f"\n{_FENCE}", 1)
         found = yaml.safe_load(facts)
     except (ValueError, OSError, yaml.YAMLError) as error:
         raise SimPOError(f"The data card {path} cannot be read ({error}). Remove it, or write it again.") from None
