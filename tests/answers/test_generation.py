@@ -5,10 +5,10 @@ import os
 import random
 
 import pytest
+import torch
 
 from answering import answering_recipe, prompts, read_lines, write_chat_model
 from simpo_trainer import SimPOError
-from simpo_trainer.answers import generation
 from simpo_trainer.answers.card import read_card
 from simpo_trainer.answers.generation import generate
 from simpo_trainer.answers.transformers_engine import TransformersEngine
@@ -26,9 +26,12 @@ def batches(monkeypatch):
     """The number of batches that were generated."""
     made = []
     whole = TransformersEngine._answered
-    monkeypatch.setattr(
-        TransformersEngine, "_answered", lambda self, group: made.append(len(group)) or whole(self, group)
-    )
+
+    def answered(self, group):
+        made.append(len(group))
+        return whole(self, group)
+
+    monkeypatch.setattr(TransformersEngine, "_answered", answered)
     return made
 
 
@@ -46,9 +49,8 @@ def test_a_row_for_each_prompt_with_its_columns(tmp_path):
     assert (facts["prompts"], facts["answers"], facts["rows read"]) == (12, 24, 12)
     counts = [count for row in rows for count in row["token_counts"]]
     cut = [reason for row in rows for reason in row["finish_reasons"]].count("length")
-    assert facts["tokens of answers"]["all"] == sum(counts) and facts["share cut off"] == pytest.approx(
-        cut / 24, abs=1e-4
-    )
+    assert facts["tokens of answers"]["all"] == sum(counts)
+    assert facts["share cut off"] == pytest.approx(cut / 24, abs=1e-4)
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
@@ -72,9 +74,8 @@ def test_the_same_command_again_makes_nothing(tmp_path, batches, caplog):
 def test_a_changed_setting_starts_another_file(tmp_path, batches):
     recipe = answering_recipe(tmp_path, ROWS)
     write_chat_model(tmp_path / "other", seed=1)
-    files = {
-        generate(recipe, settings(**given)) for given in ({}, {"top_p": 0.5}, {"seeds": [13]}, {"max_new_tokens": 7})
-    }
+    changes = ({}, {"top_p": 0.5}, {"seeds": [13]}, {"max_new_tokens": 7})
+    files = {generate(recipe, settings(**given)) for given in changes}
     files.add(generate(answering_recipe(tmp_path, ROWS[:11]), settings()))
     files.add(generate(answering_recipe(tmp_path, ROWS, model_name_or_path=str(tmp_path / "other")), settings()))
     files.add(generate(answering_recipe(tmp_path, ROWS, system_messages="drop"), settings()))
@@ -186,12 +187,8 @@ def test_prompts_that_the_template_refuses_or_that_are_too_long_are_left_out(tmp
         generate(answering_recipe(tmp_path, rows[1:]), settings())
 
 
-def test_nothing_is_generated_with_the_global_generator(tmp_path):
-    """A second model in the same process, or a seed, changes nothing."""
-    import torch
-
-    torch.manual_seed(3)
+def test_the_global_generator_is_not_used(tmp_path):
+    recipe = answering_recipe(tmp_path, ROWS)
     before = torch.get_rng_state()
-    generate(answering_recipe(tmp_path, ROWS), settings())
+    generate(recipe, settings())
     assert torch.equal(torch.get_rng_state(), before)
-    assert generation.logger.name == "simpo_trainer.answers.generation"

@@ -64,11 +64,8 @@ def test_a_broken_file_names_the_line(tmp_path, text, message):
 
 def test_what_is_no_file_of_rows_is_told(tmp_path):
     (tmp_path / "rows.parquet").write_text("no")
-    for name, message in [
-        ("no.jsonl", "does not exist"),
-        ("rows.csv", "must end in"),
-        ("rows.parquet", "cannot be read"),
-    ]:
+    wrong = {"no.jsonl": "does not exist", "rows.csv": "must end in", "rows.parquet": "cannot be read"}
+    for name, message in wrong.items():
         with pytest.raises(SimPOError, match=message):
             read_rows(tmp_path / name)
     with pytest.raises(SimPOError, match="output is 'a.txt'; it must end in .jsonl or .parquet"):
