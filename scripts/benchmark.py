@@ -6,6 +6,7 @@
     python scripts/benchmark.py --what head [--positions 4096]
     python scripts/benchmark.py --what profile [--profile hh]
     python scripts/benchmark.py --what scaling [--processes 2]
+    python scripts/benchmark.py --what answers [--new-tokens 64]
 
 The last line of the output is the same as JSON. What the columns mean stands in bench_training.py and bench_head.py.
 """
@@ -15,6 +16,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from bench_answers import run_answers
 from bench_head import run_head
 from bench_model import ATTENTIONS
 from bench_profile import run_profile
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str]) -> None:
         run_profile(options)
     elif options.what == "scaling":
         run_scaling(options)
+    elif options.what == "answers":
+        run_answers(options)
     else:
         run_training(options)
 
@@ -41,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options; `arguments` among them are the words as given, quoted for a shell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", choices=["training", "head", "profile", "scaling"], default="training")
+    parser.add_argument("--what", choices=["training", "head", "profile", "scaling", "answers"], default="training")
     parser.add_argument("--vocab", type=int, default=32000, help="32000, 128256 and 256000 are common")
     parser.add_argument("--hidden", type=int, help="hidden size instead of the model's")
     parser.add_argument("--repeats", type=int, default=3, help="after one that is warm-up")
@@ -63,11 +67,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     training.add_argument("--attention", choices=ATTENTIONS, default="sdpa", help="of the model")
     training.add_argument("--rows", nargs="+", choices=ROWS, metavar="ROW", help=f"some of: {'; '.join(ROWS)}")
     training.add_argument("--processes", type=int, default=2, help="of --what scaling, at most")
+    training.add_argument("--new-tokens", type=int, default=64, help="in an answer of --what answers")
+    training.add_argument("--answers-at-once", type=int, default=20, help="of --what answers, 5 to a prompt")
     training.add_argument("--seed", type=int, default=42)
     options = parser.parse_args(arguments)
-    for name in ("vocab", "repeats", "positions", "pairs", "steps", "processes"):
+    for name in ("vocab", "repeats", "positions", "pairs", "steps", "processes", "new_tokens", "answers_at_once"):
         if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1")
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if options.ranked is not None and (options.ranked < 2 or options.data):
         parser.error("--ranked makes random prompts with at least 2 answers; give a number from 2 on, and no --data")
     if options.what == "scaling" and options.pairs % options.processes:

@@ -15,7 +15,7 @@ _GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15, as a signed number
 _FIRST, _SECOND = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 # Bits of a hash that make a number: as many as float32 holds exactly with a half behind them.
 _BITS = 23
-# Tokens in which the likeliest are looked for at first; there are rarely more of them.
+# The likeliest tokens that are looked at first; all are sorted only where their probabilities do not sum up.
 _LIKELY = 256
 
 
@@ -71,7 +71,7 @@ def nucleus(logits: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
         before = chances.cumsum(-1) - chances
         if count == logits.shape[-1] or bool((before[:, -1] >= top_p).all()):
             return likeliest.masked_fill(before >= top_p, -torch.inf), tokens
-        count = min(8 * count, logits.shape[-1])
+        count = logits.shape[-1]
 
 
 def gumbel_noise(keys: Tensor, position: int, tokens: Tensor) -> Tensor:
