@@ -40,11 +40,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Answer:
-    """The text of an answer, why it ended ("length": it was cut off), and its tokens, end token included."""
+    """The text of an answer, why it ended ("length": it was cut off), and its tokens, end token included.
+
+    The tokens are None where a server does not count them.
+    """
 
     text: str
     finish_reason: FinishReason | str
-    tokens: int
+    tokens: int | None
 
 
 # A prompt with its answers, one for each seed, in their order.

@@ -76,21 +76,23 @@ class Server:
         self._stopped = Event()
         self._random = Random()  # not the global one, whose state belongs to who seeded it
 
-    def get(self, path: str) -> dict[str, Any]:
-        """Returns the answer to one GET below the address, which is not tried again.
+    def ask_once(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Returns the answer to a GET below the address, or to a POST with a body; it is not tried again.
 
         Raises:
             SimPOError: the server cannot be reached.
             Refused: it gave no such answer.
         """
         try:
-            return self._try(path, None, CHECK_TIME_LIMIT)
+            return self._try(path, body, CHECK_TIME_LIMIT if body is None else TIME_LIMIT)
         except _Failed as failed:
+            if failed.status is not None:
+                raise Refused(f"{self.address} fails ({failed}). Look what its log says.", failed.status) from None
             raise SimPOError(
                 f"{self.address} cannot be reached ({failed}). Start the server, or correct server."
             ) from None
 
-    def post(self, path: str, body: Mapping[str, Any], tries: int = TRIES) -> dict[str, Any]:
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the answer to a POST below the address; it is tried again where the failure may pass.
 
         Raises:
@@ -99,17 +101,17 @@ class Server:
         """
         stopped = self._stopped
         delay, why = FIRST_DELAY, ""
-        for number in range(tries):
+        for number in range(TRIES):
             try:
                 return self._try(path, body, TIME_LIMIT)
             except _Failed as failed:
                 why = str(failed)
                 wait = min(max(failed.wait, delay * self._random.uniform(0.5, 1.0)), LONGEST_DELAY)
             delay *= 2
-            if number + 1 < tries and stopped.wait(wait):
+            if number + 1 < TRIES and stopped.wait(wait):
                 break
         raise SimPOError(
-            f"{self.address} failed {tries} times in a row ({why}). What is finished is kept: when the server is up "
+            f"{self.address} failed {TRIES} times in a row ({why}). What is finished is kept: when the server is up "
             "again, the same command goes on from there."
         )
 
@@ -172,16 +174,16 @@ class Server:
             cause = reason if isinstance(reason, Exception) else error
             if isinstance(cause, ssl.SSLCertVerificationError):
                 raise SimPOError(
-                    f"The certificate of {self.address} cannot be verified ({self._shown(str(cause))}). Install the "
+                    f"The certificate of {self.address} cannot be verified ({self.shown(str(cause))}). Install the "
                     "certificate of its authority, or correct server."
                 ) from None
-            raise _Failed(self._shown(first_line(cause))) from None
+            raise _Failed(self.shown(first_line(cause))) from None
         try:
             answer = json.loads(content)
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            begins = self._shown(content[:_MOST_BYTES].decode("utf-8", "replace"))
+            begins = self.shown(content[:_MOST_BYTES].decode("utf-8", "replace"))
             raise Refused(
                 f"{self.address}{path} answered with something else than a JSON object: {begins!r}. Correct server, "
                 "which ends in /v1 for most servers.",
@@ -196,11 +198,11 @@ class Server:
             except (OSError, http.client.HTTPException):
                 content = b""
         status = error.code
-        said = self._shown(_message(content.decode("utf-8", "replace"))) or self._shown(error.reason)
+        said = self.shown(_message(content.decode("utf-8", "replace"))) or self.shown(error.reason)
         if status in _PASSING or status >= 500:
             return _Failed(f"HTTP {status}: {said}", status, _seconds(error.headers.get("Retry-After")))
         if 300 <= status < 400:
-            place = self._shown(public_url(urljoin(self._url, error.headers.get("Location") or "")))
+            place = self.shown(public_url(urljoin(self._url, error.headers.get("Location") or "")))
             return Refused(
                 f"{self.address} sends requests on to {place}, and they do not follow, because the key would go along. "
                 "Give the address where the API is as server.",
@@ -219,7 +221,7 @@ class Server:
             return "Correct server, which ends in /v1 for most servers, or server_model."
         return "Correct the setting that it names."
 
-    def _shown(self, text: str) -> str:
+    def shown(self, text: str) -> str:
         """Returns a server's text for a message: one line, short, without the key."""
         plain = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
         if self._key:

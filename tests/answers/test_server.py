@@ -63,7 +63,7 @@ def test_a_server_that_is_down_is_told_at_once():
     with ModelServer(replies({})) as fake:
         pass
     with pytest.raises(SimPOError, match=rf"{fake.url} cannot be reached .*refused.*Start the server"):
-        connect(fake.url).get("/models")
+        connect(fake.url).ask_once("/models")
 
 
 def test_a_server_that_ends_in_the_middle_is_tried_again():
