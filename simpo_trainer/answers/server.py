@@ -28,6 +28,8 @@ FIRST_DELAY = 1.0
 LONGEST_DELAY = 60.0
 # Statuses below 500 that a later try may not meet: a time limit of the server, and too many requests.
 _PASSING = (408, 429)
+# Servers refuse a single request with these, such as one that is longer than the positions of the model.
+OF_ONE_REQUEST = (400, 413, 422)
 _MOST_BYTES = 100_000
 _MOST_CHARACTERS = 300
 
@@ -227,6 +229,24 @@ class Server:
         if self._key:
             plain = plain.replace(self._key, "<key>")
         return plain if len(plain) <= _MOST_CHARACTERS else plain[: _MOST_CHARACTERS - 3] + "..."
+
+
+def model_names(server: Server, path: str) -> list[str] | None:
+    """Returns the names of a server's models; None if it does not list them.
+
+    Raises:
+        SimPOError: the server cannot be reached, or refuses the key.
+    """
+    try:
+        listed = server.ask_once(path).get("data")
+    except Refused as error:
+        if error.status in (404, 405) or error.status >= 500:
+            return None
+        raise
+    if not isinstance(listed, list):
+        return None
+    names = [model.get("id") for model in listed if isinstance(model, dict)]
+    return [name for name in names if isinstance(name, str) and name.isprintable()]
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

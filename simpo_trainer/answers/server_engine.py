@@ -7,12 +7,10 @@ from ..errors import SimPOError, did_you_mean
 from ..log import get_logger
 from ..recipe.answer_keys import GenerateSettings
 from .requests import Answer, Answered, Prompt
-from .server import Refused, Server
+from .server import OF_ONE_REQUEST, Refused, Server, model_names
 
 logger = get_logger(__name__)
 
-# A server refuses a single prompt with these, such as one that is longer than the positions of its model.
-_OF_THE_PROMPT = (400, 413, 422)
 # With so many prompts refused and none answered, it is not the prompts.
 _FIRST = 20
 _TOLD = 3
@@ -115,7 +113,7 @@ class ServerEngine:
         try:
             reply = self.server.post("/chat/completions", self._body(prompt.messages, **more))
         except Refused as error:
-            if error.status in _OF_THE_PROMPT:
+            if error.status in OF_ONE_REQUEST:
                 return error
             raise
         return _answer_of(reply, self.server.address)
@@ -148,24 +146,6 @@ class ServerEngine:
                 "generation_config.json.",
                 _SAMPLES,
             )
-
-
-def model_names(server: Server, path: str) -> list[str] | None:
-    """Returns the names of a server's models; None if it does not list them.
-
-    Raises:
-        SimPOError: the server cannot be reached, or refuses the key.
-    """
-    try:
-        listed = server.ask_once(path).get("data")
-    except Refused as error:
-        if error.status in (404, 405) or error.status >= 500:
-            return None
-        raise
-    if not isinstance(listed, list):
-        return None
-    names = [model.get("id") for model in listed if isinstance(model, dict)]
-    return [name for name in names if isinstance(name, str) and name.isprintable()]
 
 
 def _answer_of(reply: Mapping[str, Any], address: str) -> Answer:
