@@ -37,8 +37,8 @@ class VllmEngine:
 
     name = "vllm"
     promise = (
-        "The same command gives the same rows, keys and order, and makes no answer again that is there. Each answer has "
-        "a seed of its own, but vLLM computes a batch together, so that texts may differ with what else is in the batch."
+        "The same command gives the same rows, keys and order, and makes no answer again that is there. Each answer "
+        "has a seed of its own, but vLLM computes a batch together, so that texts may differ with what else is in it."
     )
 
     def __init__(

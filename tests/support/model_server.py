@@ -34,9 +34,7 @@ class ModelServer:
         self.asked: list[Asked] = []
         self.most_at_once = self._at_once = 0
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"owner": self}))
-        self._server.daemon_threads = True
-        self._server.block_on_close = False
+        self._server = _Threads(("127.0.0.1", 0), type("Handler", (_Handler,), {"owner": self}))
         self.host = f"http://127.0.0.1:{self._server.server_port}"
         self.url = f"{self.host}/v1"
 
@@ -64,6 +62,12 @@ class ModelServer:
             with self._lock:
                 self._at_once -= 1
         return reply if isinstance(reply, tuple) else (200, reply, {})
+
+
+class _Threads(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 64  # of connections that wait; one too many comes again after a second
 
 
 class _Handler(BaseHTTPRequestHandler):
