@@ -24,7 +24,7 @@ def exam(tmp_path):
 
 
 def test_a_shared_run_of_words_is_found(exam):
-    found = exam({"question": QUESTION}).match([user(f"Please: which of the TWO trains, arrives 'first' in it?")])
+    found = exam({"question": QUESTION}).match([user("Please: which of the TWO trains, arrives 'first' in it?")])
     assert found == Match("local file 'exam.jsonl'", "which of the two trains arrives first in")
 
 
