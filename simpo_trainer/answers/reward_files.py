@@ -133,7 +133,7 @@ def _check_head(name: str, config: PretrainedConfig) -> None:
             "reward_model to a model for sequence classification with one label, such as trl's RewardTrainer makes."
         )
     if config.num_labels != 1:
-        labels = ", ".join(str(label) for label in list(config.id2label.values())[:5])
+        labels = ", ".join(str(label) for label in list((config.id2label or {}).values())[:5])
         raise SimPOError(
             f"{name!r} is a classifier with {config.num_labels} labels ({labels}); a reward model has one. Set "
             "reward_model to a model with num_labels 1."

@@ -21,7 +21,7 @@ from simpo_trainer.errors import SimPOError
 from simpo_trainer.recipe.answer_keys import AnnotateSettings
 from simpo_trainer.tokens.settings import RowSettings
 from simpo_trainer.tokens.tokenization import tokenize_preferences
-from toy import assistant, toy_tokenizer, user
+from toy import CHATML, assistant, toy_tokenizer, user
 
 SIZES = {
     "vocab_size": 300,
@@ -110,14 +110,14 @@ def test_too_long_conversations_have_no_score(folder, caplog):
     rows = [answer_row(1, ["short", "long " * 300]), answer_row(2, ["short", "shorter"])]
     found = scores(folder, rows)
     assert [[score is None for score in found[row["key"]]] for row in rows] == [[False, True], [False, False]]
-    assert "tokens with its prompt, and the longest are 200" in warnings(caplog)[0]
+    assert "tokens with its prompt; at most 200 are read" in warnings(caplog)[0]
     limited = scores(folder, rows, max_length=10)
     assert all(score is None for own in limited.values() for score in own)
 
 
 def test_a_conversation_that_the_template_refuses_has_no_score(tmp_path, caplog):
-    template = "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}x{% endfor %}"
-    save(tmp_path, reward_model(), toy_tokenizer(template))
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    save(tmp_path, reward_model(), toy_tokenizer(refusal + CHATML))
     refused = answer_row(1) | {"prompt": [{"role": "system", "content": "s"}, user("u")]}
     found = scores(tmp_path, [refused, answer_row(2)])
     assert found[refused["key"]] == [None] * 4
