@@ -8,6 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import transformers.utils.hub
+from huggingface_hub.constants import HF_HUB_CACHE
+
 from ..errors import SimPOError, first_line
 from ..log import get_logger
 from ..recipe.answer_keys import AnnotateSettings
@@ -92,6 +95,9 @@ def _text(prompt: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _imported() -> Any:
+    # Version 0.0.2 of the package asks transformers for a name that version 5 no longer has.
+    if not hasattr(transformers.utils.hub, "TRANSFORMERS_CACHE"):
+        vars(transformers.utils.hub)["TRANSFORMERS_CACHE"] = HF_HUB_CACHE
     try:
         return importlib.import_module("llm_blender")
     except ImportError as error:

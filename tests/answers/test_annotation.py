@@ -77,9 +77,8 @@ def test_scores_and_pairs_are_written_with_their_cards(tmp_path, scorer, ending,
     assert output == only(tmp_path, f"answers.pairs-????????{ending}")
     assert len(list(tmp_path.iterdir())) == 6  # three files with their cards
     answers = read_rows(file)
-    assert read_rows(scored) == [
-        {**row, "scores": [float(len(answer)) for answer in row["answers"]]} for row in answers
-    ]
+    lengths = [[float(len(answer)) for answer in row["answers"]] for row in answers]
+    assert read_rows(scored) == [{**row, "scores": own} for row, own in zip(answers, lengths, strict=True)]
     pairs = read_rows(output)
     assert [pair["key"] for pair in pairs] == sorted(pair["key"] for pair in pairs)
     by_key = {row["key"]: row for row in answers}
