@@ -1,6 +1,6 @@
 """The scorer that compares answers two by two, through the package llm-blender.
 
-It is tested with a stand-in for that package, and untested with PairRM itself.
+The tests have a stand-in for that package. Its version 0.0.2 has ranked with a random model; PairRM itself is untested.
 """
 
 import importlib
@@ -79,6 +79,9 @@ class RankerScorer:
         try:
             blender = self._package.Blender()
             blender.loadranker(self._name)
+            tokenizer = getattr(blender, "ranker_tokenizer", None)
+            if tokenizer is not None and not hasattr(tokenizer, "batch_encode_plus"):
+                tokenizer.batch_encode_plus = tokenizer.__call__  # its name in version 5 of transformers
         except Exception as error:  # the package lets any of them pass
             raise SimPOError(
                 f"The ranker {self._name!r} could not be loaded by {_PACKAGE}: {first_line(error)}. ranker must be a "

@@ -90,7 +90,9 @@ class RewardScorer:
                     failures.tell(row, f"its chat template refuses it ({why})")
                     continue
                 if self._longest and len(ids) > self._longest:
-                    failures.tell(row, f"it has {len(ids):,} tokens with its prompt; at most {self._longest:,} are read")
+                    failures.tell(
+                        row, f"it has {len(ids):,} tokens with its prompt; at most {self._longest:,} are read"
+                    )
                     continue
                 yield _Conversation(number, place, ids)
 

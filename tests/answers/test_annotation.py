@@ -124,6 +124,17 @@ def test_trainer_takes_every_row(tmp_path, scorer, rule, ending):
     assert "tools" in train.column_names and "chat_template_kwargs" in train.column_names
 
 
+def test_a_function_scores(tmp_path):
+    rules = tmp_path / "rules.py"
+    rules.write_text("def score(prompt, answer, row):\n    return len(answer) if row['kind'] == 'kind 1' else 1 / 0\n")
+    output = annotate(write_answers(tmp_path / "a.jsonl"), AnnotateSettings(score=f"{rules}:score"))
+    assert {row["kind"] for row in read_rows(output)} == {"kind 1"}
+    card = read_card(output)
+    assert card["annotated"]["name"] == "local file 'rules.py':score"
+    assert (card["annotated"]["answers_scored"], card["annotated"]["answers_not_scored"]) == (16, 16)
+    assert card["selected"]["prompts_left_out"] == {"all answers tie": 1, "fewer than two scored answers": 4}
+
+
 # --- Going on, and again ----------------------------------------------------------------------------------------------
 
 

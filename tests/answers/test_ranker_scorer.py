@@ -11,7 +11,7 @@ from simpo_trainer.answers.ranker_scorer import RankerScorer
 from simpo_trainer.answers.row_files import read_rows
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.recipe.answer_keys import AnnotateSettings
-from toy import assistant, user
+from toy import assistant, toy_tokenizer, user
 
 SETTINGS = AnnotateSettings(ranker="llm-blender/PairRM", batch_size=2)
 
@@ -24,9 +24,12 @@ class Blender:
     def loadranker(self, ranker_path, device=None, **kwargs):
         if ranker_path != "llm-blender/PairRM":
             raise ValueError("reward model type not supported")
+        self.ranker_tokenizer = toy_tokenizer()
 
     def rank(self, inputs, candidates, instructions=None, return_scores=False, batch_size=8, **rank_kwargs):
         assert return_scores and len({len(own) for own in candidates}) == 1 and len(candidates) == len(inputs)
+        # So the package reads texts, by a name that transformers no longer has.
+        assert self.ranker_tokenizer.batch_encode_plus(inputs)["input_ids"]
         self.calls.append((inputs, candidates, batch_size))
         return [[len(answer) - sum(map(len, own)) / len(own) for answer in own] for own in candidates]
 
