@@ -12,6 +12,7 @@ from logs import warnings
 from simpo_trainer.answers import annotation
 from simpo_trainer.answers.annotation import annotate
 from simpo_trainer.answers.card import card_path, read_card
+from simpo_trainer.answers.journal import only_writer
 from simpo_trainer.answers.row_files import read_rows, write_rows
 from simpo_trainer.data.load import load_preferences
 from simpo_trainer.data.settings import DataConfig
@@ -236,6 +237,15 @@ def test_an_output_takes_no_place_of_another_file_or_card(tmp_path, scorer, name
     assert contents(tmp_path) == before
 
 
+def test_two_calls_do_not_write_one_file(tmp_path, scorer):
+    used = scorer()
+    file = write_answers(tmp_path / "a.jsonl")
+    output = tmp_path / "pairs.jsonl"
+    with only_writer(output), pytest.raises(SimPOError, match="Another process is writing"):
+        annotate(file, settings(output=str(output)))
+    assert used.scored == []
+
+
 def test_scores_that_were_changed_are_refused(tmp_path, scorer):
     scorer()
     file = write_answers(tmp_path / "a.jsonl")
@@ -333,7 +343,7 @@ def test_scores_that_are_not_finite_count_as_none(tmp_path, scorer, caplog):
     assert "16 answers got a score that is no finite number" in warnings(caplog)[0]
 
 
-@pytest.mark.parametrize("call", range(8))
+@pytest.mark.parametrize("call", range(9))
 def test_on_a_full_disk_the_command_can_be_repeated(tmp_path, scorer, monkeypatch, call):
     for name in ("whole", "full"):
         (tmp_path / name).mkdir()
