@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from ..environment import has_package
 from ..errors import SimPOError
 from ..model.load import check_model_name, init_kwargs, load_model, load_tokenizer
 from ..model.load_errors import not_loaded
@@ -20,6 +19,7 @@ from ..tokens.chat_templates import resolve_chat_template
 from .model_source import base_of, source_fingerprint
 from .prompt_ids import PromptIds, prompt_ids
 from .requests import Engine, Prompt
+from .vllm_engine import VllmEngine, vllm_is_there
 
 EngineName = Literal["transformers", "vllm", "server"]
 
@@ -58,11 +58,11 @@ def chosen_engine(settings: GenerateSettings) -> EngineName:
         raise SimPOError("engine is server, but its address is missing. Set server: http://HOST:PORT/v1.")
     if settings.server and settings.engine not in (None, "server"):
         raise SimPOError(f"server is set beside engine: {settings.engine}. Remove one of them.")
-    if settings.engine == "vllm" and not has_package("vllm"):
+    if settings.engine == "vllm" and not vllm_is_there():
         raise SimPOError("engine is vllm, but vLLM is not installed. Run `pip install vllm`, or leave engine out.")
     if settings.server:
         return "server"
-    return settings.engine or ("vllm" if has_package("vllm") and torch.accelerator.is_available() else "transformers")
+    return settings.engine or ("vllm" if vllm_is_there() and torch.accelerator.is_available() else "transformers")
 
 
 def _sampling(settings: GenerateSettings) -> dict[str, Any]:
@@ -106,13 +106,12 @@ def _local(recipe: Recipe, settings: GenerateSettings, prompts: list[Prompt], en
         "dtype": dtype,
         **_sampling(settings),
     }
-    make = _vllm if engine == "vllm" else _transformers
-    return Ready(
-        identity,
-        [prompt for prompt in prompts if prompt.hash in ids.ids],
-        partial(make, name, kwargs, tokenizer, ids, settings, positions),
-        {"refused by the chat template": ids.refused, "longer than the positions of the model": ids.too_long},
-    )
+    if engine == "vllm":
+        build = partial(_vllm, name, kwargs, recipe.data.tokenizer_name_or_path or name, ids, settings)
+    else:
+        build = partial(_transformers, name, kwargs, tokenizer, ids, settings, positions)
+    left_out = {"refused by the chat template": ids.refused, "longer than the positions of the model": ids.too_long}
+    return Ready(identity, [prompt for prompt in prompts if prompt.hash in ids.ids], build, left_out)
 
 
 def _positions(name: str, kwargs: Mapping[str, Any]) -> int | None:
@@ -141,15 +140,10 @@ def _transformers(
     return TransformersEngine(model, tokenizer, ids.ids, ids.end_ids, settings, positions)
 
 
-def _vllm(
-    name: str,
-    kwargs: dict[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    ids: PromptIds,
-    settings: GenerateSettings,
-    positions: int | None,
-) -> Engine:
-    from .vllm_engine import VllmEngine
-
+def _vllm(name: str, kwargs: dict[str, Any], tokenizer: str, ids: PromptIds, settings: GenerateSettings) -> Engine:
+    if base_of(name):
+        raise SimPOError(
+            f"{name!r} is an adapter, and vLLM is given whole models here. Merge it first, or set engine: transformers."
+        )
     options = {key: kwargs[key] for key in ("dtype", "revision", "trust_remote_code") if key in kwargs}
     return VllmEngine(settings, name, tokenizer, lambda prompt: ids.ids[prompt.hash], ids.end_ids, **options)

@@ -92,12 +92,12 @@ def _answer_all(ready: Ready, settings: GenerateSettings, journal: Journal) -> E
     if done:
         logger.info(f"Going on: {done:,} of {len(ready.prompts):,} prompts are answered already.")
     engine = ready.build()
-    progress = Progress("prompts", len(ready.prompts), done)
+    progress, tokens = Progress("prompts answered", len(ready.prompts), done), 0
     for group in engine.answers(ready.prompts, is_done):
         journal.add([_row(keys[prompt.hash], prompt, answers, settings) for prompt, answers in group])
         done += len(group)
-        progress.add_tokens(sum(answer.tokens or 0 for _, answers in group for answer in answers))
-        progress.update(done)
+        tokens += sum(answer.tokens or 0 for _, answers in group for answer in answers)
+        progress.update(done, f"{progress.rate(tokens):,.0f} tokens/s")
     if not journal.rows:
         raise SimPOError("No prompt was answered; the reasons stand above.")
     return engine

@@ -1,4 +1,4 @@
-"""Progress of long work in the log, with the time that is left."""
+"""The progress of long work in the log: how much is done, and the time left."""
 
 import time
 
@@ -6,48 +6,44 @@ from ..log import get_logger
 
 logger = get_logger(__name__)
 
-# Seconds between two lines.
-_EVERY = 10.0
+# Seconds between two lines, and before the first one.
+_INTERVAL = 10.0
 
 
 class Progress:
-    """Tells in the log from time to time how far work is.
+    """Tells the progress of one piece of work, from its construction on.
 
     Args:
-        what: the things that are counted, in the plural.
-        total: their number.
-        done: those that were done before.
+        what: the name of the work in the lines.
+        total: how much there is to do.
+        done: how much an earlier call has done; it does not count for the pace.
     """
 
     def __init__(self, what: str, total: int, done: int = 0) -> None:
-        self._what = what
-        self._total = total
-        self._before = done
-        self._tokens = 0
-        self._start = self._told = time.monotonic()
+        self._what, self._total, self._first = what, total, done
+        self._begin = self._told = time.monotonic()
 
-    def add_tokens(self, count: int) -> None:
-        """Count tokens, whose pace is told too."""
-        self._tokens += count
+    def rate(self, count: int) -> float:
+        """Returns how many of a count are made in a second, since the work began."""
+        return count / max(time.monotonic() - self._begin, 1e-9)
 
-    def update(self, done: int) -> None:
-        """Say how far the work is, unless that was just said.
+    def update(self, done: int, extra: str = "") -> None:
+        """Log a line, unless the last one is less than ten seconds old.
 
         Args:
-            done: the number of things that are done by now, those before included.
+            done: how much is done by now, with what was done before.
+            extra: what the line ends with.
         """
         now = time.monotonic()
-        if now - self._told < _EVERY:
+        if now - self._told < _INTERVAL:
             return
         self._told = now
-        new, seconds = done - self._before, now - self._start
-        pace = f", {self._tokens / seconds:,.0f} tokens/s" if self._tokens else ""
-        left = f"; {_duration((self._total - done) * seconds / new)} left" if new else ""
-        logger.info(f"{done:,} of {self._total:,} {self._what}{pace}{left}")
+        more = done - self._first
+        left = f", {_clock((now - self._begin) / more * (self._total - done))} left" if more > 0 else ""
+        logger.info(f"{self._what}: {done:,} of {self._total:,}{left}{f', {extra}' if extra else ''}")
 
 
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{round(seconds)} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from ..errors import SimPOError
 from ..recipe.answer_keys import GenerateSettings
 from .requests import Answer, Answered, Prompt, hash_of
 
@@ -30,9 +29,6 @@ class VllmEngine:
         prompt_ids: returns the tokens of a prompt.
         end_ids: tokens that end an answer.
         options: further arguments of `vllm.LLM`, such as the revision of the model.
-
-    Raises:
-        SimPOError: vLLM is not installed.
     """
 
     name = "vllm"
@@ -50,11 +46,6 @@ class VllmEngine:
         end_ids: list[int],
         **options: Any,
     ) -> None:
-        if not vllm_is_there():
-            raise SimPOError(
-                "The engine is vllm, which is not installed. Install it (pip install vllm), or set "
-                "engine to transformers."
-            )
         self._settings = settings
         self._options = {"model": model, "tokenizer": tokenizer, **options}
         self._prompt_ids = prompt_ids
