@@ -45,9 +45,9 @@ def test_function_of_the_current_directory(name):
 
 
 def test_function_of_a_package(folder):
-    (folder / "rules").mkdir()
-    write("def score(prompt, answer, row):\n    return True\n", "rules/short.py")
-    assert scores("rules.short.score") == [[1.0, 1.0]] * 3
+    (folder / "graders").mkdir()
+    write("def score(prompt, answer, row):\n    return True\n", "graders/short.py")
+    assert scores("graders.short.score") == [[1.0, 1.0]] * 3
 
 
 def test_the_file_may_have_the_name_of_another_module():

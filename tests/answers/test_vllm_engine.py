@@ -8,7 +8,6 @@ import pytest
 
 from simpo_trainer.answers.requests import Answer, Prompt
 from simpo_trainer.answers.vllm_engine import VllmEngine, vllm_is_there
-from simpo_trainer.errors import SimPOError
 from simpo_trainer.recipe.answer_keys import GenerateSettings
 from toy import user
 
@@ -98,8 +97,7 @@ def test_nothing_is_loaded_where_all_is_done(vllm):
     assert not vllm.loaded
 
 
-def test_without_vllm_it_tells_what_to_install(monkeypatch):
-    monkeypatch.setattr("simpo_trainer.answers.vllm_engine.find_spec", lambda name: None)
-    assert not vllm_is_there()
-    with pytest.raises(SimPOError, match="pip install vllm.*engine to transformers"):
-        engine_of()
+def test_it_is_known_whether_vllm_is_there(monkeypatch):
+    for found, there in ((None, False), (object(), True)):
+        monkeypatch.setattr("simpo_trainer.answers.vllm_engine.find_spec", lambda name, found=found: found)
+        assert vllm_is_there() is there

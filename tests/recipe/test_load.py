@@ -10,6 +10,7 @@ import yaml
 from simpo_trainer.baselines.settings import MethodConfig
 from simpo_trainer.data.settings import DataConfig
 from simpo_trainer.errors import SimPOError
+from simpo_trainer.recipe.answer_keys import AnswerKeys
 from simpo_trainer.recipe.keys import KEYS
 from simpo_trainer.recipe.load import load_recipe
 from simpo_trainer.recipe.model_keys import ModelKeys
@@ -39,7 +40,8 @@ def test_keys_go_to_their_owners(load):
 
 
 def test_no_key_has_two_owners():
-    names = [field.name for owner in (SimPOConfig, DataConfig, ModelKeys, MethodConfig) for field in fields(owner)]
+    owners = (SimPOConfig, DataConfig, ModelKeys, MethodConfig, AnswerKeys)
+    names = [field.name for owner in owners for field in fields(owner)]
     assert len(names) == len(set(names)) == len(KEYS)
 
 
