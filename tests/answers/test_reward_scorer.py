@@ -1,7 +1,6 @@
 """The scorer that is a reward model: which models it takes, and the scores that it reads."""
 
 import json
-import random
 
 import pytest
 import torch
@@ -14,13 +13,8 @@ from models import tiny_model
 from simpo_trainer.answers import reward_scorer
 from simpo_trainer.answers.annotation import annotate
 from simpo_trainer.answers.reward_scorer import RewardScorer
-from simpo_trainer.answers.row_files import read_rows
-from simpo_trainer.data.load import load_preferences
-from simpo_trainer.data.settings import DataConfig
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.recipe.answer_keys import AnnotateSettings
-from simpo_trainer.tokens.settings import RowSettings
-from simpo_trainer.tokens.tokenization import tokenize_preferences
 from toy import CHATML, assistant, toy_tokenizer, user
 
 SIZES = {
@@ -315,51 +309,3 @@ def test_a_call_that_was_stopped_goes_on_with_the_same_batches(tmp_path, folder,
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-@pytest.mark.slow
-def test_a_trained_reward_model_tells_good_answers(tmp_path):
-    """A model that trl trains on a toy world puts held-out good answers above bad ones; its pairs can be trained on."""
-    from datasets import Dataset
-    from trl import RewardConfig, RewardTrainer
-
-    rng = random.Random(0)
-
-    def answers():
-        number = rng.randrange(1000)
-        return f"Tell of {number}.", f"Gladly: {number}.", f"Never, {number}!"
-
-    pairs = [answers() for _ in range(64)]
-    data = [
-        {"prompt": [user(prompt)], "chosen": [assistant(good)], "rejected": [assistant(bad)]}
-        for prompt, good, bad in pairs
-    ]
-    torch.manual_seed(0)
-    model = LlamaForSequenceClassification(LlamaConfig(**SIZES, num_labels=1, pad_token_id=0))
-    arguments = RewardConfig(
-        output_dir=str(tmp_path / "run"),
-        max_steps=40,
-        per_device_train_batch_size=8,
-        learning_rate=3e-3,
-        report_to="none",
-        save_strategy="no",
-        logging_strategy="no",
-        bf16=False,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        disable_tqdm=True,
-    )
-    trainer = RewardTrainer(
-        model=model, args=arguments, train_dataset=Dataset.from_list(data), processing_class=toy_tokenizer()
-    )
-    trainer.train()
-    trainer.save_model(str(tmp_path / "reward"))
-
-    rows = [answer_row(number, list(answers()[1:])) for number in range(1000, 1020)]
-    output = annotate(write_answers(tmp_path / "a.jsonl", rows), settings(tmp_path / "reward"))
-    written = read_rows(output)
-    assert len(written) == 20
-    assert all(row["chosen"][0]["content"].startswith("Gladly") for row in written)
-    train, _ = load_preferences(DataConfig(dataset_name=str(output)))
-    tokenized, _ = tokenize_preferences(train, toy_tokenizer(), RowSettings(max_length=200))
-    assert len(tokenized) == 20
