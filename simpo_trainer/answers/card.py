@@ -87,6 +87,8 @@ def _flat(section: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, A
         name = f"{before}{key}".replace("_", " ")
         if isinstance(value, Mapping):
             yield from _flat(value, f"{name}: ")
+        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            yield from _flat({f"{name} {number}": item for number, item in enumerate(value, start=1)})
         else:
             yield name, ", ".join(map(str, value)) if isinstance(value, list) else value
 

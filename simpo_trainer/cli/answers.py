@@ -51,6 +51,7 @@ def generate(
         from ..answers.generation import generate as write_answers
         from ..recipe.answer_keys import GenerateSettings, read_section, section_keys
         from ..recipe.load import load_recipe, parse_overrides
+        from ..train.bars import no_bars_in_a_file
 
         _refuse_option_first(recipe, "recipe", "RECIPE")
         texts, wrong = parse_overrides(settings or [])
@@ -58,7 +59,9 @@ def generate(
         of_recipe = [f"--{name}={text}" for name, text in texts.items() if name not in own]
         loaded = load_recipe(recipe, [*of_recipe, *wrong])
         mine = {name: text for name, text in texts.items() if name in own}
-        write_answers(loaded, read_section(GenerateSettings, loaded.settings.get("generate") or {}, mine))
+        given = read_section(GenerateSettings, loaded.settings.get("generate") or {}, mine)
+        with no_bars_in_a_file():
+            write_answers(loaded, given)
 
 
 def annotate(
@@ -79,13 +82,16 @@ def annotate(
         from ..errors import SimPOError
         from ..recipe.answer_keys import AnnotateSettings, read_section
         from ..recipe.load import check_recipe, parse_overrides
+        from ..train.bars import no_bars_in_a_file
 
         _refuse_option_first(str(file), "file", "FILE")
         texts, wrong = parse_overrides(settings or [])
         if wrong:
             raise SimPOError("\n".join(wrong))
         section = check_recipe(recipe).values.get("annotate") if recipe else None
-        write_pairs(file, read_section(AnnotateSettings, section or {}, texts))
+        given = read_section(AnnotateSettings, section or {}, texts)
+        with no_bars_in_a_file():
+            write_pairs(file, given)
 
 
 def _refuse_option_first(word: str, what: str, metavar: str) -> None:

@@ -10,12 +10,13 @@ from simpo_trainer.answers.card import card_path, check_same, read_card, write_c
 
 def test_facts_are_read_again(tmp_path):
     file = tmp_path / "rows.jsonl"
-    sections = {"generated": {"answers": 12_345, "tokens": {"mean": 3.5}, "seeds": [1, 2]}}
+    sections = {"generated": {"answers": 12_345, "tokens": {"mean": 3.5}, "seeds": [1, 2], "sets": [{"name": "x"}]}}
     write_card(file, sections)
     assert card_path(file).name == "rows.card.md"
     assert read_card(file) == sections
     text = card_path(file).read_text()
     assert "| answers | 12,345 |" in text and "| tokens: mean | 3.5 |" in text and "| seeds | 1, 2 |" in text
+    assert "| sets 1: name | x |" in text
 
 
 def test_nothing_private_and_no_markup_is_in_it(tmp_path):
