@@ -102,12 +102,17 @@ class TransformersEngine:
             keys = torch.tensor([noise_key(prompt, seed) for prompt, seed in rows], device=device)
             processors.append(KeyedSampling(keys, width, self._settings.temperature, self._settings.top_p))
         # Whole: what is not set here, `generate` would take from the model's own (its penalties, its temperature).
-        self._model.generation_config = GenerationConfig(
+        config = GenerationConfig(
             do_sample=False,
             max_new_tokens=self._limit(rows[0][0]),
             eos_token_id=self._end_ids or None,
             pad_token_id=self._pad_id,
         )
+        for holder in {
+            self._model,
+            getattr(self._model, "get_base_model", lambda: self._model)(),
+        }:  # of an adapter, both
+            holder.generation_config = config
         output = self._model.generate(input_ids=padded, attention_mask=mask, logits_processor=processors)
         return [_until_end(ids, set(self._end_ids)) for ids in output[:, width:].tolist()]
 

@@ -6,6 +6,8 @@ import random
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from answering import answering_recipe, prompts, read_lines, write_chat_model
 from simpo_trainer import SimPOError
@@ -192,3 +194,26 @@ def test_the_global_generator_is_not_used(tmp_path):
     before = torch.get_rng_state()
     generate(recipe, settings())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("task", [None, "CAUSAL_LM"])
+def test_an_adapter_answers(tmp_path, task):
+    """With its base; what tells one model from another is both."""
+    recipe = answering_recipe(tmp_path, ROWS)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    adapted = get_peft_model(
+        base, LoraConfig(r=2, task_type=task, target_modules="all-linear", init_lora_weights=False)
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    AutoTokenizer.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "adapter")
+    plain = generate(recipe, settings())
+    file = generate(answering_recipe(tmp_path, ROWS, model_name_or_path=str(tmp_path / "adapter")), settings())
+    assert [row["answers"] for row in read_lines(file)] != [row["answers"] for row in read_lines(plain)]
+    merged = adapted.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    AutoTokenizer.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "merged")
+    whole = generate(answering_recipe(tmp_path, ROWS, model_name_or_path=str(tmp_path / "merged")), settings())
+    by_prompt = [{row["number"]: row["answers"] for row in read_lines(each)} for each in (file, whole)]
+    assert by_prompt[0] == by_prompt[1]
+    prints = [read_card(each)["generated"]["identity"]["model"] for each in (plain, file, whole)]
+    assert len(set(prints)) == 3 and prints[1].endswith("+" + prints[0])

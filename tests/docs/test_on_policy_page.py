@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from answering import answering_recipe
 from simpo_trainer.answers import annotation, generation
 from simpo_trainer.answers.function_scorer import FunctionScorer
 from simpo_trainer.cli import app as cli
@@ -51,6 +52,18 @@ def test_the_recipe_is_the_paper_s(tmp_path):
 
 def test_the_row_and_the_function(tmp_path):
     row = json.loads(blocks("json")[0])
-    (tmp_path / "my_rules.py").write_text(blocks("python")[0])
+    (tmp_path / "my_rules.py").write_text(next(block for block in blocks("python") if "def score" in block))
     [[(_, scores)]] = FunctionScorer(f"{tmp_path / 'my_rules.py'}:score").scores([{**row, "topic": "cherry"}])
     assert scores == [-2.0, -1000.0]
+
+
+def test_the_python_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answering_recipe(tmp_path, [{"prompt": f"Tell me of {word}.", "topic": ""} for word in ("tea", "rain")])
+    (tmp_path / "recipe.yaml").rename(tmp_path / "my_run.yaml")
+    for block in blocks("python"):
+        if "def score" in block:
+            (tmp_path / "my_rules.py").write_text(block.replace("-len(words)", "-len(answer)"))
+        else:
+            exec(block.replace("max_new_tokens=512", "max_new_tokens=8"), {})
+    assert (tmp_path / "answers.jsonl").is_file() and (tmp_path / "pairs.jsonl").is_file()
