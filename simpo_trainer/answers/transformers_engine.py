@@ -108,11 +108,10 @@ class TransformersEngine:
             eos_token_id=self._end_ids or None,
             pad_token_id=self._pad_id,
         )
-        for holder in {
-            self._model,
-            getattr(self._model, "get_base_model", lambda: self._model)(),
-        }:  # of an adapter, both
-            holder.generation_config = config
+        self._model.generation_config = config
+        if isinstance(self._model, PeftModel):  # some kinds of it read that of the base
+            base: Any = self._model.get_base_model()
+            base.generation_config = config
         output = self._model.generate(input_ids=padded, attention_mask=mask, logits_processor=processors)
         return [_until_end(ids, set(self._end_ids)) for ids in output[:, width:].tolist()]
 
