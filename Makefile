@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install quickstart compare-losses test test-fast test-faults test-matrix install-scale check format keys-help bench gpu clean
+.PHONY: help install quickstart compare-losses test test-fast test-faults test-matrix install-scale check format keys-help bench gpu demo demo-small demo-all clean
 
 help:
 	@echo "make install      make .venv and install the package and its tools into it"
@@ -20,6 +20,7 @@ help:
 	@echo 'make keys-help    write what `simpo train --help` says of keys, after a change of a setting'
 	@echo "make bench        time training steps against trl and a floor; BENCH='--vocab 128256' adds options"
 	@echo "make gpu          on a machine with a card, in ten minutes: the tests that need one, and its benchmark in docs/gpu.md"
+	@echo "make demo         a real model learns from its own answers, in 40 minutes; demo-small: in five; demo-all: by every method"
 	@echo "make clean        remove caches and builds; .venv and runs/ stay"
 
 install: $(INSTALLED)
@@ -83,6 +84,15 @@ bench: install
 
 gpu: install
 	$(BIN)/python scripts/gpu.py $(GPU)
+
+demo: install-real
+	$(BIN)/python scripts/demo.py
+
+demo-small: install-real
+	$(BIN)/python scripts/demo.py --small
+
+demo-all: install-real
+	$(BIN)/python scripts/demo.py --all
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
