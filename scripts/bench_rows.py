@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from datasets import load_dataset
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from simpo_trainer.batches.order import PairBatchSampler
 from simpo_trainer.tokens.rows import TOKEN_COLUMNS, row_answers, row_pairs
@@ -69,6 +69,18 @@ def model_shape(name: str, vocab: int, max_length: int, hidden: int | None, laye
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
+
+
+def folder_shape(folder: str) -> dict[str, Any]:
+    """Fields of the `LlamaConfig` of a model in a folder.
+
+    Raises:
+        SystemExit: it is no Llama, of whose products alone the floor is known.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    if not isinstance(config, LlamaConfig):
+        raise SystemExit(f"{folder} holds a {config.model_type}; --model takes the folder of a Llama.")
+    return config.to_dict()
 
 
 def backbone_parameters(shape: dict[str, Any]) -> int:
@@ -201,6 +213,8 @@ def needed_flops(rows: Sequence[Row], shape: dict[str, Any], backbone: int, froz
         frozen: the weights get no gradients.
     """
     per_weight = 4 if frozen else 6
+    heads = shape["num_attention_heads"]
+    queries = heads * (shape.get("head_dim") or shape["hidden_size"] // heads)
     total = 0.0
     for row in rows:
         prompt, answers = len(row["prompt_ids"]), [len(ids) for ids in row_answers(row)]
@@ -209,5 +223,5 @@ def needed_flops(rows: Sequence[Row], shape: dict[str, Any], backbone: int, froz
         seen += sum((length - 1) * prompt + (length - 1) * length // 2 for length in answers)
         head = shape["hidden_size"] * shape["vocab_size"]
         total += per_weight * (backbone * tokens + head * sum(answers))
-        total += 12 * shape["hidden_size"] * shape["num_hidden_layers"] * seen
+        total += 12 * queries * shape["num_hidden_layers"] * seen
     return total

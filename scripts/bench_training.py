@@ -14,6 +14,8 @@ would not do). A repeat is a pass over the same few batches, and the first pass 
     x floor     time over that of the matrix products that no implementation can avoid, at the rate of large square
                 products on this machine (see `needed_flops` for what is counted)
 
+With `--model FOLDER` the model is that of a folder, and text becomes token ids as in a run, by its chat template.
+
 With `--ranked K`, prompts have K answers, and every two of them make a pair. The row "ours, ranked" trains on prompts
 with their answers, all others on the same pairs two by two, those of a prompt one after the other in the same optimiser
 step.
@@ -30,9 +32,11 @@ import torch
 import transformers
 from bench_process import RATE, measured
 from bench_rows import (
+    MODELS,
     PROFILES,
     backbone_parameters,
     choose_batches,
+    folder_shape,
     medians,
     model_shape,
     needed_flops,
@@ -80,12 +84,16 @@ def run_training(options: argparse.Namespace) -> None:
     compare(rows, BASELINE, "peak_bytes", "peak_over_trl")
     if options.ranked:
         compare(rows, TWO_BY_TWO, "pairs_per_second", "over_two_by_two")
+    apart = largest_difference(rows)
     agree = losses_agree(rows, BFLOAT16_TOLERANCE if job["bf16"] else _FLOAT32_TOLERANCE)
     _print_table(console, rows)
     _say_ranked(console, rows, options.ranked)
     _say_disturbances(console, rows)
     console.print("losses agree" if agree else "LOSSES DISAGREE", highlight=False)
-    print(json.dumps({"setting": setting, "rows": rows, "losses_agree": agree}))
+    if apart is not None:
+        steps = len(job["rows"]) // options.pairs * job["epochs"]
+        console.print(f"largest difference of a loss between rows: {apart:.1e}, of {steps} steps", highlight=False)
+    print(json.dumps({"setting": setting, "rows": rows, "losses_agree": agree, "largest_difference": apart}))
     if not agree or any("error" in row for row in rows):
         raise SystemExit(1)
 
@@ -95,15 +103,22 @@ def make_job(options: argparse.Namespace) -> dict[str, Any]:
     profile = PROFILES[options.profile]
     if options.max_length:
         profile = replace(profile, max_length=options.max_length)
-    if options.data:
-        pool = real_pairs(options.data, options.tokenizer, profile.max_length)
-        largest = max(max(ids) for row in pool for ids in (row["prompt_ids"], *row_answers(row)))
-        if largest >= options.vocab:
-            raise SystemExit(f"{options.data} has the token id {largest}; set --vocab above it.")
-    elif options.ranked:
-        pool = random_ranked(profile, options.vocab, options.seed, options.ranked)
+    folder = None if options.model in MODELS else options.model
+    if folder:
+        shape = folder_shape(folder)
     else:
-        pool = random_pairs(profile, options.vocab, options.seed)
+        shape = model_shape(options.model, options.vocab, profile.max_length, options.hidden, options.layers)
+    vocab = shape["vocab_size"]
+    if options.data:
+        pool = real_pairs(options.data, options.tokenizer or folder, profile.max_length)
+        largest = max(max(ids) for row in pool for ids in (row["prompt_ids"], *row_answers(row)))
+        if largest >= vocab:
+            change = "take the model's own tokenizer" if folder else "set --vocab above it"
+            raise SystemExit(f"{options.data} has the token id {largest}; {change}.")
+    elif options.ranked:
+        pool = random_ranked(profile, vocab, options.seed, options.ranked)
+    else:
+        pool = random_pairs(profile, vocab, options.seed)
     rows = choose_batches(pool, options.pairs, options.steps, options.seed)
     cuda = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
     return {
@@ -112,7 +127,9 @@ def make_job(options: argparse.Namespace) -> dict[str, Any]:
         "pairs": options.pairs,
         "epochs": options.repeats + 1,
         "max_length": profile.max_length,
-        "shape": model_shape(options.model, options.vocab, profile.max_length, options.hidden, options.layers),
+        "folder": folder,
+        "shape": shape,
+        "learning_rate": options.learning_rate,
         "seed": options.seed,
         "cuda": cuda,
         "bf16": cuda,
@@ -166,6 +183,12 @@ def losses_agree(rows: list[dict[str, Any]], tolerance: float) -> bool:
     )
 
 
+def largest_difference(rows: list[dict[str, Any]]) -> float | None:
+    """The largest difference of a step's loss between two rows; None where fewer than two have losses."""
+    runs = [row["losses"] for row in rows if "error" not in row]
+    return max(max(step) - min(step) for step in zip(*runs, strict=False)) if len(runs) > 1 else None
+
+
 def setting_of(options: argparse.Namespace, job: dict[str, Any], rate: dict[str, Any]) -> dict[str, Any]:
     """What a table was measured on and with."""
     here, pool = ("/".join(map(str, found.values())) for found in (medians(job["rows"]), job["pool_medians"]))
@@ -181,7 +204,7 @@ def setting_of(options: argparse.Namespace, job: dict[str, Any], rate: dict[str,
         "median prompt/chosen/rejected": f"{here} (of the pairs that the batches are taken from: {pool})",
         "max_length": job["max_length"],
         "model": f"{options.model} ({job['shape']['hidden_size']} x {job['shape']['num_hidden_layers']})",
-        "vocab": options.vocab,
+        "vocab": job["shape"]["vocab_size"],
         **({"answers to a prompt": options.ranked, "prompts a step": options.pairs} if options.ranked else {}),
         "pairs a step": len(two_by_two(job["rows"])) // options.steps,
         "steps a pass": options.steps,

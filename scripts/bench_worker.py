@@ -21,7 +21,14 @@ from bench_rows import epochs_in_order, two_by_two
 from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, set_seed
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    set_seed,
+)
 
 from simpo_trainer import SimPOConfig, SimPOTrainer
 
@@ -134,7 +141,7 @@ def _trainer(job: dict[str, Any], row: str, output: str, model: Any, clock: Step
         "per_device_train_batch_size": each * (1 if row == RANKED else pairs_of_a_row),
         "gradient_accumulation_steps": 1,
         "gradient_checkpointing": job["gradient_checkpointing"],
-        "learning_rate": 1e-4,
+        "learning_rate": job["learning_rate"],
         "lr_scheduler_type": "constant",
         "warmup_steps": 0,
         "max_length": job["max_length"],
@@ -148,15 +155,7 @@ def _trainer(job: dict[str, Any], row: str, output: str, model: Any, clock: Step
         "report_to": "none",
         "disable_tqdm": True,
     }
-    # A name for the padding is all that either trainer needs of a tokenizer here.
-    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="<pad>")),
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-    )
-    shared: dict[str, Any] = {"processing_class": tokenizer, "callbacks": [clock]}
+    shared: dict[str, Any] = {"processing_class": _tokenizer(job["folder"]), "callbacks": [clock]}
     if layout := ROWS[row]:
         args = SimPOConfig(
             output,
@@ -174,6 +173,19 @@ def _trainer(job: dict[str, Any], row: str, output: str, model: Any, clock: Step
     from bench_trl import trl_trainer  # here: it is this row alone that needs trl's trainer
 
     return trl_trainer(model, _in_order(job), output, BETA * RATIO, settings, shared)
+
+
+def _tokenizer(folder: str | None) -> PreTrainedTokenizerBase:
+    """The model's own; of a random model, a name for the padding, which is all that either trainer needs here."""
+    if folder:
+        return AutoTokenizer.from_pretrained(folder)
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="<pad>")),
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+    )
 
 
 def _in_order(job: dict[str, Any]) -> Dataset:

@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py [--profile ultrafeedback] [--vocab 32000] [--repeats 3]
     python scripts/benchmark.py --data pairs.jsonl --tokenizer NAME
+    python scripts/benchmark.py --data pairs.jsonl --model FOLDER
     python scripts/benchmark.py --ranked 4 --pairs 2
     python scripts/benchmark.py --what head [--positions 4096]
     python scripts/benchmark.py --what profile [--profile hh]
@@ -15,6 +16,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from bench_answers import run_answers
 from bench_head import run_head
@@ -53,13 +55,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     training = parser.add_argument_group("training")
     training.add_argument("--profile", choices=PROFILES, default="ultrafeedback", help="lengths of random pairs")
     training.add_argument("--data", help="JSON or Parquet file of pairs instead, text or token ids")
-    training.add_argument("--tokenizer", help="of such text")
+    training.add_argument("--tokenizer", help="of such text, instead of the model's where that is a folder")
     training.add_argument("--max-length", type=int, help="instead of the profile's")
-    training.add_argument("--model", choices=MODELS, default="small")
+    training.add_argument("--model", default="small", help=f"random: {', '.join(MODELS)}; or the folder of a Llama")
     training.add_argument("--layers", type=int, help="instead of the model's")
     training.add_argument("--pairs", type=int, default=8, help="in an optimiser step; with --ranked, prompts")
     training.add_argument("--ranked", type=int, metavar="K", help="random prompts with K answers, all pairs of them")
     training.add_argument("--steps", type=int, default=4, help="in a pass, each over another batch")
+    training.add_argument("--learning-rate", type=float, default=1e-4)
     training.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     training.add_argument("--gradient-checkpointing", action="store_true")
     training.add_argument("--lora", action="store_true", help="rank 16 on all linear layers of the backbone")
@@ -80,6 +83,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--pairs is {options.pairs}; {options.processes} processes need a multiple of them")
     if RANKED in (options.rows or ()) and not options.ranked:
         parser.error(f"the row {RANKED!r} needs --ranked K")
+    if options.model not in MODELS:
+        if not (Path(options.model) / "config.json").is_file():
+            shapes = ", ".join(MODELS)
+            parser.error(f"--model is {options.model}, neither one of {shapes} nor a folder with a config.json")
+        if {options.hidden, options.layers, options.vocab} != {None, parser.get_default("vocab")}:
+            parser.error("--hidden, --layers and --vocab are of random models; leave them out with a folder as --model")
     if options.vocab < 16:
         parser.error("--vocab must be at least 16")
     options.arguments = [shlex.quote(argument) for argument in arguments]

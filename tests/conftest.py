@@ -3,6 +3,10 @@
 import gc
 import os
 import signal
+import sys
+from pathlib import Path
+
+import pytest
 
 # No network, no telemetry, no progress bars.
 os.environ |= {
@@ -20,6 +24,17 @@ for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, s
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 # Threads of a tiny product mostly wait for each other: on a busy machine, two take ten times as long as one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """The folder of the real model, made on the first use."""
+    sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+    from real_model import FOLDER, gguf_file, prepare
+
+    if gguf_file() is None:
+        pytest.skip("make install-real")
+    return prepare(FOLDER)
 
 
 def pytest_collection_finish():

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from answering import write_chat_model, write_lines
+from models import tiny_architecture
+from reference import in_float64, score_pairs
 from simpo_trainer.tokens.rows import TOKEN_COLUMNS
+from toy import toy_pairs
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 # The parts of the script import each other by name, as they do when it runs.
@@ -20,7 +24,7 @@ import bench_rows  # noqa: E402
 import benchmark  # noqa: E402
 from bench_parts import around  # noqa: E402
 from bench_profile import kind_of  # noqa: E402
-from bench_training import losses_agree, summary  # noqa: E402
+from bench_training import largest_difference, losses_agree, summary  # noqa: E402
 from bench_worker import RANKED, ROWS  # noqa: E402
 
 TINY = ["--hidden", "32", "--layers", "2", "--vocab", "500", "--max-length", "64", "--steps", "2", "--repeats", "1"]
@@ -65,6 +69,28 @@ def test_real_pairs_adapters_and_some_rows(tmp_path):
     rows = ["--rows", "ours, packed", "--lora", "--gradient-checkpointing"]
     _, result = run_benchmark(*TINY, "--device", "cpu", "--pairs", "4", "--data", str(file), *rows)
     assert [row["row"] for row in result["rows"]] == ["ours, packed"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [[], ["--lora"]], ids=["full", "LoRA"])
+def test_a_model_of_a_folder_trains_on_conversations(tmp_path, training):
+    """Its own weights, tokens and chat template: the first loss is that of the reference on the same rows."""
+    folder = write_chat_model(tmp_path / "model", tie_word_embeddings=True)
+    file = write_lines(tmp_path / "pairs.jsonl", toy_pairs(20, conversational=True))
+    words = ["--model", str(folder), "--data", str(file), "--pairs", "4", "--steps", "2", "--repeats", "1", *training]
+    lines, result = run_benchmark(*words, "--device", "cpu", "--max-length", "128", "--rows", "trl CPO", "ours, packed")
+    trl, ours = result["rows"]
+    assert result["losses_agree"] and len(trl["losses"]) == 4
+    apart = max(abs(one - other) for one, other in zip(trl["losses"], ours["losses"], strict=True))
+    assert result["largest_difference"] == pytest.approx(apart) and apart < 1e-4
+    assert f"largest difference of a loss between rows: {apart:.1e}, of 4 steps" in lines
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert result["setting"]["model"] == f"{folder} (32 x 2)"
+    assert result["setting"]["vocab"] == model.config.vocab_size
+
+    rows = bench_rows.choose_batches(bench_rows.real_pairs(str(file), str(folder), 128), size=4, steps=2, seed=42)
+    first = bench_rows.epochs_in_order(rows, size=4, epochs=1, seed=42)[:4]
+    assert ours["losses"][0] == pytest.approx(score_pairs(in_float64(model), first).loss().item(), rel=1e-5)
 
 
 @pytest.mark.slow
@@ -153,6 +179,23 @@ def test_counted_products_of_two_answers():
     assert frozen == 4 * (1000 * 7 + 32 * 500 * 6) + 12 * 32 * (6 + 4 + 15)
 
 
+def test_queries_may_be_wider_than_the_model():
+    fields = {**shape(layers=1), "head_dim": 3 * 32 // shape()["num_attention_heads"]}
+    narrow, wide = (bench_rows.needed_flops([pair(3, 2, 4)], each, backbone=1000) for each in (shape(layers=1), fields))
+    assert wide - narrow == 2 * 12 * 32 * (6 + 4 + 15)
+
+
+def test_the_shape_of_a_folder_is_that_of_its_model(tmp_path):
+    fields = bench_rows.folder_shape(str(write_chat_model(tmp_path / "model")))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert fields["vocab_size"] == len(model.get_input_embeddings().weight)
+    backbone = sum(p.numel() for p in model.model.parameters()) - model.get_input_embeddings().weight.numel()
+    assert bench_rows.backbone_parameters(fields) == backbone
+    tiny_architecture("gpt2").save_pretrained(tmp_path / "other")
+    with pytest.raises(SystemExit, match="other holds a gpt2; --model takes the folder of a Llama"):
+        bench_rows.folder_shape(str(tmp_path / "other"))
+
+
 @pytest.mark.parametrize("name", bench_rows.PROFILES)
 def test_profiles_have_their_lengths(name):
     profile = bench_rows.PROFILES[name]
@@ -201,9 +244,13 @@ def test_disagreeing_losses_are_found():
     assert losses_agree(rows, 1e-3)
     assert not losses_agree([*rows, {"losses": [1.01, 2.0]}], 1e-3)
     assert not losses_agree([*rows, {"losses": [1.0]}], 1e-3)
+    assert largest_difference(rows) == pytest.approx(1e-3)
+    assert largest_difference([*rows, {"losses": [1.01, 2.0]}]) == pytest.approx(1e-2)
+    assert largest_difference(rows[:2]) is None
 
 
-def test_arguments_that_cannot_be_are_refused(capsys):
+def test_arguments_that_cannot_be_are_refused(capsys, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(SystemExit):
         benchmark.parse(["--steps", "0"])
     assert "--steps must be at least 1" in capsys.readouterr().err
@@ -212,10 +259,14 @@ def test_arguments_that_cannot_be_are_refused(capsys):
         (["--ranked", "4", "--data", "x.jsonl"], "no --data"),
         (["--what", "scaling", "--pairs", "3"], "--pairs is 3; 2 processes need a multiple of them"),
         (["--rows", "ours, ranked"], "the row 'ours, ranked' needs --ranked K"),
+        (["--model", "smal"], "--model is smal, neither one of small, 1b, 8b nor a folder with a config.json"),
+        (["--model", str(tmp_path), "--layers", "2"], "--hidden, --layers and --vocab are of random models"),
+        (["--model", str(tmp_path), "--vocab", "500"], "leave them out with a folder as --model"),
     ):
         with pytest.raises(SystemExit):
             benchmark.parse(words)
         assert message in capsys.readouterr().err
+    assert benchmark.parse(["--model", str(tmp_path)]).model == str(tmp_path)
     assert benchmark.parse(["--data", "my pairs.jsonl"]).arguments == ["--data", "'my pairs.jsonl'"]
 
 
