@@ -95,6 +95,7 @@ class _Rounds:
     run: RunStage
     console: Console
     start_model: str
+    reported: int = 0  # the rounds that the files and the last table tell of, the start among them
 
     def make(self) -> list[RoundFacts]:
         """Make those that are not there yet, and return the facts of all."""
@@ -151,10 +152,12 @@ class _Rounds:
         write_text(output_dir / "rounds.csv", as_csv(facts))
         rounds_picture(facts, stands.best, output_dir / "rounds.png")
         show(facts, stands.best, self.console)
+        self.reported = len(facts)
 
     def _conclude(self, facts: Sequence[RoundFacts]) -> None:
         """Tell why no other round follows, and where the best model is."""
-        self._report(facts)
+        if self.reported != len(facts):  # also where the process was killed before it could
+            self._report(facts)
         stands, output_dir = standing(facts), self.stages.output_dir
         if stands.below >= self.settings.patience:
             logger.info(
