@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -79,10 +80,11 @@ def _write_prompts(output_dir: Path, split: PromptSplit) -> None:
     for path, prompts in zip(prompt_files(output_dir), (split.train, split.held_out), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            write_rows(path, [_row(prompt) for prompt in prompts])
+            write_rows(path, [written_row(prompt) for prompt in prompts])
 
 
-def _row(prompt: Prompt) -> dict[str, object]:
+def written_row(prompt: Prompt) -> dict[str, Any]:
+    """Returns a prompt as a row of a file, from which the same prompt is read again."""
     return {"prompt": prompt.messages, **prompt.template_columns, **prompt.columns}
 
 

@@ -44,6 +44,7 @@ def iterate(
         from ..answers.iteration import iterate as make_rounds
         from ..recipe.answer_keys import IterateSettings, read_section, section_keys
         from ..recipe.load import check_recipe, parse_overrides
+        from ..train.bars import no_bars_in_a_file
 
         refuse_option_first(recipe, "recipe", "RECIPE")
         texts, wrong = parse_overrides(settings or [])
@@ -55,7 +56,8 @@ def iterate(
         given = read_section(IterateSettings, read.values.get("iterate") or {}, mine)
         launching = _launching(launcher, num_processes, main_process_port)
         try:
-            make_rounds(read, given, launching)
+            with no_bars_in_a_file():
+                make_rounds(read, given, launching)
         except StageEnded as end:
             raise typer.Exit(end.status) from None
 
