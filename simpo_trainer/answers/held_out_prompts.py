@@ -30,7 +30,7 @@ def split_prompts(config: DataConfig) -> PromptSplit:
     hashes, which do not depend on the order of the rows. A prompt that is held out is never answered for training.
 
     Raises:
-        SimPOError: there are none to hold out, or none is left; or as :func:`~.prompts.load_prompts`.
+        SimPOError: there are none to hold out, or none is left; or as `load_prompts`.
     """
     if config.test_split_size is not None:
         prompts = read_prompts(load_training_rows(config), config).prompts

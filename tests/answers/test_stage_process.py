@@ -13,7 +13,7 @@ from simpo_trainer.answers.stage_process import run_stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")]
 
-# A stage that waits for a server that never answers, in place of one that works for hours.
+# In place of a stage that works for hours is one whose scorer waits.
 WAITING = """
 import sys
 from simpo_trainer.answers.stage_process import run_stage
