@@ -49,7 +49,7 @@ GROUPS: dict[str, list[str]] = {
         *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "hub_token"),
     ],
     "Answers": [
-        *("generate", "annotate"),
+        *("generate", "annotate", "iterate"),
     ],
     "Speed and memory": [
         *("bf16", "fp16", "gradient_checkpointing", "gradient_checkpointing_kwargs", "batch_layout"),

@@ -15,6 +15,7 @@ from .decontamination import Decontamination, Match, left_out_path
 from .journal import only_writer
 from .requests import hash_of
 from .row_files import ENDINGS, check_ending, check_parquet, write_rows
+from .scorer import Scorer
 from .scorers import check_one_scorer, load_scorer
 from .scoring import ScoredFile
 from .selection import Selection, kept_columns, select
@@ -38,7 +39,7 @@ def annotate(file: Path, settings: AnnotateSettings) -> Path:
         settings: the scorer, and which rows to make.
 
     Returns:
-        The file of the rows to train on.
+        The file of the rows to train on; with `pairs: none`, of the answers with their scores.
 
     Raises:
         SimPOError: a setting or the file cannot be used, there is a file of another run under the output's name, the
@@ -51,6 +52,8 @@ def annotate(file: Path, settings: AnnotateSettings) -> Path:
     decontamination = _decontamination(settings)
     scorer = load_scorer(settings)
     content = hash_of(rows)
+    if settings.pairs == "none":
+        return _scores_alone(file, rows, content, scorer, settings)
     scored = ScoredFile(_named(file, "scores", content, scorer.identity), file, rows, content, scorer)
     selected_by = _selected_by(settings, decontamination)
     identity = hash_of(content, scorer.identity, selected_by)
@@ -76,6 +79,16 @@ def annotate(file: Path, settings: AnnotateSettings) -> Path:
         write_rows(output, selection.rows)
     logger.info(f"{len(selection.rows):,} rows to train on in {output}. {_next_step(output)}")
     return output
+
+
+def _scores_alone(file: Path, rows: Rows, content: str, scorer: Scorer, settings: AnnotateSettings) -> Path:
+    """Write the scores, if they are not there already, under the output's name; no rows to train on."""
+    path = Path(settings.output) if settings.output else _named(file, "scores", content, scorer.identity)
+    _check_output(path, (file,))
+    with only_writer(path):
+        ScoredFile(path, file, rows, content, scorer).rows()
+    logger.info(f"The answers with their scores are in {path}.")
+    return path
 
 
 def _named(file: Path, what: str, *decides: Any) -> Path:

@@ -1,6 +1,5 @@
 """`simpo generate`: the answers of a model to the prompts of a recipe, in a file that goes on where it was."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,22 +103,16 @@ def _answer_all(ready: Ready, settings: GenerateSettings, journal: Journal) -> E
 
 
 def _row(key: str, prompt: Prompt, answers: Sequence[Answer], settings: GenerateSettings) -> dict[str, Any]:
-    kwargs = dict(prompt.template_kwargs)
-    tools = kwargs.pop("tools", None)
-    row = {
+    return {
         "key": key,
         "prompt": prompt.messages,
         "answers": [answer.text for answer in answers],
         "finish_reasons": [answer.finish_reason for answer in answers],
         "token_counts": [answer.tokens for answer in answers],
         "seeds": settings.used_seeds,
+        **prompt.template_columns,
+        **prompt.columns,
     }
-    # As text, so that objects of other rows do not lend these their keys.
-    if tools:
-        row["tools"] = json.dumps(tools, ensure_ascii=False)
-    if kwargs:
-        row["chat_template_kwargs"] = json.dumps(kwargs, ensure_ascii=False)
-    return row | dict(prompt.columns)
 
 
 def _facts(recipe: Recipe, loaded: Prompts, ready: Ready, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -54,10 +54,20 @@ def load_prompts(config: DataConfig) -> Prompts:
         SimPOError: as `load_preferences`, of sources; there is no prompt in a column; or no row has one that can be
             answered.
     """
+    return read_prompts(load_training_rows(config), config)
+
+
+def read_prompts(sets: Mapping[str, Dataset], config: DataConfig) -> Prompts:
+    """Returns the prompts of rows like :func:`load_prompts`.
+
+    Args:
+        sets: the rows, by the name that messages call each set.
+        config: tells where in them the prompts are.
+    """
     found: dict[str, Prompt] = {}
     dropped: dict[str, Dropped] = {}
     count, texts = 0, 0
-    for name, rows in load_training_rows(config).items():
+    for name, rows in sets.items():
         for row, (value, columns) in enumerate(_values(rows, config, name)):
             count += 1
             try:

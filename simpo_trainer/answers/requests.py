@@ -36,6 +36,16 @@ class Prompt:
         """Returns the hash of all that the model is given."""
         return hash_of(self.messages, dict(self.template_kwargs))
 
+    @property
+    def template_columns(self) -> dict[str, str]:
+        """Returns the columns of a row that hold the arguments of the chat template.
+
+        They are texts, so that objects of other rows do not lend these their keys.
+        """
+        kwargs = dict(self.template_kwargs)
+        found = {"tools": kwargs.pop("tools", None), "chat_template_kwargs": kwargs}
+        return {name: json.dumps(value, ensure_ascii=False) for name, value in found.items() if value}
+
 
 @dataclass(frozen=True)
 class Answer:

@@ -48,12 +48,15 @@ def generate(
     A command that was stopped goes on where it was.
     """
     with StopRequest(at_once=_STOPPED):
+        from ..run.orphans import end_with_launcher
+
+        end_with_launcher()
         from ..answers.generation import generate as write_answers
         from ..recipe.answer_keys import GenerateSettings, read_section, section_keys
         from ..recipe.load import load_recipe, parse_overrides
         from ..train.bars import no_bars_in_a_file
 
-        _refuse_option_first(recipe, "recipe", "RECIPE")
+        refuse_option_first(recipe, "recipe", "RECIPE")
         texts, wrong = parse_overrides(settings or [])
         own = section_keys(GenerateSettings)
         of_recipe = [f"--{name}={text}" for name, text in texts.items() if name not in own]
@@ -78,13 +81,16 @@ def annotate(
     Answers are scored once: other rows to train on are made of the same scores, and a command that was stopped goes on.
     """
     with StopRequest(at_once=_STOPPED):
+        from ..run.orphans import end_with_launcher
+
+        end_with_launcher()
         from ..answers.annotation import annotate as write_pairs
         from ..errors import SimPOError
         from ..recipe.answer_keys import AnnotateSettings, read_section
         from ..recipe.load import check_recipe, parse_overrides
         from ..train.bars import no_bars_in_a_file
 
-        _refuse_option_first(str(file), "file", "FILE")
+        refuse_option_first(str(file), "file", "FILE")
         texts, wrong = parse_overrides(settings or [])
         if wrong:
             raise SimPOError("\n".join(wrong))
@@ -94,6 +100,6 @@ def annotate(
             write_pairs(file, given)
 
 
-def _refuse_option_first(word: str, what: str, metavar: str) -> None:
+def refuse_option_first(word: str, what: str, metavar: str) -> None:
     if word.startswith("-"):
         raise typer.BadParameter(f"The {what} comes first, before {word}.", param_hint=metavar)

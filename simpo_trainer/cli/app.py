@@ -12,6 +12,7 @@ from ..environment import environment
 from ..errors import SimPOError
 from .answers import AnnotateCommand, GenerateCommand, annotate, generate
 from .compare import compare
+from .iterate import IterateCommand, iterate
 from .losses import losses
 from .recipe import app as recipe_app
 from .train import TrainCommand, train
@@ -50,6 +51,7 @@ _WORDS = {"token_normalize_func": lambda name: name.replace("_", "-")}
 app.command("train", cls=TrainCommand, context_settings={"ignore_unknown_options": True, **_WORDS})(train)
 app.command("generate", cls=GenerateCommand, context_settings={"ignore_unknown_options": True})(generate)
 app.command("annotate", cls=AnnotateCommand, context_settings={"ignore_unknown_options": True})(annotate)
+app.command("iterate", cls=IterateCommand, context_settings={"ignore_unknown_options": True, **_WORDS})(iterate)
 app.command("compare")(compare)
 app.add_typer(recipe_app, name="recipe")
 app.command("losses", context_settings=_WORDS)(losses)

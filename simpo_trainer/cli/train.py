@@ -9,6 +9,15 @@ from typer.core import TyperCommand
 
 from ..train.stop import NOTHING_YET, StopRequest
 from .keys_help import print_keys
+from .launching import (
+    Launcher,
+    MachineRank,
+    MainProcessIP,
+    MainProcessPort,
+    MaxRestarts,
+    NumMachines,
+    NumProcesses,
+)
 
 
 class TrainCommand(TyperCommand):
@@ -17,62 +26,6 @@ class TrainCommand(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         super().format_help(ctx, formatter)
         print_keys()
-
-
-def _launching(*names: str, help: str, least: int | None = None, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=help, min=least, metavar=metavar, rich_help_panel="Launching processes")
-
-
-_Launcher = Annotated[
-    str | None,
-    _launching(
-        metavar="NAME|FILE",
-        help="Train in processes that `accelerate launch` starts, and show its command: single, ddp, fsdp2, "
-        "fsdp2-offload, zero2, zero3, zero3-offload (explained in recipes/accelerate/), or a configuration file of "
-        "accelerate.",
-    ),
-]
-_NumProcesses = Annotated[
-    int | None,
-    _launching(
-        "--num-processes",
-        least=1,
-        help="Processes over all machines; unset means one for each visible accelerator, or one on the CPU.",
-    ),
-]
-_NumMachines = Annotated[
-    int | None,
-    _launching(
-        "--num-machines",
-        least=1,
-        help="Machines that train together; the same command is called on each.",
-    ),
-]
-_MachineRank = Annotated[
-    int | None,
-    _launching(
-        "--machine-rank",
-        least=0,
-        help="Number of this machine, from 0; unset, the machines find each other and number themselves.",
-    ),
-]
-_MainProcessIP = Annotated[str | None, _launching("--main-process-ip", help="Address of machine 0.")]
-_MainProcessPort = Annotated[
-    int | None,
-    _launching(
-        "--main-process-port",
-        help="A free port of machine 0, the same on all machines; unset means 29500.",
-    ),
-]
-_MaxRestarts = Annotated[
-    int | None,
-    _launching(
-        "--max-restarts",
-        least=0,
-        help="How often failed processes are started anew on several machines without ranks: they go on from the last "
-        "checkpoint, once a lost machine has called its command again.",
-    ),
-]
 
 
 def train(
@@ -84,13 +37,13 @@ def train(
             help="Replace values of the recipe: --key value, --key=value, --flag, --no-flag. Lists as in YAML.",
         ),
     ] = None,
-    launcher: _Launcher = None,
-    num_processes: _NumProcesses = None,
-    num_machines: _NumMachines = None,
-    machine_rank: _MachineRank = None,
-    main_process_ip: _MainProcessIP = None,
-    main_process_port: _MainProcessPort = None,
-    max_restarts: _MaxRestarts = None,
+    launcher: Launcher = None,
+    num_processes: NumProcesses = None,
+    num_machines: NumMachines = None,
+    machine_rank: MachineRank = None,
+    main_process_ip: MainProcessIP = None,
+    main_process_port: MainProcessPort = None,
+    max_restarts: MaxRestarts = None,
 ) -> None:
     """Train with the settings of RECIPE; values after it replace the recipe's.
 
@@ -157,8 +110,10 @@ def _launch(recipe_words: list[str], launcher: str, given: dict[str, Any]) -> in
         from ..recipe.load import check_recipe
         from ..run.launcher import Processes, launch_words, shown, variables_of
         from ..run.machines import as_prefix
+        from ..run.orphans import end_with_launcher
         from ..run.supervision import supervise
 
+        end_with_launcher()
         check_recipe(recipe_words[0], recipe_words[1:])  # mistakes are found before any process is started
         words = launch_words(
             launcher,

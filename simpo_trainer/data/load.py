@@ -85,6 +85,18 @@ def load_training_rows(config: DataConfig) -> dict[str, Dataset]:
     Raises:
         SimPOError: as :func:`load_preferences`, of settings, sources and splits.
     """
+    splits_of = _raw_splits(config)
+    return _raw(_train_parts(config), splits_of, config)
+
+
+def load_test_rows(config: DataConfig) -> dict[str, Dataset]:
+    """Returns the rows of the evaluation splits like :func:`load_training_rows`; none where there is no such split."""
+    splits_of = _raw_splits(config)
+    return _raw(_test_parts(config, splits_of), splits_of, config)
+
+
+def _raw_splits(config: DataConfig) -> Callable[[Source], dict[str, Rows]]:
+    """Returns what reads the splits of a source, whole and once."""
     if problems := data_problems(asdict(config)):
         raise SimPOError("\n".join(problems))
     loaded: dict[str, dict[str, Rows]] = {}
@@ -94,7 +106,11 @@ def load_training_rows(config: DataConfig) -> dict[str, Dataset]:
             loaded[repr(source)] = load_splits(source)
         return loaded[repr(source)]
 
-    found = _rows_of(_train_parts(config), splits_of, config)
+    return splits_of
+
+
+def _raw(parts: list[_Part], splits_of: Callable[[Source], dict[str, Rows]], config: DataConfig) -> dict[str, Dataset]:
+    found = _rows_of(parts, splits_of, config) if parts else {}
     return {name: rows for name, rows in found.items() if isinstance(rows, Dataset)}
 
 

@@ -1,4 +1,4 @@
-"""The sections `generate` and `annotate` of a recipe: the settings of the two verbs of these names."""
+"""The sections `generate`, `annotate` and `iterate` of a recipe: the settings of the verbs of these names."""
 
 import math
 from collections.abc import Mapping
@@ -19,10 +19,11 @@ _STEP = 101
 
 @dataclass
 class AnswerKeys:
-    """The keys of a recipe for `simpo generate` and `simpo annotate`; `simpo train` does not read them."""
+    """The keys of a recipe for the verbs of on-policy data; `simpo train` does not read them."""
 
     generate: dict[str, Any] | None = knob(None, "Settings of `simpo generate`, see its --help.", changes_result=False)
     annotate: dict[str, Any] | None = knob(None, "Settings of `simpo annotate`, see its --help.", changes_result=False)
+    iterate: dict[str, Any] | None = knob(None, "Settings of `simpo iterate`, see its --help.", changes_result=False)
 
 
 @dataclass
@@ -135,10 +136,11 @@ class AnnotateSettings:
         lambda x: x >= 2,
         "it must be 2 or more.",
     )
-    pairs: PairChoice | Literal["ranked"] = knob(
+    pairs: PairChoice | Literal["ranked", "none"] = knob(
         "best_worst",
         "Rows to train on: the best and the worst answer of a prompt (best_worst), every two of different scores "
-        "(all), each and the next lower one (adjacent), or all answers with their scores in one row (ranked).",
+        "(all), each and the next lower one (adjacent), or all answers with their scores in one row (ranked); or none: "
+        "the output has the answers with their scores.",
     )
     least_gap: float = knob(
         0.0,
@@ -156,8 +158,26 @@ class AnnotateSettings:
     )
 
 
-SECTIONS: dict[str, type] = {"generate": GenerateSettings, "annotate": AnnotateSettings}
-Settings = TypeVar("Settings", GenerateSettings, AnnotateSettings)
+@dataclass
+class IterateSettings:
+    """Settings of `simpo iterate`."""
+
+    rounds: int = knob(
+        3,
+        "Rounds of answers, scores and training, each from the model of the one before.",
+        lambda x: x >= 1,
+        "it must be 1 or more.",
+    )
+    patience: int = knob(
+        1,
+        "Rounds in a row with a held-out score below the best so far, after which no other is begun.",
+        lambda x: x >= 1,
+        "it must be 1 or more.",
+    )
+
+
+SECTIONS: dict[str, type] = {"generate": GenerateSettings, "annotate": AnnotateSettings, "iterate": IterateSettings}
+Settings = TypeVar("Settings", GenerateSettings, AnnotateSettings, IterateSettings)
 
 
 def section_keys(owner: type) -> list[str]:

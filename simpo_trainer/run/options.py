@@ -1,4 +1,6 @@
-"""The environment variable that gives a launched process the options of its launcher."""
+"""Environment variables by which a process tells those that it starts of itself."""
 
 # Its value: the launcher's options, as `simpo train` takes them.
 LAUNCHER_OPTIONS = "SIMPO_LAUNCHER_OPTIONS"
+# Set by `simpo iterate`, for the processes of its stages.
+STAGE = "SIMPO_STAGE"

@@ -13,11 +13,12 @@ from functools import cache, partial
 
 import psutil  # a requirement of accelerate
 
-from .options import LAUNCHER_OPTIONS
+from .options import LAUNCHER_OPTIONS, STAGE
 
-# What `simpo train --launcher`, torchrun and `accelerate launch` of several processes put into the environment, what
-# other launchers do, and `accelerate launch` of one. Not WORLD_SIZE: clusters set it where nothing was launched.
-_OWN = (LAUNCHER_OPTIONS, "TORCHELASTIC_RUN_ID")
+# What `simpo iterate`, `simpo train --launcher`, torchrun and `accelerate launch` of several processes put into the
+# environment, what other launchers do, and `accelerate launch` of one. Not WORLD_SIZE: clusters set it where nothing
+# was launched.
+_OWN = (STAGE, LAUNCHER_OPTIONS, "TORCHELASTIC_RUN_ID")
 _OTHER = "LOCAL_RANK"
 _ACCELERATE_SINGLE = "ACCELERATE_DYNAMO_USE_FULLGRAPH"
 # Processes that are started by hand, with these variables, outlive their shell under nohup.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from answering import answering_recipe
-from simpo_trainer.answers import annotation, generation
+from simpo_trainer.answers import annotation, generation, iteration
 from simpo_trainer.answers.function_scorer import FunctionScorer
 from simpo_trainer.cli import app as cli
 from simpo_trainer.cli import train
@@ -29,6 +29,7 @@ def test_the_commands_are_understood(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(generation, "generate", lambda recipe, settings: seen.append(settings))
     monkeypatch.setattr(annotation, "annotate", lambda file, settings: seen.append(settings))
+    monkeypatch.setattr(iteration, "iterate", lambda recipe, settings, launching: seen.append(settings))
     monkeypatch.setattr(train, "_train", lambda recipe, overrides: seen.append(check_recipe(recipe, overrides)))
     monkeypatch.setattr(train, "_launch", lambda words, *_: seen.append(check_recipe(words[0], words[1:])) or 0)
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("simpo ")]
@@ -36,8 +37,9 @@ def test_the_commands_are_understood(tmp_path, monkeypatch):
         with pytest.raises(SystemExit) as exit:
             cli.main(shlex.split(line, comments=True)[1:])
         assert exit.value.code == 0, line
-    assert len(seen) == len(lines) == 6
+    assert len(seen) == len(lines) == 7
     assert seen[3].engine == "vllm" and seen[4].reward_model == seen[4].trust_remote_code
+    assert seen[6].rounds == 3
 
 
 def test_the_recipe_is_the_paper_s(tmp_path):

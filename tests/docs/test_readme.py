@@ -13,7 +13,7 @@ from datasets import Dataset, load_dataset
 from layers import LAYERS
 from models import random_pairs, tiny_model, word_tokenizer
 from runs import make_trainer
-from simpo_trainer.answers import annotation, generation
+from simpo_trainer.answers import annotation, generation, iteration
 from simpo_trainer.cli import app as cli
 from simpo_trainer.cli import train
 from simpo_trainer.recipe import check_recipe, load_recipe
@@ -72,13 +72,14 @@ def test_the_commands_are_understood(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "compare", lambda folders, output, console: compared.append(folders))
     monkeypatch.setattr(generation, "generate", lambda recipe, settings: answers.append(settings.output))
     monkeypatch.setattr(annotation, "annotate", lambda file, settings: answers.append(settings.score))
+    monkeypatch.setattr(iteration, "iterate", lambda recipe, settings, launching: answers.append(settings.rounds))
     lines = [line for block in _blocks("bash") for line in block.splitlines() if line.startswith("simpo ")]
     for line in lines:
         with pytest.raises(SystemExit) as exit:
             cli.main(shlex.split(line, comments=True)[1:])
         assert exit.value.code == 0, line
     trained = [line for line in lines if line.startswith("simpo train") and "--help" not in line]
-    assert answers == ["answers.jsonl", "rules.py:score"]
+    assert answers == ["answers.jsonl", "rules.py:score", 3]
     assert len(seen) == len(trained) == 7 and compared == [[Path("runs/mine"), Path("runs/dpo")]]
 
 

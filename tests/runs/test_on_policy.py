@@ -1,6 +1,7 @@
 """The road of on-policy data in the world of the quickstart: a model learns from its own answers, scored two ways."""
 
 import json
+import shutil
 from pathlib import Path
 from random import Random
 
@@ -9,15 +10,19 @@ import torch
 from datasets import load_dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 from trl import RewardConfig, RewardTrainer
+from typer.testing import CliRunner
 
 from answering import read_lines, write_lines
 from simpo_trainer.answers.annotation import annotate
 from simpo_trainer.answers.card import read_card
 from simpo_trainer.answers.generation import generate
+from simpo_trainer.answers.iteration import iterate
+from simpo_trainer.cli.app import app
 from simpo_trainer.quickstart.tasks import draw_distinct, is_right
 from simpo_trainer.quickstart.world import prepare
 from simpo_trainer.recipe import load_recipe
-from simpo_trainer.recipe.answer_keys import AnnotateSettings, GenerateSettings
+from simpo_trainer.recipe.answer_keys import AnnotateSettings, GenerateSettings, IterateSettings
+from simpo_trainer.recipe.load import check_recipe
 from simpo_trainer.run import run
 
 pytestmark = pytest.mark.slow
@@ -110,3 +115,52 @@ def test_a_reward_model_finds_the_right_answers(world, answers):
         or is_right(rights[json.dumps(row["prompt"])], row["rejected"][0]["content"])
     ]
     assert len(decided) > 100 and sum(decided) / len(decided) > 0.9
+
+
+class Killed(Exception):
+    """Stands for a kill between two stages."""
+
+
+def simpo_here(killed_after=10**6):
+    """Returns what runs a stage in this process, and counts them."""
+    ran = []
+
+    def run_stage(words):
+        if len(ran) == killed_after:
+            raise Killed
+        ran.append(words[0])
+        return CliRunner().invoke(app, list(words)).exit_code
+
+    return run_stage, ran
+
+
+def test_rounds_make_the_model_better_and_go_on_after_kills(world, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"extends: {world / 'recipe.yaml'}\noutput_dir: {tmp_path / 'rounds'}\nnum_train_epochs: 1\n"
+        f"eval_dataset_name: {world / 'test.jsonl'}\ndataset_test_split: train\n"
+        "generate: {max_new_tokens: 24, batch_size: 200, num_answers: 4}\n"
+        f"annotate: {{score: '{world / 'rules.py'}:score'}}\n"
+    )
+    run_stage, ran = simpo_here()
+    facts = iterate(check_recipe(recipe), IterateSettings(rounds=2), run=run_stage)
+    stages = ["generate", "annotate", "generate", "annotate"]
+    round_stages = ["generate", "annotate", "train", "generate", "annotate"]
+    assert ran == [*stages, *round_stages, *round_stages]
+    assert facts[2].held_out_score > facts[1].held_out_score > facts[0].held_out_score + 0.05
+    assert facts[1].change_low > 0 and facts[1].rose > facts[1].fell
+    assert facts[2].pair_accuracy > facts[0].pair_accuracy and facts[1].chosen_drift is not None
+    assert facts[1].rows_trained_on + facts[1].prompts_without_rows == 400
+
+    whole = (tmp_path / "rounds" / "rounds.json").read_bytes()
+    for each in ("rounds.json", "rounds.png"):
+        (tmp_path / "rounds" / each).unlink()
+    shutil.rmtree(tmp_path / "rounds" / "round-2")
+    for killed_after in (0, 2, 1):
+        with pytest.raises(Killed):
+            iterate(check_recipe(recipe), IterateSettings(rounds=2), run=simpo_here(killed_after)[0])
+    run_stage, ran = simpo_here()
+    iterate(check_recipe(recipe), IterateSettings(rounds=2), run=run_stage)
+    assert ran == ["generate", "annotate"]
+    assert (tmp_path / "rounds" / "rounds.json").read_bytes() == whole
+    assert (tmp_path / "rounds" / "rounds.png").is_file()
