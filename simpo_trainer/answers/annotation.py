@@ -85,6 +85,7 @@ def _scores_alone(file: Path, rows: Rows, content: str, scorer: Scorer, settings
     """Write the scores, if they are not there already, under the output's name; no rows to train on."""
     path = Path(settings.output) if settings.output else _named(file, "scores", content, scorer.identity)
     _check_output(path, (file,))
+    _is_complete(path, hash_of(content, scorer.identity), "annotated")
     with only_writer(path):
         ScoredFile(path, file, rows, content, scorer).rows()
     logger.info(f"The answers with their scores are in {path}.")
@@ -124,7 +125,7 @@ def _check_output(output: Path, sources: Sequence[Path]) -> None:
             )
 
 
-def _is_complete(output: Path, identity: str) -> bool:
+def _is_complete(output: Path, identity: str, section: str = "selected") -> bool:
     """Returns whether the output was written with these settings before.
 
     Raises:
@@ -133,7 +134,7 @@ def _is_complete(output: Path, identity: str) -> bool:
     if not output.exists():
         return False
     card = read_card(output)
-    found = ((card or {}).get("selected") or {}).get("identity")
+    found = ((card or {}).get(section) or {}).get("identity")
     if found == identity:
         return True
     whose = "was written with other settings or of other answers" if found else "is no file of `simpo annotate`"

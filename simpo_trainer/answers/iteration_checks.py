@@ -132,7 +132,12 @@ def _check_folder(output_dir: Path, identity: Mapping[str, Any]) -> None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        output_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as failure:
+            raise SimPOError(
+                f"output_dir {str(output_dir)!r} cannot be made: {failure.strerror}. Give a folder of yours."
+            ) from failure
         write_text(path, json.dumps(wanted, indent=1, ensure_ascii=False) + "\n")
         return
     except (OSError, ValueError) as error:

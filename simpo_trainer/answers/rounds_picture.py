@@ -9,7 +9,7 @@ from ..results.style import BLUE, GREEN, GUIDE, ORANGE, finish_panel, picture
 from .journal import no_room
 from .rounds import RoundFacts
 
-_LINE = {"marker": "o", "markersize": 5}
+_LINE = {"marker": "o", "markersize": 5, "clip_on": False}
 
 
 def rounds_picture(rounds: Sequence[RoundFacts], best: RoundFacts, path: Path) -> None:
@@ -58,6 +58,5 @@ def _draw_scores(axis: Any, rounds: Sequence[RoundFacts], best: RoundFacts) -> N
             [facts.round], [facts.held_out_score], yerr=ends, color=BLUE, capsize=3, linewidth=1.2, label=label
         )
         label = None  # one entry explains them
-    axis.plot(
-        [best.round], [best.held_out_score], marker="*", markersize=13, color=ORANGE, linestyle="none", label="best"
-    )
+    star = {"marker": "*", "markersize": 13, "color": ORANGE, "linestyle": "none", "clip_on": False, "zorder": 3}
+    axis.plot([best.round], [best.held_out_score], label="best", **star)

@@ -179,6 +179,25 @@ def test_other_rows_are_made_of_the_same_scores(tmp_path, scorer):
     assert len(list(tmp_path.glob("a.scores-*.jsonl"))) == 1
 
 
+def test_without_pairs_the_output_has_the_scores(tmp_path, scorer):
+    """Also where no pair could be made of them."""
+    file = write_answers(tmp_path / "a.jsonl")
+    scorer()
+    output = annotate(file, settings(pairs="none", output=str(tmp_path / "scored.jsonl")))
+    rows = read_rows(output)
+    assert [row["scores"] for row in rows] == [[float(len(answer)) for answer in row["answers"]] for row in rows]
+    assert [row["prompt"] for row in rows] == [row["prompt"] for row in read_rows(file)]
+    before = contents(tmp_path)
+    again = scorer()
+    annotate(file, settings(pairs="none", output=str(output)))
+    assert contents(tmp_path) == before and again.scored == []
+    scorer(name="other")
+    with pytest.raises(SimPOError, match="other settings or of other answers .see scored.card.md.; it is not over"):
+        annotate(file, settings(pairs="none", output=str(output)))
+    scorer()
+    assert annotate(file, settings(pairs="none")) == only(tmp_path, "a.scores-*.jsonl")
+
+
 def test_another_scorer_scores_anew(tmp_path, scorer):
     scorer()
     file = write_answers(tmp_path / "a.jsonl")

@@ -136,8 +136,10 @@ def simpo_here(killed_after=10**6):
 
 def test_rounds_make_the_model_better_and_go_on_after_kills(world, tmp_path):
     recipe = tmp_path / "recipe.yaml"
+    write_lines(tmp_path / "prompts.jsonl", read_lines(world / "prompts.jsonl")[:200])
     recipe.write_text(
-        f"extends: {world / 'recipe.yaml'}\noutput_dir: {tmp_path / 'rounds'}\nnum_train_epochs: 1\n"
+        f"extends: {world / 'recipe.yaml'}\ndataset_name: {tmp_path / 'prompts.jsonl'}\n"
+        f"output_dir: {tmp_path / 'rounds'}\nnum_train_epochs: 1\n"
         f"eval_dataset_name: {world / 'test.jsonl'}\ndataset_test_split: train\n"
         "generate: {max_new_tokens: 24, batch_size: 200, num_answers: 4}\n"
         f"annotate: {{score: '{world / 'rules.py'}:score'}}\n"
@@ -150,7 +152,7 @@ def test_rounds_make_the_model_better_and_go_on_after_kills(world, tmp_path):
     assert facts[2].held_out_score > facts[1].held_out_score > facts[0].held_out_score + 0.05
     assert facts[1].change_low > 0 and facts[1].rose > facts[1].fell
     assert facts[2].pair_accuracy > facts[0].pair_accuracy and facts[1].chosen_drift is not None
-    assert facts[1].rows_trained_on + facts[1].prompts_without_rows == 400
+    assert facts[1].rows_trained_on + facts[1].prompts_without_rows == 200
 
     whole = (tmp_path / "rounds" / "rounds.json").read_bytes()
     for each in ("rounds.json", "rounds.png"):
