@@ -18,6 +18,8 @@ def make_model(job: dict[str, Any]) -> PreTrainedModel | PeftModel:
     if job["folder"]:
         model: Any = AutoModelForCausalLM.from_pretrained(job["folder"], **kwargs)
         model.to(device)
+        for weight in model.parameters():
+            weight.sum()  # a file's pages come into memory when they are first read: not during the steps
     else:
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(LlamaConfig(**job["shape"]), **kwargs)

@@ -14,6 +14,8 @@ would not do). A repeat is a pass over the same few batches, and the first pass 
     x floor     time over that of the matrix products that no implementation can avoid, at the rate of large square
                 products on this machine (see `needed_flops` for what is counted)
 
+With `--clock cpu` all seconds are those of the process's own work on all its threads.
+
 With `--model FOLDER` the model is that of a folder, and text becomes token ids as in a run, by its chat template.
 
 With `--ranked K`, prompts have K answers, and every two of them make a pair. The row "ours, ranked" trains on prompts
@@ -121,6 +123,8 @@ def make_job(options: argparse.Namespace) -> dict[str, Any]:
         pool = random_pairs(profile, vocab, options.seed)
     rows = choose_batches(pool, options.pairs, options.steps, options.seed)
     cuda = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
+    if cuda and options.clock == "cpu":
+        raise SystemExit("--clock cpu leaves out the work of the card; leave it out, or set --device cpu.")
     return {
         "rows": rows,
         "pool_medians": medians(pool),
@@ -132,6 +136,7 @@ def make_job(options: argparse.Namespace) -> dict[str, Any]:
         "learning_rate": options.learning_rate,
         "seed": options.seed,
         "cuda": cuda,
+        "clock": options.clock,
         "bf16": cuda,
         "attention": options.attention,
         "lora": options.lora or options.qlora,

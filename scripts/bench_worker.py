@@ -47,10 +47,15 @@ _MEMORY = Path("/proc/self")
 
 
 class StepClock(TrainerCallback):
-    """When each optimiser step was done, and the memory from the first on."""
+    """When each optimiser step was done, and the memory from the first on.
 
-    def __init__(self, cuda: bool):
+    Args:
+        clock: "wall", or "cpu" for the seconds of this process's own work.
+    """
+
+    def __init__(self, cuda: bool, clock: str):
         self.cuda = cuda
+        self._clock = time.process_time if clock == "cpu" else time.perf_counter
         self.begins: list[float] = []
         self.ends: list[float] = []
 
@@ -68,7 +73,7 @@ class StepClock(TrainerCallback):
     def _now(self) -> float:
         if self.cuda:
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return self._clock()
 
     def seconds(self) -> list[float]:
         """Seconds of every step, with what lies between it and the one before."""
@@ -115,7 +120,7 @@ def main(folder: Path, row: str) -> None:
 
 def _train(job: dict[str, Any], row: str, output: str) -> dict[str, Any]:
     set_seed(job["seed"])
-    clock = StepClock(job["cuda"])
+    clock = StepClock(job["cuda"], job["clock"])
     trainer = _trainer(job, row, output, make_model(job), clock)
     profile = LastPass() if job.get("profile") else None
     parts = StepParts(trainer, job["cuda"]) if profile else None

@@ -64,6 +64,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     training.add_argument("--steps", type=int, default=4, help="in a pass, each over another batch")
     training.add_argument("--learning-rate", type=float, default=1e-4)
     training.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    clock = "seconds that pass, or those of the process's own work, where others use the CPU too"
+    training.add_argument("--clock", choices=["wall", "cpu"], default="wall", help=clock)
     training.add_argument("--gradient-checkpointing", action="store_true")
     training.add_argument("--lora", action="store_true", help="rank 16 on all linear layers of the backbone")
     training.add_argument("--qlora", action="store_true", help="the same over weights in 4 bits; needs bitsandbytes")

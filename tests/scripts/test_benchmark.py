@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,8 @@ import bench_rows  # noqa: E402
 import benchmark  # noqa: E402
 from bench_parts import around  # noqa: E402
 from bench_profile import kind_of  # noqa: E402
-from bench_training import largest_difference, losses_agree, summary  # noqa: E402
-from bench_worker import RANKED, ROWS  # noqa: E402
+from bench_training import largest_difference, losses_agree, make_job, summary  # noqa: E402
+from bench_worker import RANKED, ROWS, StepClock  # noqa: E402
 
 TINY = ["--hidden", "32", "--layers", "2", "--vocab", "500", "--max-length", "64", "--steps", "2", "--repeats", "1"]
 
@@ -268,6 +269,19 @@ def test_arguments_that_cannot_be_are_refused(capsys, tmp_path):
         assert message in capsys.readouterr().err
     assert benchmark.parse(["--model", str(tmp_path)]).model == str(tmp_path)
     assert benchmark.parse(["--data", "my pairs.jsonl"]).arguments == ["--data", "'my pairs.jsonl'"]
+
+
+def test_the_clock_can_leave_out_what_others_do():
+    wall, own = (StepClock(cuda=False, clock=clock) for clock in ("wall", "cpu"))
+    for clock in (wall, own):
+        clock.ends.append(clock._now())
+    time.sleep(0.3)
+    for clock in (wall, own):
+        clock.ends.append(clock._now())
+    assert wall.seconds()[0] >= 0.3 > 0.1 > own.seconds()[0] > 0
+    options = benchmark.parse(["--clock", "cpu", "--device", "cuda"])
+    with pytest.raises(SystemExit, match="--clock cpu leaves out the work of the card"):
+        make_job(options)
 
 
 @pytest.mark.slow
