@@ -32,8 +32,8 @@ class Size:
     new_tokens: int
 
 
-FULL = Size(prompts=330, search_prompts=88, held_out=330, held_out_sampled=80, answers=5, new_tokens=128)
-SMALL = Size(prompts=44, search_prompts=22, held_out=44, held_out_sampled=22, answers=4, new_tokens=64)
+FULL = Size(prompts=264, search_prompts=66, held_out=330, held_out_sampled=66, answers=4, new_tokens=112)
+SMALL = Size(prompts=44, search_prompts=11, held_out=33, held_out_sampled=11, answers=3, new_tokens=64)
 
 _RECIPE = """\
 # SmolLM2-135M-Instruct learns from its own answers to obey instructions that a program can check.

@@ -92,19 +92,22 @@ def read_prompts(sets: Mapping[str, Dataset], config: DataConfig) -> Prompts:
 
 
 def _values(rows: Dataset, config: DataConfig, name: str) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yields of each row the value of its prompt, or why it has none, and all columns of the row."""
+    """Yields of each row the value of its prompt, or why it has none, and all columns of the row.
+
+    Objects keep the keys of their prompt and its arguments that are their own; those of other columns keep every null.
+    """
     columns = config.columns or {}
     raw = rows.with_format(None)
     if any(column in rows.features or column in columns for column in _ANSWERS):
         pairs = to_pairs(rows, columns, config.dataset_format, name)
         for row, pair in zip(raw, pairs.with_format(None), strict=True):
             own = without_filled_keys(pair, pairs.features)
-            yield _of_preferences(own), without_filled_keys(row, rows.features) | _arguments(own)
+            yield _of_preferences(own), row | _arguments(own)
         return
     place = _place(rows, columns, name)
     for row in raw:
         own = without_filled_keys(row, rows.features)
-        yield _alone(own, value_at(own, place), place[0]), own
+        yield _alone(own, value_at(own, place), place[0]), row | _arguments(own)
 
 
 def _place(rows: Dataset, columns: Mapping[str, Any], name: str) -> tuple[str, ...]:

@@ -85,6 +85,14 @@ def test_tools_and_template_arguments_are_part_of_the_prompt(load):
     assert {"tools": tools, "think": False} in [prompt.template_kwargs for prompt in found]
 
 
+def test_objects_of_other_columns_keep_their_nulls(load):
+    """A function that scores answers reads what the file says."""
+    rows = [{"prompt": f"Say {i}", "rules": [{"kind": "a", "value": None if i else "x"}]} for i in range(2)]
+    assert sorted(str(prompt.columns["rules"][0]["value"]) for prompt in load(rows).prompts) == ["None", "x"]
+    pairs = [{**row, "chosen": "a", "rejected": "b"} for row in rows]
+    assert all("value" in prompt.columns["rules"][0] for prompt in load(pairs).prompts)
+
+
 def test_columns_of_answers_are_not_kept(load):
     """A row of answers, or of pairs, can be answered again."""
     own = {"key": "1", "answers": ["a"], "finish_reasons": ["stop"], "token_counts": [1], "seeds": [13]}
