@@ -75,7 +75,7 @@ _SENTENCES = {"one sentence": 1, "two sentences": 2, "three sentences": 3}
 KINDS: dict[str, Kind] = {
     "sentences": Kind("Answer with exactly {}.", tuple(_SENTENCES), lambda a, v: _sentences(a, _SENTENCES[v])),
     "at most words": Kind("Use at most {} words.", (12, 15, 20, 25, 30), _at_most_words),
-    "at least words": Kind("Use at least {} words.", (60, 70, 80), _at_least_words),
+    "at least words": Kind("Use at least {} words.", (40, 50, 60), _at_least_words),
     "no commas": Kind("Do not use any commas.", (None,), lambda a, v: _without(a, ",")),
     "begin": Kind("Begin your answer with the word {}.", ("Well", "Look", "Indeed", "Honestly"), _begins),
     "question": Kind("End your answer with a question.", (None,), lambda a, v: _ends(a, "?")),
