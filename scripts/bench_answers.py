@@ -65,7 +65,8 @@ def run_answers(options: argparse.Namespace) -> None:
     facts |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
     console.print(", ".join(f"{key} {value}" for key, value in facts.items()), highlight=False)
     console.print(table)
-    print(json.dumps({"setting": facts, "tokens_per_second": rates, "times_plain": rates["simpo generate"] / plain}))
+    result = {"setting": facts, "tokens": tokens, "tokens_per_second": rates}
+    print(json.dumps({**result, "times_plain": rates["simpo generate"] / plain}))
 
 
 @torch.inference_mode()

@@ -73,12 +73,11 @@ def test_real_pairs_adapters_and_some_rows(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("training", [[], ["--lora"]], ids=["full", "LoRA"])
-def test_a_model_of_a_folder_trains_on_conversations(tmp_path, training):
+def test_a_model_of_a_folder_trains_on_conversations(tmp_path):
     """Its own weights, tokens and chat template: the first loss is that of the reference on the same rows."""
     folder = write_chat_model(tmp_path / "model", tie_word_embeddings=True)
     file = write_lines(tmp_path / "pairs.jsonl", toy_pairs(20, conversational=True))
-    words = ["--model", str(folder), "--data", str(file), "--pairs", "4", "--steps", "2", "--repeats", "1", *training]
+    words = ["--model", str(folder), "--data", str(file), "--pairs", "4", "--steps", "2", "--repeats", "1", "--lora"]
     lines, result = run_benchmark(*words, "--device", "cpu", "--max-length", "128", "--rows", "trl CPO", "ours, packed")
     trl, ours = result["rows"]
     assert result["losses_agree"] and len(trl["losses"]) == 4
@@ -294,6 +293,15 @@ def test_a_profile_tells_kinds_of_operators_apart():
     assert all(seconds > 0 for seconds in row["kinds"].values())
     assert 0 < row["around"] < 1
     assert any("largest of the rest" in line or "largest" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_answers_of_both_have_the_same_number_of_tokens():
+    words = ["--what", "answers", "--device", "cpu", "--pairs", "2", "--new-tokens", "4", "--answers-at-once", "10"]
+    _, result = run_benchmark(*TINY, *words)
+    ours, plain = result["tokens_per_second"]["simpo generate"], result["tokens_per_second"]["generate, a plain loop"]
+    assert result["times_plain"] == pytest.approx(ours / plain)
+    assert result["tokens"] == {"simpo generate": 4 * 4 * 5, "generate, a plain loop": 4 * 4 * 5}
 
 
 @pytest.mark.slow
