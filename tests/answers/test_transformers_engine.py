@@ -9,7 +9,7 @@ import torch
 from models import tiny_model
 from simpo_trainer import SimPOError
 from simpo_trainer.answers.requests import Prompt
-from simpo_trainer.answers.transformers_engine import TransformersEngine
+from simpo_trainer.answers.transformers_engine import TransformersEngine, noise_key
 from simpo_trainer.recipe.answer_keys import GenerateSettings
 from toy import toy_tokenizer, user
 
@@ -59,6 +59,12 @@ def test_a_killed_run_makes_the_batches_that_are_missing(model):
     engine = engine_of(model)
     again = engine.answers(PROMPTS, [prompt.hash in done for prompt in PROMPTS])
     assert [[prompt.hash for prompt, _ in group] for group in again] == [groups[1], *groups[3:]]
+
+
+def test_each_answer_has_noise_of_its_own():
+    keys = {noise_key(prompt, seed) for prompt in PROMPTS for seed in (1, 2, 3)}
+    assert len(keys) == 3 * len(PROMPTS) and all(-(2**63) <= key < 2**63 for key in keys)
+    assert noise_key(Prompt(PROMPTS[0].messages), 1) == noise_key(PROMPTS[0], 1)
 
 
 def test_greedy_answers_are_those_of_the_logits(model):
