@@ -1,6 +1,5 @@
 """The files of a reward model: where they are, whether they bring code that may run, and what identifies them."""
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,10 @@ from ..errors import SimPOError
 from ..model.network import settle_network
 from ..recipe.answer_keys import AnnotateSettings
 from ..record.privacy import public_label, without_tokens
+from .model_source import source_fingerprint
 
 _CLASS = "AutoModelForSequenceClassification"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# Endings of files that decide a score: weights, configuration, tokenizer, chat template, code.
-_DECISIVE = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py"}
 # Characters of a library's message that are shown.
 _LONGEST = 400
 
@@ -64,7 +62,7 @@ def find_reward_model(settings: AnnotateSettings) -> RewardFiles:
         raise not_loaded(name, error) from error
     if not runs_code:
         _check_head(name, config)
-    fingerprint = _files_hash(folder) if is_local else str(getattr(config, "_commit_hash", None))
+    fingerprint = source_fingerprint(place) if is_local else str(getattr(config, "_commit_hash", None))
     return RewardFiles(place, arguments, config, runs_code, public_label(name), fingerprint)
 
 
@@ -138,13 +136,3 @@ def _check_head(name: str, config: PretrainedConfig) -> None:
             f"{name!r} is a classifier with {config.num_labels} labels ({labels}); a reward model has one. Set "
             "reward_model to a model with num_labels 1."
         )
-
-
-def _files_hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.is_file() and file.suffix in _DECISIVE:
-            digest.update(file.name.encode())
-            with file.open("rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()[:32]
