@@ -34,8 +34,8 @@ class Tried:
 
 
 RATES = (5e-6, 1e-5, 2e-5)
-RATIOS = (0.25, 1.0)
-BETAS = (1.0, 5.0)
+RATIOS = (1.0,)
+BETAS = (5.0,)
 
 
 def search(demo: Demo, small: bool = False) -> tuple[Setting, list[Tried]]:

@@ -120,7 +120,7 @@ def test_the_search_takes_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_runs.Demo, "greedy", greedy)
     (tmp_path / "search").mkdir()
     best, tried = demo_search.search(demo_runs.Demo(tmp_path, demo_runs.SMALL))
-    assert {prompts for prompts, _ in asked} == {"search"} and len(tried) == 7
+    assert {prompts for prompts, _ in asked} == {"search"} and len(tried) == 5
     assert [(each.setting.learning_rate, each.setting.gamma_beta_ratio, each.setting.beta) for each in tried] == [
         *((rate, 0.5, 2.0) for rate in demo_search.RATES),
         *((1e-5, ratio, 2.0) for ratio in demo_search.RATIOS),
