@@ -56,7 +56,8 @@ def test_a_method_is_added_by_one_row(tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
-    assert "# Toy\n" in simpo("recipe", "show", "r.yaml") and "learning_rate: 0.25" in simpo("recipe", "show", "r.yaml")
+    shown = simpo("recipe", "show", "r.yaml")
+    assert "# Toy\n" in shown and "learning_rate: 0.25" in shown
     simpo("train", "r.yaml")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "trained by a toy." in card and "# Model trained with Toy" in card

@@ -63,21 +63,12 @@ def test_every_row_takes_the_same_steps():
 
 
 @pytest.mark.slow
-def test_real_pairs_adapters_and_some_rows(tmp_path):
-    pairs = bench_rows.random_pairs(bench_rows.Profile((20, 10, 8), (0.5, 0.5), 64), vocab=400, seed=1, count=20)
-    file = tmp_path / "pairs.jsonl"
-    file.write_text("\n".join(json.dumps(row) for row in pairs))
-    rows = ["--rows", "ours, packed", "--lora", "--gradient-checkpointing"]
-    _, result = run_benchmark(*TINY, "--device", "cpu", "--pairs", "4", "--data", str(file), *rows)
-    assert [row["row"] for row in result["rows"]] == ["ours, packed"]
-
-
-@pytest.mark.slow
 def test_a_model_of_a_folder_trains_on_conversations(tmp_path):
     """Its own weights, tokens and chat template: the first loss is that of the reference on the same rows."""
     folder = write_chat_model(tmp_path / "model", tie_word_embeddings=True)
     file = write_lines(tmp_path / "pairs.jsonl", toy_pairs(20, conversational=True))
     words = ["--model", str(folder), "--data", str(file), "--pairs", "4", "--steps", "2", "--repeats", "1", "--lora"]
+    words += ["--gradient-checkpointing"]
     lines, result = run_benchmark(*words, "--device", "cpu", "--max-length", "128", "--rows", "trl CPO", "ours, packed")
     trl, ours = result["rows"]
     assert result["losses_agree"] and len(trl["losses"]) == 4
@@ -209,6 +200,13 @@ def test_profiles_have_their_lengths(name):
         assert min(*answers, len(row["prompt_ids"])) >= 1
         assert len(row["prompt_ids"]) + max(answers) <= profile.max_length
         assert all(3 <= token < 1000 for ids in row.values() for token in ids)
+
+
+def test_pairs_of_token_ids_are_taken_as_they_are(tmp_path):
+    pairs = bench_rows.random_pairs(bench_rows.Profile((20, 10, 8), (0.5, 0.5), 64), vocab=400, seed=1, count=20)
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in pairs))
+    found = bench_rows.real_pairs(str(tmp_path / "pairs.jsonl"), None, 64)
+    assert sorted(found, key=str) == sorted(pairs, key=str)
 
 
 def test_batches_are_alike_in_length_within_and_evenly_chosen():
