@@ -46,7 +46,7 @@ gamma_beta_ratio: 0.5
 learning_rate: 5.0e-6
 global_batch_size: 8              # pairs; a few hundred of them make some tens of steps
 per_device_train_batch_size: 8
-num_train_epochs: 3
+num_train_epochs: 1
 lr_scheduler_type: cosine
 warmup_steps: 0.1                 # a share of all steps
 max_length: 320                   # tokens
