@@ -77,10 +77,9 @@ def _sampling(settings: GenerateSettings) -> dict[str, Any]:
 def _server(recipe: Recipe, settings: GenerateSettings, prompts: list[Prompt]) -> Ready:
     from .server_engine import ServerEngine
 
-    name = settings.server_model or str(recipe.model.model_name_or_path)
-    engine = ServerEngine(settings, name)
+    engine = ServerEngine(settings, str(recipe.model.model_name_or_path))
     engine.check()
-    return Ready({"engine": "server", "model": name, **_sampling(settings)}, prompts, lambda: engine)
+    return Ready({"engine": "server", "model": engine.model, **_sampling(settings)}, prompts, lambda: engine)
 
 
 def _local(recipe: Recipe, settings: GenerateSettings, prompts: list[Prompt], engine: EngineName) -> Ready:

@@ -4,21 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..data.messages import settle_system_messages
 from ..errors import first_line
 from ..log import get_logger
 from ..tokens.settings import RowSettings
-from ..tokens.templates import probe_template
+from ..tokens.templates import TEMPLATE_FAILURES, probe_template
 from ..tokens.tokenization import opening_messages
 from .requests import Prompt
 
 logger = get_logger(__name__)
-
-# A template raises its own refusals, and mistakes in its expressions.
-_TEMPLATE_FAILURES = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
 
 
 @dataclass
@@ -58,7 +54,7 @@ def prompt_ids(
             text: Any = tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True, **prompt.template_kwargs
             )
-        except _TEMPLATE_FAILURES as error:
+        except TEMPLATE_FAILURES as error:
             found.refused += 1
             if found.refused == 1:
                 logger.warning(f"The chat template refuses a prompt: {first_line(error)}.")

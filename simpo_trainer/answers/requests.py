@@ -66,8 +66,7 @@ Answered: TypeAlias = tuple[Prompt, list[Answer]]
 class Engine(Protocol):
     """Something that answers prompts."""
 
-    # The name in the data card, and what can be relied on when the same command is repeated.
-    name: str
+    # What can be relied on when the same command is repeated, for the data card.
     promise: str
 
     def answers(self, prompts: Sequence[Prompt], is_done: Sequence[bool]) -> Iterator[list[Answered]]:

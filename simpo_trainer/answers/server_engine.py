@@ -29,7 +29,6 @@ class ServerEngine:
         SimPOError: the address of the server cannot be used.
     """
 
-    name = "server"
     promise = (
         "The same command gives the same rows, keys and order, and makes no answer again that is there. The texts are "
         "the server's: asked again with the same seeds, it may sample others."

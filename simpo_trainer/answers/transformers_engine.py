@@ -27,7 +27,6 @@ class TransformersEngine:
         positions: of the model; None where they are unknown.
     """
 
-    name = "transformers"
     promise = (
         "The same prompts, settings, seeds and model give the same answers on the same kind of machine with the same "
         "versions, in whatever order the prompts come and however often the work was interrupted. Another batch_size "

@@ -31,7 +31,6 @@ class VllmEngine:
         options: further arguments of `vllm.LLM`, such as the revision of the model.
     """
 
-    name = "vllm"
     promise = (
         "The same command gives the same rows, keys and order, and makes no answer again that is there. Each answer "
         "has a seed of its own, but vLLM computes a batch together, so that texts may differ with what else is in it."

@@ -68,7 +68,7 @@ class _Template:
         """Returns whether the template renders these messages as that text, without failing on them."""
         try:
             return self.render(messages, generation_header) == text
-        except _TEMPLATE_FAILURES:
+        except TEMPLATE_FAILURES:
             return False
 
 
@@ -89,7 +89,7 @@ _PROBE_ANSWERS = {
     "answers with their thinking in <think>...</think>": f"<think>\nthought\n</think>\n\n{_ANSWER}",
 }
 # What a template raises on a conversation it was not made for: its own refusals, and mistakes in its expressions.
-_TEMPLATE_FAILURES = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
+TEMPLATE_FAILURES = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
 # The tags around a thinking part: <think>, <thinking>, [THINK], <seed:think> and the like.
 _THINK_TAG = re.compile(r"([<\[])(/?)([\w:|]*th(?:ink|ought)[\w|]*)([>\]])", re.IGNORECASE)
 
@@ -130,7 +130,7 @@ def probe_template(
                 failures.append(dropped)
     except SimPOError:
         raise
-    except _TEMPLATE_FAILURES as error:
+    except TEMPLATE_FAILURES as error:
         raise SimPOError(_failure_message(error, opening)) from error
     raise SimPOError(_prefix_message(template, opening, failures[0].detail))
 
@@ -224,7 +224,7 @@ def _good_for(template: _Template, opening: list[Message]) -> str:
     for kind, answer in _PROBE_ANSWERS.items():
         try:
             _probe(template, opening, answer)
-        except (RowDropped, SimPOError, *_TEMPLATE_FAILURES):
+        except (RowDropped, SimPOError, *TEMPLATE_FAILURES):
             continue
         return kind
     return ""
@@ -262,7 +262,7 @@ def render_conversation(
         prompt = _Prompt(prompt_messages, template.render(prompt_messages, True))
         header = _header(template, prompt) if with_header else ""
         ignored = _ignored(template, prompt)
-    except _TEMPLATE_FAILURES as error:
+    except TEMPLATE_FAILURES as error:
         raise _refused(error) from error
     found = [caught(_checked_answer_text, template, turn_end, prompt, answer) for answer in answers]
     texts = tuple(answer if isinstance(answer, RowDropped) else answer[0] for answer in found)
@@ -287,7 +287,7 @@ def _checked_answer_text(
     check_answer(answer)
     try:
         return _answer_text(template, turn_end, prompt, answer[0])
-    except _TEMPLATE_FAILURES as error:
+    except TEMPLATE_FAILURES as error:
         raise _refused(error) from error
 
 
@@ -347,7 +347,7 @@ def _header(template: _Template, prompt: _Prompt) -> str:
     """Returns the part of a prompt behind its last message's text; a thinking tag inside a message is no header."""
     try:
         marked = template.render([*prompt.messages[:-1], {**prompt.messages[-1], "content": _ANSWER}], True)
-    except _TEMPLATE_FAILURES:  # it asks more of a content than to be text
+    except TEMPLATE_FAILURES:  # it asks more of a content than to be text
         marked = ""
     _, found, header = marked.rpartition(_ANSWER)
     if found and prompt.text.endswith(header):
