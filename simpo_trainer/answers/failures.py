@@ -16,7 +16,7 @@ class Failures:
     """Counts the answers that have no score, and warns.
 
     Args:
-        what: what befell the answers, as in "could not be read".
+        what: the failure, as in "could not be read".
     """
 
     def __init__(self, what: str) -> None:
