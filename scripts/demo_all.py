@@ -15,7 +15,7 @@ from typing import Any
 from demo_report import draw
 from demo_runs import ROOT, Demo
 from demo_scores import Evaluation, evaluate, paired_interval
-from demo_search import RATES, Setting
+from demo_search import Setting, climb
 
 from simpo_trainer.environment import library_versions
 
@@ -45,10 +45,11 @@ LOSSES = ("hinge", "ipo", "simper", "orpo")
 
 def cells(best: Setting) -> list[Cell]:
     """Returns all cells: SimPO, DPO and SFT with three seeds each, four other losses with one."""
+    epochs = ("--num_train_epochs", str(best.num_train_epochs))
     rate = ("--learning_rate", f"{best.learning_rate:g}")
     found = [Cell("simpo", seed, tuple(best.words())) for seed in SEEDS]
-    found += [Cell(method, seed, _WORDS[method]) for method in ("dpo", "sft") for seed in SEEDS]
-    return found + [Cell(loss, SEEDS[0], ("--loss_type", loss, *rate)) for loss in LOSSES]
+    found += [Cell(method, seed, (*_WORDS[method], *epochs)) for method in _WORDS for seed in SEEDS]
+    return found + [Cell(loss, SEEDS[0], ("--loss_type", loss, *rate, *epochs)) for loss in LOSSES]
 
 
 def run_all(demo: Demo, before: Evaluation, best: Setting) -> None:
@@ -57,7 +58,7 @@ def run_all(demo: Demo, before: Evaluation, best: Setting) -> None:
         if not _result(demo, cell).exists():
             words = [*cell.words, "--seed", str(cell.seed)]
             if cell.method in _WORDS:
-                words += ["--learning_rate", f"{_searched_rate(demo, cell.method):g}"]
+                words += ["--learning_rate", f"{_searched_rate(demo, cell):g}"]
             _run(demo, before, cell, words)
         write_page(demo, before, best)
 
@@ -101,19 +102,32 @@ def _result(demo: Demo, cell: Cell) -> Path:
     return demo.folder / "cells" / f"{cell.name}.json"
 
 
-def _searched_rate(demo: Demo, method: str) -> float:
-    """Returns the rate with which a method meets most constraints on the search prompts."""
-    shares = {}
-    for rate in RATES:
-        result = demo.folder / "search" / f"{method}-{rate:g}.json"
-        if not result.exists():
-            words = [*_WORDS[method], "--learning_rate", f"{rate:g}"]
-            run = demo.train(f"search/{method}-{rate:g}", words)
-            share = demo.greedy(run, "search", f"search/{method}-{rate:g}").share
-            result.write_text(json.dumps({"share": share}), encoding="utf-8")
+def _searched_rate(demo: Demo, cell: Cell) -> float:
+    """Returns the rate with which a cell's method meets most constraints on the search prompts."""
+    known = _searched(demo, cell.method)
+
+    def share_at(rate: float) -> float:
+        if rate not in known:
+            name = f"search/{cell.method}-{rate:g}"
+            run = demo.train(name, [*cell.words, "--learning_rate", f"{rate:g}"])
+            known[rate] = demo.greedy(run, "search", name).share
+            _searches(demo, cell.method).write_text(json.dumps(known), encoding="utf-8")
             demo.drop_weights(run)
-        shares[rate] = json.loads(result.read_text(encoding="utf-8"))["share"]
+        return known[rate]
+
+    shares = climb(share_at)
     return max(shares, key=lambda rate: shares[rate])
+
+
+def _searches(demo: Demo, method: str) -> Path:
+    return demo.folder / "search" / f"{method}.json"
+
+
+def _searched(demo: Demo, method: str) -> dict[float, float]:
+    """Returns the share of constraints met at each rate that was tried with a method."""
+    file = _searches(demo, method)
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return {float(rate): share for rate, share in found.items()}
 
 
 def _cell_table(all_cells: list[Cell], found: dict[Cell, dict[str, Any]], before: Evaluation) -> list[str]:
@@ -166,13 +180,14 @@ def _rates(demo: Demo, best: Setting) -> list[str]:
     """Returns a line on each search."""
     lines = []
     for method in _WORDS:
-        results = [(rate, demo.folder / "search" / f"{method}-{rate:g}.json") for rate in RATES]
-        done = [f"{rate:g}: {json.loads(path.read_text())['share']:.1%}" for rate, path in results if path.exists()]
+        done = [f"{rate:g}: {share:.1%}" for rate, share in sorted(_searched(demo, method).items())]
         lines.append(
             f"- {method}, rates searched (constraints met on the search prompts): {', '.join(done) or 'not run'}."
         )
     setting = f"rate {best.learning_rate:g}, ratio {best.gamma_beta_ratio:g}, beta {best.beta:g}"
-    return [*lines, f"- SimPO: {setting}. hinge, ipo, simper and orpo: that rate, their own defaults otherwise."]
+    epochs = f"{best.num_train_epochs} epoch{'s' if best.num_train_epochs > 1 else ''}"
+    others = "hinge, ipo, simper and orpo: that rate, their own defaults otherwise"
+    return [*lines, f"- SimPO: {setting}. {others[0].upper()}{others[1:]}. All methods: {epochs}."]
 
 
 def _line(cells_of_row: list[str]) -> str:

@@ -140,12 +140,12 @@ def _cell(value: float | None, form: str) -> str:
 
 def _search_table(best: Setting, tried: list[Tried]) -> Table:
     table = Table(title="Searched, on training prompts without pairs", title_justify="left")
-    for column in ("learning rate", "ratio", "beta", "constraints met", ""):
+    for column in ("learning rate", "ratio", "beta", "epochs", "constraints met", ""):
         table.add_column(column, justify="right")
     for each in tried:
         setting = each.setting
         chosen = "chosen" if setting == best else ""
-        numbers = (f"{value:g}" for value in (setting.learning_rate, setting.gamma_beta_ratio, setting.beta))
+        numbers = (f"{value:g}" for value in vars(setting).values())
         table.add_row(*numbers, f"{each.share:.1%}", chosen)
     return table
 

@@ -1,6 +1,7 @@
 """The demonstration on a real model: its constraints, its prompts, its figures, and the page that it writes."""
 
 import json
+import math
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -106,29 +107,50 @@ def test_figures_of_answers(tmp_path):
     assert evaluate(tmp_path / "rows.jsonl").met == [[True]]
 
 
+@pytest.mark.parametrize(
+    ("best", "tried"),
+    [(2e-5, [2e-5, 4e-5, 1e-5]), (8e-5, [2e-5, 4e-5, 8e-5, 1.6e-4]), (5e-6, [2e-5, 4e-5, 1e-5, 5e-6, 2.5e-6])],
+)
+def test_the_search_of_a_rate_ends_between_two_worse_ones(best, tried):
+    shares = demo_search.climb(lambda rate: -abs(math.log(rate / best)))
+    assert list(shares) == pytest.approx(tried) and max(shares, key=shares.get) == pytest.approx(best)
+
+
 def test_the_search_takes_one_after_the_other(tmp_path, monkeypatch):
-    """The best rate first, then the margin at that rate, then beta; no held-out prompt is asked."""
-    shares = {1e-5: 0.3, "ratio": 0.4, "beta": 0.2}
+    """The rate first, then the margin, beta and epochs with the best of the others; no held-out prompt is asked."""
     asked = []
 
     def greedy(self, model, prompts, name):
         asked.append((prompts, name.removeprefix("search/")))
-        best = 0.5 if "lr-1e-05-ratio-1-beta-5" in name else shares[1e-5] if "1e-05" in name else 0.1
-        return type("Found", (), {"share": best})
+        share = 0.3 + 0.1 * ("lr-2e-05" in name) + 0.1 * ("beta-5" in name) - 0.2 * ("ratio-1" in name)
+        return type("Found", (), {"share": share})
 
     monkeypatch.setattr(demo_runs.Demo, "train", lambda self, name, words: tmp_path / name)
     monkeypatch.setattr(demo_runs.Demo, "greedy", greedy)
     (tmp_path / "search").mkdir()
     best, tried = demo_search.search(demo_runs.Demo(tmp_path, demo_runs.SMALL))
-    assert {prompts for prompts, _ in asked} == {"search"} and len(tried) == 5
-    assert [(each.setting.learning_rate, each.setting.gamma_beta_ratio, each.setting.beta) for each in tried] == [
-        *((rate, 0.5, 2.0) for rate in demo_search.RATES),
-        *((1e-5, ratio, 2.0) for ratio in demo_search.RATIOS),
-        *((1e-5, 0.5, beta) for beta in demo_search.BETAS),
+    assert {prompts for prompts, _ in asked} == {"search"}
+    assert [each.setting for each in tried] == [
+        *(demo_search.Setting(learning_rate=rate) for rate in (2e-5, 4e-5, 1e-5)),
+        demo_search.Setting(2e-5, 1.0, 2.0),
+        demo_search.Setting(2e-5, 0.5, 5.0),
+        demo_search.Setting(2e-5, 0.5, 5.0, 2),
     ]
-    assert best == demo_search.Setting(1e-5, 0.5, 2.0)  # the first of equals
+    assert best == demo_search.Setting(2e-5, 0.5, 5.0)  # the first of equals
     count = len(asked)
     assert demo_search.search(demo_runs.Demo(tmp_path, demo_runs.SMALL))[0] == best and len(asked) == count
+
+
+def test_the_rate_of_another_method_is_searched_once(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(demo_runs.Demo, "train", lambda self, name, words: trained.append(words) or tmp_path / name)
+    monkeypatch.setattr(demo_runs.Demo, "greedy", lambda *_: type("Found", (), {"share": 0.5}))
+    (tmp_path / "search").mkdir()
+    demo = demo_runs.Demo(tmp_path, demo_runs.SMALL)
+    cell = next(each for each in demo_all.cells(demo_search.Setting(num_train_epochs=2)) if each.method == "dpo")
+    for _ in range(2):
+        assert demo_all._searched_rate(demo, cell) == 2e-5
+    assert len(trained) == 3 and all("--num_train_epochs" in words and "dpo" in words for words in trained)
 
 
 def test_the_report_shows_text_as_text(tmp_path):
