@@ -1,11 +1,11 @@
-"""Sampling with noise by prompt, seed and position: its distribution, and that nothing else changes it."""
+"""Sampling by prompt, seed and position: its distribution, and that nothing else changes it."""
 
 import pytest
 import torch
 from transformers import TopPLogitsWarper
 
 from simpo_trainer import SimPOError
-from simpo_trainer.answers.sampling import KeyedSampling, gumbel_noise, nucleus
+from simpo_trainer.answers.sampling import KeyedSampling, nucleus, uniform
 
 _MASK = (1 << 64) - 1
 
@@ -17,28 +17,23 @@ def splitmix(number: int) -> int:
     return number ^ (number >> 31)
 
 
-def test_the_noise_is_that_of_the_hash():
+def test_the_number_of_a_row_is_that_of_the_hash():
     """In whole numbers without a sign."""
     golden = 0x9E3779B97F4A7C15
-    keys, tokens = torch.tensor([5, -(2**63)]), torch.tensor([[0, 7, 300_000], [1, 2, 3]])
-    found = gumbel_noise(keys, 11, tokens)
-    for row, key in enumerate(keys.tolist()):
-        for column, token in enumerate(tokens[row].tolist()):
-            start = splitmix((key + (12 * (golden - 2**64)) % (1 << 63)) & _MASK)
-            uniform = ((splitmix((start + (token + 1) * golden) & _MASK) >> 41) + 0.5) / 2**23
-            expected = -torch.log(-torch.log(torch.tensor(uniform, dtype=torch.float64)))
-            assert found[row, column].item() == pytest.approx(expected.item(), abs=1e-5)
+    keys = [5, -(2**63)]
+    for key, found in zip(keys, uniform(torch.tensor(keys), 11).tolist(), strict=True):
+        start = splitmix((key + (12 * (golden - 2**64)) % (1 << 63)) & _MASK)
+        assert found == ((splitmix((start + golden) & _MASK) >> 12) + 0.5) / 2**52
 
 
-def test_the_noise_has_the_moments_of_gumbel_s_distribution():
-    """Its mean is Euler's constant, its variance pi^2 / 6; neighbours are not correlated."""
-    noise = gumbel_noise(torch.arange(400), 3, torch.arange(500).expand(400, -1)).double()
-    assert noise.mean().item() == pytest.approx(0.5772, abs=0.01)
-    assert noise.var().item() == pytest.approx(1.6449, abs=0.03)
-    near = torch.stack([noise[:, :-1].flatten(), noise[:, 1:].flatten()])
-    assert abs(torch.corrcoef(near)[0, 1].item()) < 0.01
-    near = torch.stack([noise[:-1].flatten(), noise[1:].flatten()])
-    assert abs(torch.corrcoef(near)[0, 1].item()) < 0.01
+def test_the_numbers_are_spread_evenly_and_neighbours_are_not_alike():
+    found = torch.stack([uniform(torch.arange(2000), position) for position in range(100)])
+    assert 0 < found.min() and found.max() < 1
+    assert found.mean().item() == pytest.approx(0.5, abs=0.003) and found.var().item() == pytest.approx(
+        1 / 12, abs=0.001
+    )
+    for near in ((found[1:], found[:-1]), (found[:, 1:], found[:, :-1])):
+        assert abs(torch.corrcoef(torch.stack([each.flatten() for each in near]))[0, 1].item()) < 0.01
 
 
 @pytest.mark.parametrize("by", ["key", "position"])
