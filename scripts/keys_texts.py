@@ -36,6 +36,7 @@ GROUPS: dict[str, list[str]] = {
     ],
     "Evaluation": [
         *("eval_strategy", "eval_steps", "eval_on_start", "eval_delay", "per_device_eval_batch_size"),
+        *("sample_prompts", "stop_on_collapse"),
         *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
     ],
     "Saving and resuming": [

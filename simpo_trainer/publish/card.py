@@ -9,13 +9,14 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..errors import SimPOError
 from ..record.differences import told
+from ..record.findings import Finding
+from ..record.folders import CURVES
 from ..record.methods import METHODS, Method
 from ..record.metric_table import metrics_of, prefixes_of
 from ..record.privacy import hub_name
 from ..record.reader import read_record
 from ..results.training_curves import training_curves
 
-CURVES = "training_curves.png"
 # Settings that do not change the trained model, or are shown elsewhere in the card.
 _NOT_SHOWN = ("dataset_num_proc", "global_batch_size", "allow_changes")
 # Unit of the log-probabilities that trl logs: sums over answers.
@@ -89,6 +90,7 @@ def write_card(
         f"## Use\n\n{_usage(repo, adapter, bool(run['tokenizer']['chat_template_sha256']))}",
         f"## Results\n\n{_results(run, method)}",
         f"![Training curves: loss, margin, log-probabilities, accuracy]({CURVES})" if has_curves else "",
+        f"## Health\n\n{_health(run['findings'])}" if "findings" in run else "",
         f"## Training\n\n{_settings(run, method)}",
         f"## Data\n\n{_data(run, datasets)}",
         "## Versions\n\n" + "\n".join(f"- {name}: {version}" for name, version in run["versions"].items()),
@@ -157,6 +159,11 @@ def _results(run: Json, method: Method) -> str:
             cells = [_number(measured.get(prefix + metric.name), fmt) for prefix in prefixes]
             rows.append([title.format(**words), *cells])
     return _table(["metric", *headers], rows)
+
+
+def _health(found: Sequence[Json]) -> str:
+    """Returns what the health monitor saw while the model trained."""
+    return "\n".join(f"- {Finding.of(each).line}" for each in found) or "The health monitor found nothing to tell."
 
 
 def _settings(run: Json, method: Method) -> str:

@@ -16,13 +16,9 @@ from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, 
 from transformers import TrainingArguments
 
 from ..errors import SimPOError, first_line
+from ..record.folders import CURVES, MANIFEST, STATE
 from ..record.seal import SEAL
 
-# Files that are not pushed: checkpoints, files that are useful only here, and a pickle that holds paths of this machine
-# and can run code when it is loaded (run_manifest.json holds the settings as text). The names of TensorBoard's files
-# contain the name of the host.
-# The seal is of files as they are here; texts are pushed as cleaned copies.
-LEFT_OUT = ["_*", "checkpoint-*", "training_args.bin", "runs/*", "*tfevents*", SEAL]
 MODEL_FILES = [
     "config.json",
     "generation_config.json",
@@ -30,6 +26,23 @@ MODEL_FILES = [
     "*.safetensors",
     "*.safetensors.index.json",
 ]
+# All that is pushed of a run's folder. Whatever else lies there stays: answers that the model wrote, reports with rows
+# of the data, files of the user's own. An adapter with a name has a folder of its own; code is that of a model loaded
+# with trust_remote_code.
+PUSHED = [
+    *MODEL_FILES,
+    "*/adapter_config.json",
+    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
+    *("*.model", "*.jinja", "preprocessor_config.json", "processor_config.json"),
+    *("configuration_*.py", "modeling_*.py", "tokenization_*.py"),
+    *("README.md", CURVES, MANIFEST, STATE, "*_results.json"),
+]
+# The same in few words, for a command that is shown: what may hold rows (.jsonl, .html) stays.
+_BY_HAND = ["*.safetensors", "*.json", "README.md", "*.png", "*.jinja", "*.model", "vocab.txt", "merges.txt"]
+# Files that are not pushed of a checkpoint, nor of the folders in a run's folder: those that are useful only here, and
+# a pickle that holds paths of this machine and can run code when it is loaded (run_manifest.json holds the settings as
+# text). The seal is of files as they are here; texts are pushed as cleaned copies.
+LEFT_OUT = ["_*", "checkpoint-*", "training_args.bin", "runs/*", SEAL]
 # Texts in which nothing may be replaced: a path in a vocabulary is a word.
 _VOCABULARIES = {"tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json"}
 _TEXTS = {".json", ".jsonl", ".md", ".txt", ".yaml", ".yml"}
@@ -125,5 +138,6 @@ def _link(file: Path, copy: Path) -> None:
 
 def push_later(repo: str, folder: Path) -> str:
     """Returns the shell command that uploads the files of a failed push."""
-    words = ["hf", "upload", repo, str(folder), *(word for pattern in LEFT_OUT for word in ("--exclude", pattern))]
+    words = ["hf", "upload", repo, str(folder), *(word for pattern in _BY_HAND for word in ("--include", pattern))]
+    words += [word for pattern in LEFT_OUT for word in ("--exclude", pattern)]
     return shlex.join(words)

@@ -19,7 +19,7 @@ from ..log import get_logger
 from ..record.manifest import ManifestCallback
 from ..record.privacy import hub_name, private_texts, public_label
 from .card import write_card
-from .hub import LEFT_OUT, MODEL_FILES, stage_files
+from .hub import MODEL_FILES, PUSHED, stage_files
 
 logger = get_logger(__name__)
 
@@ -140,7 +140,7 @@ class HubTrainer(Trainer):
         # On the same disk, where links are possible. Its name starts with "_": if a run is killed, it is never pushed.
         staged = Path(tempfile.mkdtemp(prefix="_push_", dir=output_dir))
         hidden = self._hidden_texts(token)
-        stage_files(output_dir, staged, hidden, left_out=LEFT_OUT)
+        stage_files(output_dir, staged, hidden, only=PUSHED)
         if checkpoint:
             stage_files(checkpoint, staged, hidden, only=MODEL_FILES)
         return staged

@@ -8,6 +8,7 @@ from ..errors import SimPOError, near
 from .seal import is_open, read_seal
 
 MANIFEST = "run_manifest.json"
+CURVES = "training_curves.png"
 # The state of a trainer with its log. It is written last: in a checkpoint after all other files, in a run at its end.
 STATE = "trainer_state.json"
 _SHOWN = 8

@@ -64,6 +64,7 @@ class ManifestCallback(TrainerCallback):
             "start": None,
             "end": None,
             "held_out": {},
+            "findings": [],
         }
         self._write()
 
@@ -112,6 +113,11 @@ class ManifestCallback(TrainerCallback):
             known = {**pairs, "start": kept, "end": None}
         news = {key: value for key, value in (("start", start), ("end", end)) if value is not None}
         self._write(held_out={**self.manifest["held_out"], name: {**known, **news}})
+
+    def record_findings(self, findings: list[dict[str, Any]]) -> None:
+        """Write what the health monitor has found so far."""
+        if self.manifest:
+            self._write(findings=findings)
 
     def _first_part(self) -> dict[str, Any]:
         """Returns the manifest of the run that is resumed; empty if the checkpoint is not in this output folder."""

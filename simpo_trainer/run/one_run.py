@@ -16,6 +16,7 @@ from ..model.load import check_model_name, init_kwargs, load_tokenizer
 from ..model.network import settle_network
 from ..publish.hub import check_credentials
 from ..recipe.load import Recipe
+from ..record.folders import checkpoints
 from ..record.methods import METHODS
 from ..record.privacy import without_tokens
 from ..tokens.chat_templates import resolve_chat_template
@@ -181,8 +182,20 @@ def _train(trainer: RunTrainer, recipe: Recipe, checkpoint: Path | None) -> None
     if trainer.interrupted:
         folder = Path(str(recipe.training.output_dir)) / f"checkpoint-{trainer.state.global_step}"
         command = resume_command(recipe, folder)
+        if trainer.health.collapse:
+            raise SimPOError(_collapsed(trainer, folder, command))
         logger.info(f"Stopped at step {trainer.state.global_step}. Go on with:\n  {command}")
         raise Interrupted(command, trainer.agreed_signal())
+
+
+def _collapsed(trainer: RunTrainer, folder: Path, command: str) -> str:
+    earlier = [each for each in checkpoints(folder.parent) if each != folder]
+    since = f"from an earlier one ({', '.join(each.name for each in earlier)})" if earlier else "anew"
+    return (
+        f"Stopped at step {trainer.state.global_step}, because stop_on_collapse is true. {trainer.health.collapse}\n"
+        f"Train {since} with what is named there (allow_changes: true goes on from a checkpoint with other settings). "
+        f"This step is saved in {folder}; to go on as it is:\n  {command} --stop_on_collapse=false"
+    )
 
 
 def resume_command(recipe: Recipe, checkpoint: Path) -> str:

@@ -102,6 +102,20 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
         "unset means to wait for room.",
         changes_result=False,
     )
+    sample_prompts: int = knob(
+        0,
+        "Prompts of the held-out pairs, or of the training pairs, that the model answers greedily before the start "
+        "and at each evaluation, for samples.jsonl and the health monitor; 0 means none. 8 show a collapse.",
+        lambda x: x >= 0,
+        "it must be a number of prompts. Set sample_prompts: 8, or leave it out.",
+        changes_result=False,
+    )
+    stop_on_collapse: bool = knob(
+        False,
+        "Stop the run, with a checkpoint, where the health monitor sees that the model is being ruined: chosen answers "
+        "far below their start, or a loss well above it.",
+        changes_result=False,
+    )
 
     # Parent fields with another default.
     per_device_train_batch_size: int | None = knob(  # type: ignore[assignment]

@@ -80,6 +80,7 @@ class HeldOutCallback(TrainerCallback):
         step = self._noted[name] = self._step_of_model()
         measured = {"step": step, **figures}
         self._record(name, rows, **({"end": measured} if step else {"start": figures}))
+        self.trainer.health.evaluation(name, step, figures)
 
     def measure_end(self) -> None:
         """Measure the sets that were not measured on the model as it is; every process must call it."""

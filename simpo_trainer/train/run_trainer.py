@@ -40,6 +40,7 @@ from .facts import run_facts
 from .finish import finish_run
 from .full_disk import CheckpointAttempt
 from .hanging import Hanging
+from .health import HealthMonitor
 from .held_out import HeldOutCallback
 from .identity import model_fingerprint, run_circumstances, run_identity
 from .last_step import LastStep
@@ -51,6 +52,7 @@ from .progress import show_lines
 from .randomness import randomness_kept
 from .room import Room, RoomCallback, is_split
 from .same_rows import SameRowsCallback
+from .samples import SampleCallback
 from .saving import weights_rescued, with_tied_as_one, without_card, without_frozen_head, without_rotation
 from .split_weights import gather_weights, gathers_checkpoints, load_split_lora, splits_lora
 from .states import LoggingWindow, restore_states
@@ -61,10 +63,10 @@ from .stop_callback import StopCallback
 class RunTrainer(HubTrainer):
     """A trainer that loses nothing; each method says how it differs from `Trainer`'s.
 
-    `stop_request` holds the signals that came, `interrupted` whether the last training ended because of one,
-    `resumed_from` the checkpoint that it went on from, `identity` what makes it the same run, `changes` the settings
-    that changed in its middle, `train_metrics` what it returned, `logged_in_training` how many entries of the log it
-    made, `recipe_facts` the recipe of a run from one, and `token_sets` the sets that the
+    `stop_request` holds the signals that came, `interrupted` whether the last training ended because of one, or of a
+    collapse that `health` saw, `resumed_from` the checkpoint that it went on from, `identity` what makes it the same
+    run, `changes` the settings that changed in its middle, `train_metrics` what it returned, `logged_in_training` how
+    many entries of the log it made, `recipe_facts` the recipe of a run from one, and `token_sets` the sets that the
     constructor got, by name.
     """
 
@@ -87,6 +89,7 @@ class RunTrainer(HubTrainer):
     same_rows: SameRowsCallback
     held_out: HeldOutCallback
     window: LoggingWindow
+    health: HealthMonitor
     hanging: Hanging
     # Whether its evaluations measure the held-out pairs per token.
     evaluates_per_token = False
@@ -107,6 +110,7 @@ class RunTrainer(HubTrainer):
         self.stop_request, self.changes = StopRequest(), []
         self.run_record, self.same_rows = ManifestCallback(self), SameRowsCallback(self)
         self.held_out, self.window = HeldOutCallback(self), LoggingWindow(self)
+        self.health = HealthMonitor(self)
         self.room, self._reports, self._last_step = Room(self), ReportWriter(), LastStep(self)
         self.hanging = Hanging(self.args.process_index, self.accelerator.num_processes)
         # These two come last: they must know whether the others ask for a checkpoint.
@@ -114,7 +118,7 @@ class RunTrainer(HubTrainer):
         # That of the room comes before the record: a run that is refused has changed nothing.
         first = (self._last_step, RoomCallback(self), ChangesCallback(self))
         record = (self.run_record, self.same_rows, self.held_out, self.window)
-        for callback in (*first, *record, *reports, *last):
+        for callback in (*first, *record, *reports, self.health, SampleCallback(self), *last):
             self.add_callback(callback)
         show_lines(self)
         # transformers would replace the callbacks by new ones, which nobody else holds; see `restore_states`.

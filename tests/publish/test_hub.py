@@ -17,7 +17,7 @@ from hub_server import TOKEN, HubServer, open_to
 from models import as_text, random_pairs, tiny_model, word_tokenizer
 from runs import make_trainer
 from simpo_trainer import SimPOConfig, SimPOError, SimPOTrainer
-from simpo_trainer.publish.hub import check_credentials
+from simpo_trainer.publish.hub import PUSHED, check_credentials, stage_files
 from simpo_trainer.recipe.load import load_recipe
 from simpo_trainer.run.one_run import run
 
@@ -172,6 +172,19 @@ def test_a_repository_of_others(tmp_path, hub):
 # --- Pushes -----------------------------------------------------------------------------------------------------------
 
 
+def test_only_files_that_are_known_to_be_public_are_pushed(tmp_path):
+    source, target = tmp_path / "out", tmp_path / "staged"
+    stay = ["samples.jsonl", "report.html", "notes.txt", "train.py", "checkpoint-2/model.safetensors", "_x/config.json"]
+    stay += ["training_args.bin", "events.out.tfevents.1.host", "seal.json", "log.jsonl", "runs/a/README.md"]
+    go = [*FINAL, "model-00001-of-00002.safetensors", "model.safetensors.index.json", "chat_template.jinja"]
+    go += ["vocab.json", "tokenizer.model", "modeling_mine.py", "second/adapter_model.safetensors"]
+    for name in (*stay, *go):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text("x")
+    stage_files(source, target, {}, only=PUSHED)
+    assert {str(file.relative_to(target)) for file in target.rglob("*") if file.is_file()} == set(go)
+
+
 @pytest.mark.slow
 def test_a_run_from_the_command_line(home, tmp_path):
     """As a user does it: a fresh process that finds the Hub and the token in its environment."""
@@ -276,7 +289,7 @@ def test_a_hub_that_fails_costs_the_push_alone(home, hub, caplog):
     message = str(caught.value)
     assert f"The training is done and the model is saved in {home}/runs/out" in message
     assert "out of order" in message or "500" in message
-    assert f"hf upload tester/out {home}/runs/out --exclude" in message
+    assert f"hf upload tester/out {home}/runs/out --include" in message
     assert (home / "runs/out/model.safetensors").is_file() and (home / "runs/out/README.md").is_file()
     assert json.loads((home / "runs/out/all_results.json").read_text())["eval_loss"] > 0
     assert "A push during training failed, and the training goes on" in caplog.text

@@ -81,7 +81,7 @@ def test_a_killed_run_leaves_a_manifest_and_a_finished_one_its_results(tmp_path)
     assert "eval_loss" not in late["results"]["metrics"]
     metrics = trainer.evaluate()
     assert read(tmp_path)["results"]["metrics"]["eval_loss"] == metrics["eval_loss"]
-    changed = ("status", "finished", "results", "peak_memory", "end")
+    changed = ("status", "finished", "results", "peak_memory", "end", "findings")
     assert {k: v for k, v in late.items() if k not in changed} == {k: v for k, v in early.items() if k not in changed}
 
 

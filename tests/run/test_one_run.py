@@ -42,6 +42,7 @@ class StubTrainer:
         self.model = SimpleNamespace(config=SimpleNamespace(use_cache=False))
         self.room = SimpleNamespace(of_model=lambda folder: 0)
         self.run_record = SimpleNamespace(save=lambda: None)
+        self.health = SimpleNamespace(collapse=None)
         self.held_out = SimpleNamespace(measure_end=lambda: self.calls.append("measure_end"))
         StubTrainer.last = self
 
@@ -200,9 +201,10 @@ def test_a_push_that_fails_says_where_the_model_is(make, monkeypatch):
         run(make("--push_to_hub"), OfflineTrainer)
     assert str(caught.value) == (
         "The training is done and the model is saved in runs/out, but it could not be pushed to the Hub: no route to "
-        "host. Nothing is lost. Push it when the Hub can be reached: hf upload tester/out runs/out --exclude '_*' "
-        "--exclude 'checkpoint-*' --exclude training_args.bin --exclude 'runs/*' --exclude '*tfevents*' "
-        "--exclude seal.json"
+        "host. Nothing is lost. Push it when the Hub can be reached: hf upload tester/out runs/out "
+        "--include '*.safetensors' --include '*.json' --include README.md --include '*.png' --include '*.jinja' "
+        "--include '*.model' --include vocab.txt --include merges.txt --exclude '_*' --exclude 'checkpoint-*' "
+        "--exclude training_args.bin --exclude 'runs/*' --exclude seal.json"
     )
     assert ("save_metrics", "eval") in StubTrainer.last.calls
 

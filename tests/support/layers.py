@@ -11,6 +11,7 @@ LAYERS = [
         "train",
         "publish",
         "results",
+        "health",
         "loss",
         "model",
         "record",

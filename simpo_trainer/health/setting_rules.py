@@ -1,0 +1,59 @@
+"""Rules on settings, before the first step."""
+
+from dataclasses import dataclass
+
+from ..record.findings import SETTINGS, Finding
+from .limits import limit
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What is known of a run before its first step.
+
+    Args:
+        beta: the scale of the reward; None where the loss does not compare averages by SimPO's reward.
+        batch: pairs of an optimiser step.
+        learning_rate: the peak.
+        weights: number of the model's weights.
+        adapts: whether an adapter is trained.
+    """
+
+    beta: float | None
+    batch: int
+    learning_rate: float
+    weights: int
+    adapts: bool
+
+
+def planned_findings(run: Planned) -> list[Finding]:
+    """Returns what can be said of the settings of a run."""
+    return [found for found in (_tiny_beta(run), _tiny_batch(run), _high_rate(run)) if found]
+
+
+def _tiny_beta(run: Planned) -> Finding | None:
+    if run.beta is None or run.beta >= limit("beta"):
+        return None
+    seen = f"beta is {run.beta:g}; the paper uses 2.0 to 10, because the reward is a mean over tokens."
+    return _of("tiny beta", seen, "a beta made for DPO, whose reward is a sum over tokens", "Set beta: 2.0.")
+
+
+def _tiny_batch(run: Planned) -> Finding | None:
+    if run.batch >= limit("batch"):
+        return None
+    seen = f"a step has {run.batch} pair{'s' if run.batch > 1 else ''}; the paper's have 128."
+    change = "Set global_batch_size: 16 or more; it needs no more memory, the accumulation follows from it."
+    return _of("tiny batch", seen, "a batch per device taken for that of a step", change)
+
+
+def _high_rate(run: Planned) -> Finding | None:
+    highest = limit("adapter rate" if run.adapts else "rate")
+    if run.weights < limit("large") or run.learning_rate < highest:
+        return None
+    what = "an adapter on" if run.adapts else "all weights of"
+    usual = "5e-6" if run.adapts else "5e-7"
+    seen = f"learning_rate is {run.learning_rate:g} for {what} a model of {run.weights / 1e9:.1f} billion weights."
+    return _of("high rate", seen, "a rate made for supervised fine-tuning", f"Set learning_rate: {usual}.")
+
+
+def _of(rule: str, seen: str, cause: str, change: str) -> Finding:
+    return Finding(rule, 0, SETTINGS, None, seen, cause, change)

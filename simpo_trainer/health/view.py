@@ -1,0 +1,147 @@
+"""`View`: what a run has shown so far, in the form that the rules read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..record.findings import TRAINING
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Means over pairs at a step; log-probabilities in nats per token.
+
+    Args:
+        step: the optimiser step.
+        chosen, rejected: average log-probability of the two answers.
+        accuracy: share of pairs whose chosen answer is likelier.
+    """
+
+    step: int
+    chosen: float
+    rejected: float
+    accuracy: float
+
+    @property
+    def margin(self) -> float:
+        """Returns the difference of the two."""
+        return self.chosen - self.rejected
+
+    @classmethod
+    def of(cls, step: int, figures: Mapping[str, float]) -> "Figures":
+        """Returns the figures of held-out pairs, as the manifest has them."""
+        return cls(step, figures["chosen"], figures["rejected"], figures["accuracy"])
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What the loss aims at, where that is a margin of averages.
+
+    Args:
+        margin: the target margin, nats per token.
+        beta: the scale of the reward.
+    """
+
+    margin: float
+    beta: float
+
+    @property
+    def past(self) -> float:
+        """Returns the distance from the target, nats per token, for one unit of the reward."""
+        return 1 / self.beta
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The settings that a change is computed from.
+
+    Args:
+        learning_rate: the peak.
+        sft_weight: the weight of the likelihood term; None for a method without one.
+        epochs: passes over the data.
+        batch: pairs of a step.
+    """
+
+    learning_rate: float
+    sft_weight: float | None
+    epochs: float
+    batch: int
+
+    @property
+    def lower_rate(self) -> str:
+        """Returns a sentence that halves the learning rate."""
+        return f"Set learning_rate: {self.learning_rate / 2:.3g} (now {self.learning_rate:g})"
+
+    @property
+    def keep_near(self) -> str:
+        """Returns a sentence that keeps the model nearer to its chosen answers."""
+        if self.sft_weight is None:
+            return f"{self.lower_rate}."
+        return f"{self.lower_rate}, or sft_weight: {max(0.1, 2 * self.sft_weight):g} (now {self.sft_weight:g})."
+
+
+@dataclass(frozen=True)
+class View:
+    """What a run has shown so far of some pairs.
+
+    Args:
+        where: "train", or the name of an evaluation set.
+        step, steps: the optimiser step, and how many the run has.
+        figures: of these pairs, by step; empty where they are not measured per token.
+        started: whether the first of the figures is that of the untrained model.
+        pairs: number of held-out pairs, or of those behind the last figures of the training.
+        aim: what the loss aims at; None for a loss without a margin of averages.
+        advice: the settings that a change is computed from.
+    """
+
+    where: str
+    step: int
+    steps: int
+    figures: Sequence[Figures]
+    started: bool
+    pairs: int
+    aim: Aim | None
+    advice: Advice
+
+    @property
+    def done(self) -> float:
+        """Returns the share of the steps that are done."""
+        return self.step / max(1, self.steps)
+
+    @property
+    def held_out(self) -> bool:
+        """Returns whether the pairs are not trained on."""
+        return self.where != TRAINING
+
+    @property
+    def start(self) -> Figures | None:
+        """Returns the figures of the untrained model, if something was measured since."""
+        return self.figures[0] if self.started and len(self.figures) > 1 else None
+
+    @property
+    def now(self) -> Figures:
+        """Returns the last figures."""
+        return self.figures[-1]
+
+
+def training_figures(log: Sequence[Mapping[str, Any]], names: Mapping[str, str], pairs: int) -> list[Figures]:
+    """Returns the figures of the last training logs: each a mean over enough logs to hold `pairs` pairs.
+
+    Args:
+        log: training logs with `step`, oldest first.
+        names: names of `chosen`, `rejected` and `accuracy` in a log.
+        pairs: as many pairs as make a mean that can be judged.
+    """
+    found: list[Figures] = []
+    for i, entry in enumerate(log):
+        window = log[max(0, i + 1 - _logs_of(log, i, pairs)) : i + 1]
+        means = {name: sum(each[key] for each in window) / len(window) for name, key in names.items()}
+        found.append(Figures.of(int(entry["step"]), means))
+    return found
+
+
+def _logs_of(log: Sequence[Mapping[str, Any]], i: int, pairs: int) -> int:
+    """Returns how many logs up to the i-th hold so many pairs."""
+    seen = log[i].get("num_pairs_seen") or 0
+    each = seen / (i + 1)
+    return max(1, round(pairs / each)) if each else 1
