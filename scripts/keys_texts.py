@@ -47,7 +47,15 @@ GROUPS: dict[str, list[str]] = {
         *("logging_steps", "logging_strategy", "report_to", "run_name", "disable_tqdm", "logging_nan_inf_filter"),
     ],
     "Hub": [
-        *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "hub_token"),
+        *(
+            "push_to_hub",
+            "hub_model_id",
+            "hub_strategy",
+            "hub_private_repo",
+            "hub_revision",
+            "hub_token",
+            "push_report",
+        ),
     ],
     "Answers": [
         *("generate", "annotate", "iterate"),

@@ -65,7 +65,15 @@ _OF_SIMPO = {"margin_scale", "batch_layout"}
 # The settings of rows, model and batch, which all methods use.
 SHARED = [
     *(each.name for owner in (RowSettings, ModelSettings) for each in fields(owner) if each.name not in _OF_SIMPO),
-    *("dataset_num_proc", "global_batch_size", "rescue_dir", "allow_changes", "sample_prompts", "stop_on_collapse"),
+    *(
+        "dataset_num_proc",
+        "global_batch_size",
+        "rescue_dir",
+        "allow_changes",
+        "sample_prompts",
+        "stop_on_collapse",
+        "push_report",
+    ),
 ]
 # Fields of trl's arguments that a recipe has under another name, or that nothing uses here.
 _NOT_OFFERED = {

@@ -15,6 +15,7 @@ from .compare import compare
 from .iterate import IterateCommand, iterate
 from .losses import losses
 from .recipe import app as recipe_app
+from .report import report
 from .train import TrainCommand, train
 
 
@@ -53,6 +54,7 @@ app.command("generate", cls=GenerateCommand, context_settings={"ignore_unknown_o
 app.command("annotate", cls=AnnotateCommand, context_settings={"ignore_unknown_options": True})(annotate)
 app.command("iterate", cls=IterateCommand, context_settings={"ignore_unknown_options": True, **_WORDS})(iterate)
 app.command("compare")(compare)
+app.command("report")(report)
 app.add_typer(recipe_app, name="recipe")
 app.command("losses", context_settings=_WORDS)(losses)
 

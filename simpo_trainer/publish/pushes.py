@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,10 @@ from transformers.utils import PushInProgress
 
 from ..errors import SimPOError, first_line
 from ..log import get_logger
+from ..record.folders import REPORT
 from ..record.manifest import ManifestCallback
 from ..record.privacy import hub_name, private_texts, public_label
+from ..report.command import report_of
 from .card import write_card
 from .hub import MODEL_FILES, PUSHED, stage_files
 
@@ -143,7 +145,17 @@ class HubTrainer(Trainer):
         stage_files(output_dir, staged, hidden, only=PUSHED)
         if checkpoint:
             stage_files(checkpoint, staged, hidden, only=MODEL_FILES)
+        settings: Any = getattr(self, "shared", self.args)
+        if settings.push_report:
+            self._stage_report(output_dir, staged, hidden)
         return staged
+
+    def _stage_report(self, output_dir: Path, staged: Path, hidden: Mapping[str, str]) -> None:
+        """Put a report without rows and paths among the files to push."""
+        content = report_of([output_dir], public=True)
+        for private, shown in hidden.items():
+            content = content.replace(private, shown)
+        (staged / REPORT).write_text(content, encoding="utf-8")
 
     def _uploader(
         self, staged: Path, message: str | None, token: str | None, revision: str | None

@@ -9,6 +9,7 @@ from .seal import is_open, read_seal
 
 MANIFEST = "run_manifest.json"
 CURVES = "training_curves.png"
+REPORT = "report.html"
 # The state of a trainer with its log. It is written last: in a checkpoint after all other files, in a run at its end.
 STATE = "trainer_state.json"
 _SHOWN = 8
@@ -46,8 +47,12 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def check_runs(folders: Sequence[Path]) -> None:
+def check_runs(folders: Sequence[Path], command: str = "compare") -> None:
     """Check that each folder is the output folder of a run, and that none is given twice.
+
+    Args:
+        folders: to check.
+        command: the one that needs them.
 
     Raises:
         SimPOError: a folder is not one, or is given twice; the message says what is in the folder instead.
@@ -55,9 +60,9 @@ def check_runs(folders: Sequence[Path]) -> None:
     seen: set[Path] = set()
     for folder in folders:
         if not (folder / MANIFEST).is_file():
-            raise SimPOError(f"{_what_is_wrong(folder)} compare needs the output folder of a run.{_remedy(folder)}")
+            raise SimPOError(f"{_what_is_wrong(folder)} {command} needs the output folder of a run.{_remedy(folder)}")
         if folder.resolve() in seen:
-            raise SimPOError(f"{folder} is given twice; each run is compared once. Leave one of them out.")
+            raise SimPOError(f"{folder} is given twice; each run is shown once. Leave one of them out.")
         seen.add(folder.resolve())
 
 

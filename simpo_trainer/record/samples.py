@@ -45,8 +45,10 @@ def figures_of_samples(answers: Sequence[Sequence[int]], ended: Sequence[bool]) 
 def keep_until(file: Path, step: int) -> None:
     """Leave out the answers of later steps: the run goes on from an earlier one."""
     kept = [row for row in read_samples(file) if row["step"] <= step]
-    if file.is_file():
+    if kept:
         write_samples(file, kept, anew=True)
+    else:
+        file.unlink(missing_ok=True)
 
 
 def write_samples(file: Path, rows: Sequence[Mapping[str, Any]], *, anew: bool = False) -> None:

@@ -1,5 +1,7 @@
 """The look of all pictures: one set of colours, lines, marks and sizes."""
 
+import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,8 @@ MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":")
 # The line for a value to compare with: a target, chance, zero.
 GUIDE = {"color": "#555555", "linestyle": ":", "linewidth": 1.2}
+# The line where the health monitor found something.
+FINDING = {"color": "#C0392B", "linestyle": "--", "linewidth": 1.0, "alpha": 0.8}
 
 # Width and height of a panel with its labels, inches.
 _PANEL = (3.7, 3.1)
@@ -81,7 +85,7 @@ def finish_panel(axis: Any, *, steps: int | None = None) -> None:
     if steps is not None:  # a single point would otherwise lie in a span of its own
         room = 0.02 * max(1, steps)
         axis.set_xlim(-room, max(1, steps) + room)
-    if axis.get_xlim()[1] - axis.get_xlim()[0] < 20:
+    if axis.get_xscale() == "linear" and axis.get_xlim()[1] - axis.get_xlim()[0] < 20:
         axis.xaxis.get_major_locator().set_params(integer=True)
     labels = axis.get_legend_handles_labels()[1]
     if len(labels) > 1:
@@ -96,3 +100,30 @@ def _add_legend_above(axis: Any, labels: list[str]) -> None:
         loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns, columnspacing=1, borderaxespad=0.1, frameon=False
     )
     axis.set_title(axis.get_title(), pad=8 + _LEGEND_LINE * rows)
+
+
+def as_svg(figure: Any) -> str:
+    """Returns a figure as SVG that needs no style of its own, so that a page can forbid all but its one sheet."""
+    from matplotlib import rc_context
+
+    stream = io.StringIO()
+    with rc_context({"svg.fonttype": "none"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text, flags=re.DOTALL)
+    return re.sub(r' style="([^"]*)"', lambda found: "".join(map(_attribute, found.group(1).split(";"))), text)
+
+
+def _attribute(declaration: str) -> str:
+    """Returns a declaration of a style as an attribute, which needs no permission to style."""
+    name, _, value = (part.strip() for part in declaration.partition(":"))
+    if not value:
+        return ""
+    if name != "font":
+        return f' {name}="{value}"'
+    found = re.fullmatch(r"(?:(\d+|bold|italic) )?([\d.]+)px (.*)", value)
+    if not found:
+        return ""
+    weight = f' font-weight="{found.group(1)}"' if found.group(1) else ""
+    return f' font-size="{found.group(2)}"{weight} font-family="sans-serif"'

@@ -46,8 +46,7 @@ def training_curves(
     prefixes = sorted({prefix for entry in log_history for prefix in prefixes_of(entry, mark) if prefix})
     if not prefixes and not any("loss" in entry for entry in log_history):
         return False
-    if unit == PER_TOKEN:
-        log_history = [*_untrained(log_history, prefixes, held_out or {}), *log_history]
+    log_history = with_untrained(log_history, unit, held_out or {})
     panels: dict[tuple[str, str], list[Metric]] = {}
     for metric in metrics:
         if metric.panel:
@@ -56,9 +55,9 @@ def training_curves(
         axes = grid.flatten()
         for axis, ((title, measure), shown) in zip(axes, panels.items(), strict=False):
             axis.set(title=title, ylabel=measure.format(unit=unit), xlabel="optimiser step")
-            _draw(axis, log_history, shown, prefixes)
+            draw_lines(axis, log_history, shown, prefixes)
             _mark_start(axis, shown, start or {})
-            _add_guides(axis, shown[0].name, target_margin)
+            draw_guides(axis, shown[0].name, target_margin)
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
         for axis in axes[: len(panels)]:
@@ -67,7 +66,7 @@ def training_curves(
     return True
 
 
-def _add_guides(axis: Any, name: str, target_margin: float | None) -> None:
+def draw_guides(axis: Any, name: str, target_margin: float | None) -> None:
     """Add a line for the value that a metric is compared with: the target margin, or the accuracy of chance."""
     if name == MARGINS and target_margin is not None:
         axis.axhline(target_margin, **GUIDE, label=f"target {target_margin:g}")
@@ -76,15 +75,25 @@ def _add_guides(axis: Any, name: str, target_margin: float | None) -> None:
         axis.set_ylim(-0.02, 1.02)
 
 
-def _untrained(log_history: Log, prefixes: Sequence[str], held_out: Mapping[str, Any]) -> list[dict[str, float]]:
-    """Returns log entries of step 0 for evaluation sets that were only scored before the first step, not evaluated."""
+def with_untrained(log_history: Log, unit: str, held_out: Mapping[str, Any]) -> Log:
+    """Returns the log, behind entries of step 0 for evaluation sets that were only scored then, not evaluated.
+
+    Args:
+        log_history: the trainer's log.
+        unit: of its log-probabilities; those before the first step are per token.
+        held_out: `held_out` of the run's manifest.
+    """
+    if unit != PER_TOKEN:
+        return log_history
+    _, mark = metrics_of(name for entry in log_history for name in entry)
+    prefixes = sorted({prefix for entry in log_history for prefix in prefixes_of(entry, mark) if prefix})
     names = {"accuracy": ACCURACY, "margin": MARGINS, "chosen": CHOSEN, "rejected": REJECTED}
-    found = []
+    found: list[Mapping[str, float]] = []
     for prefix in prefixes:
         start = (held_out.get(prefix.rstrip("_")) or {}).get("start")
         if start and not any(entry["step"] == 0 and prefix + CHOSEN in entry for entry in log_history):
             found.append({"step": 0} | {prefix + logged: start[name] for name, logged in names.items()})
-    return found
+    return [*found, *log_history]
 
 
 def _mark_start(axis: Any, metrics: Sequence[Metric], start: Mapping[str, Any]) -> None:
@@ -96,7 +105,7 @@ def _mark_start(axis: Any, metrics: Sequence[Metric], start: Mapping[str, Any]) 
             label = "_nolegend_"  # one entry explains the mark
 
 
-def _draw(axis: Any, log_history: Log, metrics: Sequence[Metric], prefixes: Sequence[str]) -> None:
+def draw_lines(axis: Any, log_history: Log, metrics: Sequence[Metric], prefixes: Sequence[str]) -> None:
     """Draw one panel: training metrics as lines, those of each evaluation set as dashed lines with marks."""
     for metric, own in zip(metrics, (BLUE,) if len(metrics) == 1 else _SIDES, strict=False):
         label, (steps, values) = metric.line, _series(log_history, metric.name)

@@ -110,6 +110,11 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
         "it must be a number of prompts. Set sample_prompts: 8, or leave it out.",
         changes_result=False,
     )
+    push_report: bool = knob(
+        False,
+        "Push report.html to the Hub too, without answers of the model, rows and paths.",
+        changes_result=False,
+    )
     stop_on_collapse: bool = knob(
         False,
         "Stop the run, with a checkpoint, where the health monitor sees that the model is being ruined: chosen answers "

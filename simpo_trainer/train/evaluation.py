@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, cast
 
-import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from torch import nn
@@ -21,9 +20,9 @@ from ..model.experts import BalanceTerm
 from ..model.modes import evaluating
 from ..record.methods import METHODS
 from ..record.metric_table import AUX_LOSS, PAST_TARGET
+from ..record.pair_scores import PairScores
 from ..record.reader import PER_TOKEN
 from .config import SimPOConfig
-from .held_out import figures_of
 from .run_trainer import RunTrainer
 
 
@@ -55,7 +54,7 @@ class PairEvaluation(RunTrainer):
     _balance: BalanceTerm | None
     _eval_sums: MetricSums
     _eval_records: PairRecords
-    _eval_averages: np.ndarray
+    _eval_scores: PairScores
 
     def _tokenized(self, dataset: Any, name: str, *, of_run: bool = False) -> Any:
         """Returns the token rows of a set, or of each set in a mapping; `of_run` puts them on the run's record."""
@@ -91,7 +90,7 @@ class PairEvaluation(RunTrainer):
         if isinstance(rows, str):
             rows = cast(Mapping[str, Any], self.eval_dataset)[rows]
         if not isinstance(rows, Mapping):  # a mapping comes here again, set by set
-            self.held_out.note(metric_key_prefix, rows, figures_of(self._eval_averages))
+            self.held_out.note(metric_key_prefix, rows, self._eval_scores)
         return metrics
 
     def held_out_batches(self, rows: Any) -> DataLoader:
@@ -118,7 +117,8 @@ class PairEvaluation(RunTrainer):
         if self._balance:
             metrics["loss"] += self._balance.coefficient * metrics["aux_loss"]
         logps, lengths, tokens = self._eval_records.gather(self.accelerator)
-        self._eval_averages = logps if self.args.objective.unit == PER_TOKEN else logps / lengths
+        averages = logps if self.args.objective.unit == PER_TOKEN else logps / lengths
+        self._eval_scores = PairScores(averages, lengths)
         metrics |= {"num_pairs": len(logps), "num_tokens": int(tokens.sum())}
         if self.compute_metrics is not None:
             found = self.compute_metrics(EvalPrediction(predictions=logps, label_ids=lengths))

@@ -13,6 +13,7 @@ from ..log import get_logger
 from ..publish.hub import push_later
 from ..record.folders import MANIFEST, step_of
 from ..record.seal import remove_checkpoint
+from ..report.command import write_report
 from .full_disk import EndSaves
 from .going_on import seal_end
 
@@ -121,6 +122,7 @@ def _seal(trainer: Any, ends: EndSaves) -> None:
     """Make the folder that of a finished run, if the model is in it; the last checkpoint guards it until then."""
     output_dir, is_main = ends.output_dir, trainer.is_world_process_zero()
     ends.small(MANIFEST, trainer.run_record.save)
+    write_report_of(trainer)
     if ends.rescued:
         return
 
@@ -130,6 +132,17 @@ def _seal(trainer: Any, ends: EndSaves) -> None:
 
     ends.small("the seal of the finished run", seal)
     _remove_last_checkpoint(trainer, output_dir)
+
+
+def write_report_of(trainer: Any) -> None:
+    """Write report.html about the run so far; a page that cannot be made costs a warning, not the run."""
+    if not trainer.is_world_process_zero():
+        return
+    folder = Path(str(trainer.args.output_dir))
+    try:
+        write_report([folder])
+    except Exception as error:
+        logger.warning(f"No report was written: {first_line(error)}. Try again with: simpo report {folder}")
 
 
 @contextmanager

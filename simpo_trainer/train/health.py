@@ -19,6 +19,7 @@ from ..record.metric_table import ACCURACY, CHOSEN, REJECTED
 from ..record.reader import PER_TOKEN
 from .rate import has_adapter
 from .same_rows import ROWS
+from .trackers import send_finding
 
 logger = get_logger(__name__)
 
@@ -191,6 +192,7 @@ class HealthMonitor(TrainerCallback, ExportableState):
             self.findings.append(each.as_json())
             if each.rule not in (quietly or ()):
                 logger.warning(f"health: {each.line}")
+            send_finding(self.trainer, each.line, each.step)
         return news
 
     def _is_news(self, found: Finding) -> bool:

@@ -37,7 +37,7 @@ from .checkpoints import (
 )
 from .config import SimPOConfig
 from .facts import run_facts
-from .finish import finish_run
+from .finish import finish_run, write_report_of
 from .full_disk import CheckpointAttempt
 from .hanging import Hanging
 from .health import HealthMonitor
@@ -45,6 +45,7 @@ from .held_out import HeldOutCallback
 from .identity import model_fingerprint, run_circumstances, run_identity
 from .last_step import LastStep
 from .lock import LockCallback, one_run
+from .log_file import LogFileCallback
 from .logged_steps import LoggedSteps
 from .memory import out_of_memory
 from .processes import end_group_at_exit
@@ -117,7 +118,7 @@ class RunTrainer(HubTrainer):
         last = (LoggedSteps(), StopCallback(self), LockCallback(), self.hanging)
         # That of the room comes before the record: a run that is refused has changed nothing.
         first = (self._last_step, RoomCallback(self), ChangesCallback(self))
-        record = (self.run_record, self.same_rows, self.held_out, self.window)
+        record = (self.run_record, self.same_rows, self.held_out, self.window, LogFileCallback())
         for callback in (*first, *record, *reports, self.health, SampleCallback(self), *last):
             self.add_callback(callback)
         show_lines(self)
@@ -221,6 +222,8 @@ class RunTrainer(HubTrainer):
                     raise out_of_memory(self.args, self.state.global_step) from error
                 raise
         self.train_metrics, self.logged_in_training = dict(output.metrics), len(self.state.log_history)
+        if self.interrupted:
+            write_report_of(self)
         return output
 
     def get_batch_samples(

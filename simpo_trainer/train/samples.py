@@ -17,6 +17,7 @@ from ..record.full_disk import ReportWriter
 from ..record.samples import SAMPLES_FILE, figures_of_samples, keep_until, repeat_rate, write_samples
 from ..tokens.sets import columns_of, spread_rows
 from .randomness import randomness_kept
+from .trackers import send_samples
 
 logger = get_logger(__name__)
 
@@ -44,8 +45,6 @@ class SampleCallback(TrainerCallback):
     ) -> None:
         self._step = -1
         self._prompts, self._end_ids = self._chosen(getattr(self.trainer, "shared", self.trainer.args).sample_prompts)
-        if not self._prompts:
-            return
         if state.is_world_process_zero:
             self._reports.write(SAMPLES_FILE, lambda: keep_until(self._file, state.global_step or -1))
         if not state.global_step:
@@ -104,6 +103,7 @@ class SampleCallback(TrainerCallback):
             rows = [self._row(step, *each) for each in zip(self._prompts, found, strict=True)]
             self._reports.write(SAMPLES_FILE, lambda: write_samples(self._file, rows))
             _show(step, rows, figures)
+            send_samples(trainer, rows, step)
         trainer.health.samples(step, figures)
 
     def _row(self, step: int, prompt: list[int], answer: GreedyAnswer) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def test_every_module_recipe_and_data_file_is_installed(installed):
     package = installed / "simpo_trainer"
     assert files(package, "*.py") == files(ROOT / "simpo_trainer", "*.py")
     data = files(ROOT / "simpo_trainer", "*.json")
-    assert "cli/keys_help.json" in data
+    assert "cli/keys_help.json" in data and (package / "report" / "page.css").is_file()
     assert files(package, "*.json") == data
     recipes = files(ROOT / "recipes", "*.*")
     assert {"paper/llama3-8b-base.yaml", "launch/slurm.sh"} <= recipes

@@ -316,7 +316,8 @@ def test_a_push_from_python(home, hub, caplog):
     lora = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
     trainer = make_trainer(home / "python", random_pairs(8), max_steps=1, arguments={"peft_config": lora})
     trainer.train()
-    (home / "python" / "notes.txt").write_text(f"kept in {home}/python by {TOKEN}")
+    for name in ("notes.txt", "own_results.json"):
+        (home / "python" / name).write_text(f"kept in {home}/python by {TOKEN}")
     future = trainer.push_to_hub(
         "Mine", blocking=False, token=TOKEN, private=True, tags=["more"], dataset_name="org/pairs"
     )
@@ -325,8 +326,19 @@ def test_a_push_from_python(home, hub, caplog):
     assert repo.visibility == "private" and [commit.message for commit in repo.commits] == ["Mine"]
     card = ModelCard(repo.files["README.md"].decode())
     assert card.data.tags[-1] == "more" and card.data.datasets == ["org/pairs"]
-    assert repo.files["notes.txt"].decode() == "kept in local folder 'python' by <token>"
-    assert "training_args.bin" not in repo.files
+    assert repo.files["own_results.json"].decode() == "kept in local folder 'python' by <token>"
+    assert not {"training_args.bin", "notes.txt", "log.jsonl"} & repo.files.keys()
+    assert_nothing_private(repo, home)
+
+
+@pytest.mark.slow
+def test_a_report_is_pushed_if_that_is_asked_for_and_without_answers(home, hub):
+    push(home, push_report=True, sample_prompts=2)
+    repo = hub.repos["tester/out"]
+    assert names(repo) == {*FINAL, "report.html"}
+    public, own = repo.files["report.html"].decode(), (home / "runs/out/report.html").read_text()
+    assert "Answers while it trained" in own and "Answers while it trained" not in public
+    assert "Curves" in public and "samples.jsonl" not in repo.files
     assert_nothing_private(repo, home)
 
 

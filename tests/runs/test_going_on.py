@@ -323,7 +323,7 @@ def test_every_setting_of_the_package_says_whether_it_changes_the_result():
     harmless = harmless_knobs(SimPOConfig)
     assert harmless - inherited == {
         *("allow_changes", "batch_layout", "dataset_num_proc", "global_batch_size", "model_init_kwargs", "rescue_dir"),
-        *("sample_prompts", "stop_on_collapse"),
+        *("sample_prompts", "stop_on_collapse", "push_report"),
     }
     knobs = {each.name for each in fields(SimPOConfig) if "changes_result" in each.metadata}
     assert harmless & inherited == knobs & set().union(*HARMLESS.values())

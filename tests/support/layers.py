@@ -10,6 +10,7 @@ LAYERS = [
         "baselines",
         "train",
         "publish",
+        "report",
         "results",
         "health",
         "loss",

@@ -149,7 +149,7 @@ def test_measuring_is_without_dropout_and_changes_no_mode(tmp_path, method, trai
             layer.attention_dropout = 0.5
     trainer.model.train(training)
     rows = trainer.held_out_sets()["eval"]
-    one, two = (held_out.score_pairs(trainer, trainer.held_out_batches(rows)) for _ in range(2))
+    one, two = (held_out.figures_of(held_out.score_pairs(trainer, trainer.held_out_batches(rows))) for _ in range(2))
     assert one == two and trainer.model.training == training
     assert all(weight.grad is None for weight in trainer.model.parameters())
 
