@@ -5,6 +5,7 @@ import os
 import warnings
 from copy import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,12 +103,13 @@ class SimPOConfig(ModelSettings, RowSettings, LossSettings, TrainingArguments):
         "unset means to wait for room.",
         changes_result=False,
     )
-    sample_prompts: int = knob(
+    sample_prompts: int | str = knob(
         0,
         "Prompts of the held-out pairs, or of the training pairs, that the model answers greedily before the start "
-        "and at each evaluation, for samples.jsonl and the health monitor; 0 means none. 8 show a collapse.",
-        lambda x: x >= 0,
-        "it must be a number of prompts. Set sample_prompts: 8, or leave it out.",
+        "and at each evaluation, for samples.jsonl and the health monitor; 0 means none. 8 show a collapse. Or a file "
+        "of JSON Lines with prompts of your own.",
+        lambda x: isinstance(x, str) or x >= 0,
+        "it must be a number of prompts, or a file. Set sample_prompts: 8, or leave it out.",
         changes_result=False,
     )
     push_report: bool = knob(
@@ -315,6 +317,11 @@ def _incomplete(config: SimPOConfig) -> list[str]:
     if config.save_strategy == "best" and config.metric_for_best_model is None and not has_metric:
         problems.append(
             "save_strategy is best, and nothing says by which metric. Set metric_for_best_model: eval_loss, or another."
+        )
+    if isinstance(config.sample_prompts, str) and not Path(config.sample_prompts).expanduser().is_file():
+        problems.append(
+            f"sample_prompts is {config.sample_prompts}, which is no file here. Give a number of prompts, or a file of "
+            'JSON Lines: {"prompt": "..."}.'
         )
     if config.dataloader_persistent_workers and config.dataloader_num_workers == 0:
         problems.append(

@@ -15,6 +15,7 @@ from ..log import get_logger
 from ..model.greedy import GreedyAnswer, greedy_answers
 from ..record.full_disk import ReportWriter
 from ..record.samples import SAMPLES_FILE, figures_of_samples, keep_until, repeat_rate, write_samples
+from ..tokens.prompt_file import read_prompt_ids
 from ..tokens.sets import columns_of, spread_rows
 from .randomness import randomness_kept
 from .trackers import send_samples
@@ -24,6 +25,8 @@ logger = get_logger(__name__)
 # Enough tokens to see whether an answer ends and whether it repeats itself.
 MAX_NEW_TOKENS = 128
 _SHOWN = 3
+# Rows that are looked at for the token that ends answers, where the prompts come from a file.
+_TO_SEE_ENDS = 8
 _WIDEST = 200
 
 
@@ -64,22 +67,34 @@ class SampleCallback(TrainerCallback):
     def _file(self) -> Path:
         return Path(str(self.trainer.args.output_dir)) / SAMPLES_FILE
 
-    def _chosen(self, count: int) -> tuple[list[list[int]], list[int]]:
-        """Returns prompts from all over the first held-out set or the training set, and the tokens that end answers.
+    def _chosen(self, wanted: int | str) -> tuple[list[list[int]], list[int]]:
+        """Returns the prompts, of a file or from all over the first held-out set or the training set; and end tokens.
 
         A chat template may end an answer by another token than the tokenizer's: the last one of answers in the data.
         """
+        count = _TO_SEE_ENDS if isinstance(wanted, str) else wanted
         sets = list(self.trainer.held_out_sets().values())
         # More than are needed, because a prompt may stand in several rows.
         rows = (spread_rows(sets[0], 8 * count) if sets else self.trainer.rows_to_measure(8 * count)) if count else None
         if rows is None or "prompt_ids" not in columns_of(rows):
+            rows = None
+        if isinstance(wanted, str):
+            own = read_prompt_ids(Path(wanted).expanduser(), self.trainer.processing_class)
+            return own, self._ends(rows)
+        if rows is None:
             return [], []
         prompts = {tuple(ids): list(ids) for ids in rows["prompt_ids"] if len(ids)}
         apart = max(1, len(prompts) // count)
-        answers = rows["chosen_ids"] if "chosen_ids" in columns_of(rows) else [each[0] for each in rows["response_ids"]]
-        usual = Counter(ids[-1] for ids in answers if len(ids)).most_common(1)
-        ends = {self.trainer.processing_class.eos_token_id, *(token for token, _ in usual)} - {None}
-        return list(islice(prompts.values(), 0, apart * count, apart)), sorted(ends)
+        return list(islice(prompts.values(), 0, apart * count, apart)), self._ends(rows)
+
+    def _ends(self, rows: Any) -> list[int]:
+        """Returns the tokens that end an answer: the tokenizer's, and the usual last one in rows, if there are any."""
+        ends = {self.trainer.processing_class.eos_token_id} - {None}
+        if rows is not None:
+            ranked = "response_ids" in columns_of(rows)
+            answers = [each[0] for each in rows["response_ids"]] if ranked else rows["chosen_ids"]
+            ends |= {token for token, _ in Counter(ids[-1] for ids in answers if len(ids)).most_common(1)}
+        return sorted(ends)
 
     def _sample(self, step: int) -> None:
         """Answer the prompts; every process must call it."""

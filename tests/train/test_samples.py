@@ -9,8 +9,11 @@ from datasets import Dataset
 
 from models import EOS, random_pairs, tiny_model, word_tokenizer
 from runs import make_trainer, train_log, weights_of
+from simpo_trainer.errors import SimPOError
 from simpo_trainer.model.greedy import greedy_answers
 from simpo_trainer.record.samples import distinct, figures_of_samples, keep_until, read_samples, repeat_rate
+from simpo_trainer.tokens.prompt_file import read_prompt_ids
+from toy import toy_tokenizer
 
 TRAIN, HELD_OUT = random_pairs(16), random_pairs(12, seed=1)
 SETTINGS = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "sample_prompts": 3}
@@ -82,6 +85,40 @@ def test_collapse_in_words_is_found(tmp_path):
     found = {each["rule"]: each for each in monitor.findings}
     assert set(found) == {"repeats", "alike", "no end", "answers longer"}
     assert found["repeats"]["collapse"] and "from 0.00 to 0.70" in found["repeats"]["seen"]
+
+
+def test_prompts_come_from_a_file_too(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"prompt": "w5 w6"}\n\n{"prompt": "w7"}\n')
+    trainer_in(tmp_path / "out", sample_prompts=str(file), max_steps=2).train()
+    rows = read_samples(tmp_path / "out" / "samples.jsonl")
+    assert [(row["step"], row["prompt"]) for row in rows] == [(0, "w5 w6"), (0, "w7"), (2, "w5 w6"), (2, "w7")]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (None, "is no file here"),
+        ("", "holds no prompt"),
+        ('{"prompt": "w5"}\nw6', "line 2: not valid JSON"),
+        ('{"question": "w5"}', "line 1: there is no prompt"),
+        ('["w5"]', "line 1: there is no prompt"),
+    ],
+)
+def test_a_file_of_prompts_that_cannot_be_used_is_told_before_the_first_step(tmp_path, text, error):
+    file = tmp_path / "mine.jsonl"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SimPOError, match=error):
+        trainer_in(tmp_path / "out", sample_prompts=str(file)).train()
+
+
+def test_a_chat_model_gets_its_template(tmp_path):
+    file, tokenizer = tmp_path / "mine.jsonl", toy_tokenizer()
+    messages = [{"role": "user", "content": "is it"}]
+    file.write_text(json.dumps({"prompt": "is it"}) + "\n" + json.dumps({"prompt": messages}))
+    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert read_prompt_ids(file, tokenizer) == [expected, expected]
 
 
 def test_an_earlier_step_takes_back_later_samples_and_a_torn_line(tmp_path):
