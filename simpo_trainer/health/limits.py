@@ -32,8 +32,9 @@ LIMITS: dict[str, Limit] = {
     "late": Limit(0.8, "of the steps", _OWN),
     "margin short": Limit(0.1, "of the way from the starting margin to the target", _OWN),
     "margin past": Limit(
-        4.0, "divided by beta, nats per token past the target", "there the loss's slope is 2 % of its"
+        4.0, "divided by beta, nats per token past the target", "there 2 % of the loss's slope is left"
     ),
+    "margin far past": Limit(2.0, "nats per token past the target", "guides to SimPO: 2.5 in all at beta 2"),
     "gradient": Limit(10.0, "times the running median", _OWN),
     "gradient logs": Limit(8, "logged norms before a spike is judged", _OWN),
     "loss rises": Limit(1.5, "times the loss of the start", _OWN),

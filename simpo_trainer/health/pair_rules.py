@@ -108,11 +108,11 @@ def margin_past(view: View) -> Finding | None:
     aim, now = view.aim, view.now
     if aim is None or view.done < limit("half"):
         return None
-    past = (now.margin - aim.margin) / aim.past
-    if past < limit("margin past"):
+    past = now.margin - aim.margin
+    if past < max(limit("margin past") * aim.past, limit("margin far past")):
         return None
     seen = (
-        f"the margin is {now.margin:+.2f} nats per token, {now.margin - aim.margin:.2f} past the target of "
+        f"the margin is {now.margin:+.2f} nats per token, {past:.2f} past the target of "
         f"{aim.margin:g}: most pairs teach nothing any more."
     )
     cause = "pairs that were seen too often or are too easy, or a learning rate too high"

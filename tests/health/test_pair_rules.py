@@ -97,6 +97,8 @@ def test_the_margin_is_judged_by_the_target_and_beta():
     assert list(found(past)) == ["margin past"]
     assert not found(replace(past, aim=Aim(0.5, 1.0)))  # with a smaller beta the loss still has a slope there
     assert found(replace(past, aim=Aim(0.1, 10.0)))
+    # A large beta ends the slope soon behind the target: that alone is how such a run ends.
+    assert not found(view(START, (60, -1.0, -2.2, 0.99), aim=Aim(0.3, 10.0)))
 
 
 def test_a_model_that_stands_still():
