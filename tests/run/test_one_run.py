@@ -294,6 +294,25 @@ def test_an_interrupted_run_saves_nothing_as_if_finished(make, caplog):
     assert StubTrainer.last.calls[0] == ("train", "runs/out/checkpoint-7")
 
 
+def test_a_run_that_collapsed_is_an_error_with_two_ways_to_go_on(make):
+    """From an earlier checkpoint with other settings, or as it is."""
+    line = "Step 7, held-out pairs: chosen answers fell."
+
+    class CollapsedTrainer(InterruptedTrainer):
+        def train(self, resume_from_checkpoint=None):
+            super().train(resume_from_checkpoint)
+            checkpoint("runs/out/checkpoint-5")
+            self.health.collapse = line
+
+    with pytest.raises(SimPOError) as caught:
+        run(make("--stop_on_collapse", "true"), CollapsedTrainer)
+    text = str(caught.value)
+    assert text.startswith(f"Stopped at step 7, because stop_on_collapse is true. {line}\n")
+    assert "Train from an earlier one (checkpoint-5)" in text and "saved in runs/out/checkpoint-7" in text
+    assert "simpo train 'my recipe.yaml' --stop_on_collapse=true --resume_from_checkpoint=runs/out/checkpoint-7" in text
+    assert text.endswith("--stop_on_collapse=false")
+
+
 def test_the_resume_command_replaces_the_old_checkpoint_and_hides_the_token(make, tmp_path):
     recipe = make("--hub_token", "hf_secret", "--resume_from_checkpoint")
     command = resume_command(recipe, tmp_path / "checkpoint-9")

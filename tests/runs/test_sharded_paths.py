@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from engines import OFFLOADS, command, environment, missing
 from models import ARCHITECTURES, tiny_model, word_tokenizer
 from sharded_worker import observe
+from simpo_trainer.record.samples import read_samples
 
 pytestmark = pytest.mark.slow
 
@@ -21,6 +22,7 @@ ENGINES = ["FSDP2", "ZeRO-2", "ZeRO-3, zero.Init"]
 BEST = {
     **{"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1},
     **{"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True},
+    "sample_prompts": 3,
 }
 # By name: arguments of the worker, but for folders. What is equal to one process has float32 and one step's pairs.
 RUNS: dict[str, dict[str, Any]] = {
@@ -86,6 +88,7 @@ def test_split_weights(tmp_path, models, one_process, engine):
     _the_head_is_gathered_for_all_tiles_together(tmp_path)
     for name in ALIKE:
         _the_answer_is_that_of_one_process(tmp_path, one_process, name)
+    _samples_are_those_of_one_process(tmp_path, one_process, "best")
     _bf16_computes_alone_in_16_bits(engine, tmp_path, one_process)
 
 
@@ -127,6 +130,15 @@ def _the_answer_is_that_of_one_process(folder: Path, one_process: Path, name: st
     assert found.keys() == expected.keys(), name
     for key, weight in expected.items():
         torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-5, msg=f"{name}: {key}")
+
+
+def _samples_are_those_of_one_process(folder: Path, one_process: Path, name: str) -> None:
+    """Three prompts for two processes: both make as many forwards, and each answer comes back to its prompt."""
+    found, expected = (read_samples(each / name / "samples.jsonl") for each in (folder, one_process))
+    assert [row["step"] for row in found] == [step for step in range(4) for _ in range(3)]
+    assert [row["prompt"] for row in found] == [row["prompt"] for row in expected]
+    # Later the weights are equal to rounding, and so may the likeliest token be.
+    assert found[:3] == expected[:3]
 
 
 def _bf16_computes_alone_in_16_bits(engine: str, folder: Path, one_process: Path) -> None:
