@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .PHONY: help install quickstart compare-losses test test-fast test-faults test-matrix install-scale install-real check format keys-help
-.PHONY: bench gpu demo demo-small demo-all health clean
+.PHONY: bench gpu demo demo-small demo-all demo-rounds health clean
 
 help:
 	@echo "make install      make .venv and install the package and its tools into it"
@@ -22,7 +22,7 @@ help:
 	@echo 'make keys-help    write what `simpo train --help` says of keys, after a change of a setting'
 	@echo "make bench        time training steps against trl and a floor; BENCH='--vocab 128256' adds options"
 	@echo "make gpu          on a machine with a card, in ten minutes: the tests that need one, and its benchmark in docs/gpu.md"
-	@echo "make demo         a real model learns from its own answers, in 40 minutes; demo-small: in five; demo-all: by every method"
+	@echo "make demo         a real model learns from its own answers, in 40 minutes; demo-small: in five; demo-all: by every method; demo-rounds"
 	@echo "make health       runs that go wrong on purpose, and healthy ones: what the monitor says of each, in docs/health.md"
 	@echo "make clean        remove caches and builds; .venv and runs/ stay"
 
@@ -100,6 +100,9 @@ demo-small: install-real
 
 demo-all: install-real
 	$(BIN)/python scripts/demo.py --all
+
+demo-rounds: install-real
+	$(BIN)/python scripts/demo.py --rounds
 
 # What the health monitor says of healthy and of sick runs.
 health: export OMP_NUM_THREADS ?= 1

@@ -3,6 +3,7 @@
     python scripts/demo.py [--folder runs/demo]     # at most 40 minutes on two cores
     python scripts/demo.py --small                  # all of it in five minutes, with a tenth of the prompts
     python scripts/demo.py --all                    # also the other methods, written into docs/real-model.md
+    python scripts/demo.py --rounds                 # instead three rounds of a third of the prompts, 15 minutes
 
 Each step is a command of the package, shown before it runs. What is done is not done again: give the same command.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from demo_report import draw, show, write_result
 from demo_runs import FULL, SMALL, Demo
-from demo_search import run_folder, search
+from demo_search import FIRST_RATE, run_folder, search
 from rich.console import Console
 
 from simpo_trainer.environment import library_versions
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--folder", type=Path, help="of everything that is made; runs/demo or runs/demo-small")
     parser.add_argument("--small", action="store_true", help="a tenth of the prompts, two settings searched")
     parser.add_argument("--all", action="store_true", help="also the other methods, for docs/real-model.md")
+    parser.add_argument("--rounds", action="store_true", help="three rounds from the start model, by `simpo iterate`")
     given = parser.parse_args(arguments)
     if given.small and given.all:
         parser.error("--all takes the demonstration in full; leave out --small")
@@ -35,6 +37,9 @@ def main(arguments: Sequence[str]) -> None:
     demo = Demo(folder, SMALL if given.small else FULL)
     start = time.monotonic()
     demo.make_ready()
+    if given.rounds:
+        demo.rounds(FIRST_RATE)
+        return
     demo.answer()
     before = demo.greedy(folder / "model", "held-out", "before")
     best, tried = search(demo, given.small)

@@ -67,6 +67,24 @@ annotate:
   score: {score}
 """
 
+_ROUNDS = """\
+# The same in rounds, each from the model of the one before: fewer prompts, shorter answers.
+extends: recipe.yaml
+dataset_name: {folder}/rounds-prompts.jsonl
+eval_dataset_name: {folder}/search.jsonl
+output_dir: {folder}/rounds
+learning_rate: {rate:g}
+
+generate:
+  num_answers: {answers}
+  temperature: 0.9
+  top_p: 1.0
+  max_new_tokens: 64
+  batch_size: 60
+"""
+# Prompts of the rounds, a share of those of the demonstration.
+_OF_ROUNDS = 1 / 3
+
 
 class Demo:
     """A folder in which the demonstration runs; what is there already is not made again.
@@ -121,6 +139,20 @@ class Demo:
         given = ["--dataset_name", str(pairs or self.pairs), "--eval_dataset_name", str(self.held_out_pairs)]
         self.call("train", str(self.recipe), *given, "--output_dir", str(run), *words)
         return run
+
+    def rounds(self, rate: float, count: int = 3) -> None:
+        """Answer, score and train in rounds; the search prompts, which make no pairs, measure them.
+
+        Args:
+            rate: the learning rate.
+            count: of rounds at most.
+        """
+        lines = (self.folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = lines[: round(_OF_ROUNDS * len(lines))]
+        (self.folder / "rounds-prompts.jsonl").write_text("".join(kept), encoding="utf-8")
+        recipe = self.folder / "rounds.yaml"
+        recipe.write_text(_ROUNDS.format(folder=self.folder, rate=rate, answers=self.size.answers), encoding="utf-8")
+        self.call("iterate", str(recipe), "--rounds", str(count))
 
     def greedy(self, model: Path, prompts: str, name: str) -> Evaluation:
         """Returns what the greedy answers of a model to a file of prompts come to."""

@@ -153,6 +153,17 @@ def test_the_rate_of_another_method_is_searched_once(tmp_path, monkeypatch):
     assert len(trained) == 3 and all("--num_train_epochs" in words and "dpo" in words for words in trained)
 
 
+def test_the_rounds_take_prompts_of_the_demonstration(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(demo_runs.Demo, "call", lambda self, *words: called.append(words))
+    demo = demo_runs.Demo(tmp_path, demo_runs.SMALL)
+    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "{i}"}}\n' for i in range(9)))
+    demo.rounds(2e-5)
+    assert called == [("iterate", str(tmp_path / "rounds.yaml"), "--rounds", "3")]
+    assert len((tmp_path / "rounds-prompts.jsonl").read_text().splitlines()) == 3
+    assert "learning_rate: 2e-05" in (tmp_path / "rounds.yaml").read_text()
+
+
 def test_the_report_shows_text_as_text(tmp_path):
     """Brackets in an answer are no markup, and a figure that is missing is said to be."""
     console = Console(width=100, record=True, file=(tmp_path / "out").open("w"))
