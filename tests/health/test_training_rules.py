@@ -36,6 +36,11 @@ def test_a_loss_that_stands_still():
     assert list(found(logged([1.0 + 0.01 * (i % 2) for i in range(20)]))) == ["loss still"]
 
 
+def test_the_warm_up_counts_for_nothing():
+    """The loss falls there, and then stands."""
+    assert list(found(logged([2.0] * 10 + [1.0] * 14, start=None, warmup=10))) == ["loss still"]
+
+
 def test_a_loss_well_above_its_start():
     one = found(logged([1.0, 1.2, 1.4, 1.6, 1.7], start=1.0))
     assert list(one) == ["loss rises"] and one["loss rises"].collapse
