@@ -35,7 +35,7 @@ LIMITS: dict[str, Limit] = {
         4.0, "divided by beta, nats per token past the target", "there 2 % of the loss's slope is left"
     ),
     "margin far past": Limit(2.0, "nats per token past the target", "guides to SimPO: 2.5 in all at beta 2"),
-    "gradient": Limit(10.0, "times the running median", _OWN),
+    "gradient": Limit(10.0, "times the running median, and above all before", _OWN),
     "gradient logs": Limit(8, "logged norms before a spike is judged", _OWN),
     "loss rises": Limit(1.5, "times the loss of the start", _OWN),
     "loss still": Limit(0.01, "of the loss, between the first and the last third", _OWN),
@@ -51,7 +51,7 @@ LIMITS: dict[str, Limit] = {
     "ends": Limit(0.25, "of the answers fewer than at the start", _OWN),
     "distinct": Limit(0.6, "times the distinct pairs of words of the start", _OWN),
     "length": Limit(2.0, "times the length of the start, or half of it", _OWN),
-    "worse": Limit(1.5, "times what was told, to be told again", _OWN),
+    "worse": Limit(2.0, "times what was told, to be told again", _OWN),
 }
 
 

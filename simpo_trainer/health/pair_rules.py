@@ -21,7 +21,7 @@ def chosen_low(view: View) -> Finding | None:
     change = (
         "Look at the two pairs at the start of the log: are they as the model was trained on?"
         if begun
-        else f"{view.advice.lower_rate}, and go on from an earlier checkpoint."
+        else f"{view.advice.far_lower_rate}, and go on from an earlier checkpoint."
     )
     seen = (
         f"chosen answers have an average log-probability of {chosen:.2f} nats per token; below -10 nothing is learned."
@@ -47,8 +47,9 @@ def chosen_falls(view: View) -> Finding | None:
     if rule == "margin by rejected":
         seen += f": the margin grew by {grown:.2f} only because rejected answers fall faster"
     collapse = fall >= limit("collapse")
+    change = f"{view.advice.far_lower_rate}." if collapse else view.advice.keep_near
     cause = _RATE if view.advice.epochs <= 1 else f"{_RATE}, or too many epochs ({view.advice.epochs:g})"
-    return Finding(rule, view.step, view.where, CHOSEN, f"{seen}.", cause, view.advice.keep_near, fall, collapse)
+    return Finding(rule, view.step, view.where, CHOSEN, f"{seen}.", cause, change, fall, collapse)
 
 
 def accuracy_falls(view: View) -> Finding | None:
@@ -92,7 +93,7 @@ def margin_short(view: View) -> Finding | None:
     if start is None or aim is None or view.done < limit("late") or start.margin >= aim.margin:
         return None
     way = (now.margin - start.margin) / (aim.margin - start.margin)
-    if way >= limit("margin short"):
+    if abs(way) >= limit("margin short"):
         return None
     seen = (
         f"the margin is {now.margin:+.3f} nats per token at {view.done:.0%} of the steps; it began at "

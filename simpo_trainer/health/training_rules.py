@@ -62,7 +62,7 @@ def gradient_spike(logged: Logged) -> Finding | None:
     if len(before) < limit("gradient logs"):
         return None
     median = statistics.median(before[-50:])
-    if not median or last < limit("gradient") * median:
+    if not median or last < max(limit("gradient") * median, *before):
         return None
     seen = f"the gradient norm is {last:.3g}, {last / median:.0f} times its running median of {median:.3g}."
     change = f"Look at the longest and shortest answers of the data; {_lowered(logged.advice)} if it comes again."
@@ -79,7 +79,7 @@ def loss_rises(logged: Logged) -> Finding | None:
     if now < limit("loss rises") * start:
         return None
     seen = f"the loss is {now:.3f}, a mean of three logs; it was {start:.3f} before the first step."
-    change = f"Set learning_rate: {logged.advice.learning_rate / 10:.3g} (now {logged.advice.learning_rate:g})."
+    change = f"{logged.advice.far_lower_rate}."
     cause = "a learning rate at which the model moves too far in a step"
     return Finding("loss rises", logged.step, TRAINING, "loss", seen, cause, change, now / start, collapse=True)
 

@@ -73,6 +73,11 @@ class Advice:
         return f"Set learning_rate: {self.learning_rate / 2:.3g} (now {self.learning_rate:g})"
 
     @property
+    def far_lower_rate(self) -> str:
+        """Returns a sentence that takes a tenth of the learning rate."""
+        return f"Set learning_rate: {self.learning_rate / 10:.3g} (now {self.learning_rate:g})"
+
+    @property
     def keep_near(self) -> str:
         """Returns a sentence that keeps the model nearer to its chosen answers."""
         if self.sft_weight is None:

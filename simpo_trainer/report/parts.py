@@ -51,7 +51,10 @@ def verdict(run: RunFiles) -> Html:
     worst = any(each.collapse for each in run.findings)
     head = f"{len(run.findings)} finding{'s' if len(run.findings) > 1 else ''} of the health monitor"
     head += "; the model was being ruined." if worst else "."
-    return joined([element("p", head), *map(_finding, run.findings)])
+    kinds: dict[str, list[Finding]] = {}
+    for found in run.findings:
+        kinds.setdefault(found.rule, []).append(found)
+    return joined([element("p", head), *map(_findings, kinds.values())])
 
 
 def before_and_after(run: RunFiles) -> Html:
@@ -202,8 +205,13 @@ def _by_length(scored: ScoredSet) -> Html:
     return table(["accuracy by length", "pairs", *(label for label, _ in sides)], rows)
 
 
-def _finding(found: Finding) -> Html:
-    return element("div", element("div", found.line), class_="finding")
+def _findings(found: Sequence[Finding]) -> Html:
+    """Returns what one rule told: the first time, and the steps and the last text where it told it again."""
+    lines = [element("div", found[0].line)]
+    if len(found) > 1:
+        steps = ", ".join(str(each.step) for each in found[1:])
+        lines.append(element("div", f"Worse at step {steps}; in the end: {found[-1].seen}", class_="soft"))
+    return element("div", *lines, class_="finding")
 
 
 def _state(run: RunFiles) -> str:

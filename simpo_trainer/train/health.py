@@ -26,6 +26,8 @@ logger = get_logger(__name__)
 _LOGGED = {"chosen": CHOSEN, "rejected": REJECTED, "accuracy": ACCURACY}
 # Of these the settings have warned already, before the model was loaded.
 _TOLD_EARLY = {"tiny beta"}
+# The same fall of chosen answers, told by what the rejected ones did meanwhile: one kind of finding.
+_FALLS = {"chosen falls", "both fall", "margin by rejected"}
 
 
 class HealthMonitor(TrainerCallback, ExportableState):
@@ -42,7 +44,7 @@ class HealthMonitor(TrainerCallback, ExportableState):
 
     def _forget(self) -> None:
         self.findings: list[dict[str, Any]] = []
-        # For each rule the amount that was told.
+        # For each kind of finding the amount that was told.
         self.told: dict[str, float] = {}
         # For each evaluation set its figures: step, chosen, rejected, accuracy.
         self.evaluated: dict[str, list[list[float]]] = {}
@@ -188,7 +190,7 @@ class HealthMonitor(TrainerCallback, ExportableState):
         """Log and keep what is new, or has grown worse, and return it."""
         news = [each for each in found if self._is_news(each)]
         for each in news:
-            self.told[each.rule] = each.amount
+            self.told[_kind(each)] = each.amount
             self.findings.append(each.as_json())
             if each.rule not in (quietly or ()):
                 logger.warning(f"health: {each.line}")
@@ -196,7 +198,7 @@ class HealthMonitor(TrainerCallback, ExportableState):
         return news
 
     def _is_news(self, found: Finding) -> bool:
-        told = self.told.get(found.rule)
+        told = self.told.get(_kind(found))
         return told is None or (found.amount > limit("worse") * told)
 
     def _act(self, found: Sequence[Finding], control: TrainerControl) -> None:
@@ -213,3 +215,7 @@ class HealthMonitor(TrainerCallback, ExportableState):
             self.collapse = answer[0]
             self.trainer.interrupted = True
             control.should_training_stop = control.should_save = True
+
+
+def _kind(found: Finding) -> str:
+    return "a fall" if found.rule in _FALLS else found.rule

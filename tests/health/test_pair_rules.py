@@ -92,6 +92,8 @@ def test_the_margin_is_judged_by_the_target_and_beta():
     assert list(found(short)) == ["margin short"]
     assert "began at +0.100, and the target is 0.5" in found(short)["margin short"].seen
     assert not found(replace(short, steps=1000))  # early
+    # A margin that fell has not moved too little.
+    assert "margin short" not in found(view(START, (90, -1.22, -1.1, 0.5)))
     assert not found(replace(short, aim=None))
     past = view(START, (60, -1.0, -3.6, 0.99))
     assert list(found(past)) == ["margin past"]

@@ -44,9 +44,11 @@ def test_a_finding_is_told_again_only_when_it_grows_worse(tmp_path):
     trainer = trained(tmp_path, max_steps=1)
     monitor = trainer.health
     monitor._forget()
-    tell = [Finding("chosen falls", 1, "eval", None, "a", "b", "c", amount) for amount in (0.5, 0.6, 0.8, 0.9)]
+    tell = [Finding("chosen falls", 1, "eval", None, "a", "b", "c", amount) for amount in (0.5, 0.8, 1.1, 1.3)]
     assert [bool(monitor._tell([each])) for each in tell] == [True, False, True, False]
     assert len(monitor.findings) == 2
+    # The same fall in other words is no news.
+    assert not monitor._tell([Finding("both fall", 2, "eval", None, "a", "b", "c", 1.4)])
 
 
 def test_tiny_settings_are_told_before_the_first_step(tmp_path, caplog):
