@@ -187,3 +187,19 @@ def test_a_resumed_run_keeps_the_untrained_figures_of_the_same_pairs(tmp_path, m
     others = trainer_of(method, tmp_path / "run", PAIRS[:3], **settings)
     others.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-1"))
     assert record(tmp_path / "run")["held_out"]["eval"]["start"] is None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_prompts_are_answered_under_every_method_beside_its_own_metrics(tmp_path, method):
+    """Its window of metrics is not cut by the samples: the second step's log is of the second step."""
+    logs = []
+    for count in (0, 2):
+        trainer = trainer_of(method, tmp_path / f"out-{count}")
+        getattr(trainer, "shared", trainer.args).sample_prompts = count
+        trainer.train()
+        logs.append([entry for entry in trainer.state.log_history if "loss" in entry])
+        samples = [entry["step"] for entry in trainer.state.log_history if "samples/tokens" in entry]
+        assert samples == ([0, 2] if count else [])
+    timed = ("runtime", "per_second")
+    kept = [[{k: v for k, v in entry.items() if not k.endswith(timed)} for entry in log] for log in logs]
+    assert kept[0] == kept[1]
