@@ -129,16 +129,19 @@ class View:
         return self.figures[-1]
 
 
-def training_figures(log: Sequence[Mapping[str, Any]], names: Mapping[str, str], pairs: int) -> list[Figures]:
-    """Returns the figures of the last training logs: each a mean over enough logs to hold `pairs` pairs.
+def training_figures(
+    log: Sequence[Mapping[str, Any]], names: Mapping[str, str], pairs: int, since: int = 0
+) -> list[Figures]:
+    """Returns the figures of training logs: each a mean over enough logs up to it to hold `pairs` pairs.
 
     Args:
         log: training logs with `step`, oldest first.
         names: names of `chosen`, `rejected` and `accuracy` in a log.
         pairs: as many pairs as make a mean that can be judged.
+        since: the number of logs at the beginning whose figures are known already.
     """
     found: list[Figures] = []
-    for i, entry in enumerate(log):
+    for i, entry in enumerate(log[since:], since):
         window = log[max(0, i + 1 - _logs_of(log, i, pairs)) : i + 1]
         means = {name: sum(each[key] for each in window) / len(window) for name, key in names.items()}
         found.append(Figures.of(int(entry["step"]), means))

@@ -40,6 +40,8 @@ class HealthMonitor(TrainerCallback, ExportableState):
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.collapse: str | None = None
+        # The figures of the training logs so far: a long run has too many to make them anew at each.
+        self._of_logs: list[Figures] = []
         self._forget()
 
     def _forget(self) -> None:
@@ -59,7 +61,7 @@ class HealthMonitor(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.collapse = None
+        self.collapse, self._of_logs = None, []
         if not state.global_step:
             self._forget()
         if not self._manifest:
@@ -141,7 +143,8 @@ class HealthMonitor(TrainerCallback, ExportableState):
         log = [
             entry for entry in self._training_log(self.trainer.state) if all(key in entry for key in _LOGGED.values())
         ]
-        return [*first, *training_figures(log, _LOGGED, ROWS)]
+        self._of_logs += training_figures(log, _LOGGED, ROWS, since=len(self._of_logs))
+        return [*first, *self._of_logs]
 
     def _of_training(self, state: TrainerState) -> list[Finding]:
         start = (self._manifest["start"] or {}).get("preference_loss")

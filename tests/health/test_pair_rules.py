@@ -121,3 +121,4 @@ def test_training_figures_are_means_over_enough_pairs():
     figures = training_figures(log, names, 64)
     assert [each.step for each in figures] == [1, 2, 3, 4, 5]
     assert figures[-1].chosen == -3.5 and figures[-1].margin == 3.5 and figures[0].chosen == -1
+    assert training_figures(log, names, 64, since=3) == figures[3:]
