@@ -46,10 +46,10 @@ LIMITS: dict[str, Limit] = {
     "rate": Limit(1e-5, "for all weights of a model of a billion weights and more", "the authors' advice"),
     "adapter rate": Limit(1e-4, "for an adapter on such a model", "ten times that for all weights"),
     "large": Limit(1e9, "weights", "the paper's models have 7 to 9 billion"),
-    "repeat rate": Limit(0.15, "above the start, share of repeated runs of four words", _OWN),
+    "repeat rate": Limit(0.15, "above the start, share of repeated runs of four tokens", _OWN),
     "repeat collapse": Limit(0.5, "above the start", _OWN),
     "ends": Limit(0.25, "of the answers fewer than at the start", _OWN),
-    "distinct": Limit(0.6, "times the distinct pairs of words of the start", _OWN),
+    "distinct": Limit(0.6, "times the distinct pairs of tokens of the start", _OWN),
     "length": Limit(2.0, "times the length of the start, or half of it", _OWN),
     "worse": Limit(2.0, "times what was told, to be told again", _OWN),
 }
