@@ -181,9 +181,9 @@ def _train(trainer: RunTrainer, recipe: Recipe, checkpoint: Path | None) -> None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.interrupted:
         folder = Path(str(recipe.training.output_dir)) / f"checkpoint-{trainer.state.global_step}"
-        command = resume_command(recipe, folder)
         if trainer.health.collapse:
-            raise SimPOError(_collapsed(trainer, folder, command))
+            raise SimPOError(_collapsed(trainer, folder, resume_command(recipe, folder, stop_on_collapse="false")))
+        command = resume_command(recipe, folder)
         logger.info(f"Stopped at step {trainer.state.global_step}. Go on with:\n  {command}")
         raise Interrupted(command, trainer.agreed_signal())
 
@@ -194,20 +194,21 @@ def _collapsed(trainer: RunTrainer, folder: Path, command: str) -> str:
     return (
         f"Stopped at step {trainer.state.global_step}, because stop_on_collapse is true. {trainer.health.collapse}\n"
         f"Train {since} with what is named there (allow_changes: true goes on from a checkpoint with other settings). "
-        f"This step is saved in {folder}; to go on as it is:\n  {command} --stop_on_collapse=false"
+        f"This step is saved in {folder}; to go on as it is:\n  {command}"
     )
 
 
-def resume_command(recipe: Recipe, checkpoint: Path) -> str:
-    """Returns the shell command that resumes from `checkpoint` with the same recipe, overrides and launcher.
+def resume_command(recipe: Recipe, checkpoint: Path, **changed: str) -> str:
+    """Returns the shell command that resumes from `checkpoint` with the same recipe, launcher and overrides.
 
-    If the launcher is not `simpo train --launcher`, it is unknown here, and `<launcher>` stands for it.
+    If the launcher is not `simpo train --launcher`, it is unknown here, and `<launcher>` stands for it. `changed` holds
+    overrides that take the place of the recipe's.
     """
     options = os.environ.get(LAUNCHER_OPTIONS)
     known = options is not None or recipe.training.world_size == 1
     words = ["simpo train" if known else "<launcher> -m simpo_trainer train", shlex.quote(str(recipe.path))]
     words += [options] if options else []
-    for key, text in recipe.overrides.items():
+    for key, text in {**recipe.overrides, **changed}.items():
         if key != "resume_from_checkpoint":
             # A secret must not appear in a log.
             words.append(f"--{key}=" + ('"$HF_TOKEN"' if key == "hub_token" else shlex.quote(without_tokens(text))))
