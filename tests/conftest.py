@@ -37,18 +37,6 @@ def real_model() -> Path:
     return prepare(FOLDER)
 
 
-@pytest.fixture
-def with_report() -> None:
-    """Asked for by tests of the page at the end of a run."""
-
-
-@pytest.fixture(autouse=True)
-def _without_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the page at the end of a run: half a second, hundreds of times."""
-    if "with_report" not in request.fixturenames and "simpo_trainer.train.finish" in sys.modules:
-        monkeypatch.setattr("simpo_trainer.train.finish.write_report", lambda folders: None)
-
-
 def pytest_collection_finish():
     """Each training collects garbage at its start; what the libraries have made by now need not be searched again."""
     gc.freeze()

@@ -332,7 +332,6 @@ def test_a_push_from_python(home, hub, caplog):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("with_report")
 def test_a_report_is_pushed_if_that_is_asked_for_and_without_answers(home, hub):
     push(home, push_report=True, sample_prompts=2)
     repo = hub.repos["tester/out"]

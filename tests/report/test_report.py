@@ -69,7 +69,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.usefixtures("with_report")
 def test_every_run_leaves_a_report_for_its_owner(tmp_path):
     trainer = make_trainer(tmp_path, random_pairs(8), max_steps=1)
     trainer.train()
@@ -207,7 +206,6 @@ def test_html_is_escaped_unless_it_is_html():
     assert zoned("2026-11-29T16:59:10+00:00") == "2026-11-29 16:59 UTC" and zoned("soon") == zoned(None) == "unknown"
 
 
-@pytest.mark.usefixtures("with_report")
 def test_a_page_that_cannot_be_made_costs_a_warning_and_not_the_run(tmp_path, monkeypatch, caplog):
     def fail(folders):
         raise ValueError("no ink")
