@@ -5,7 +5,6 @@ as SimPO's was; the other losses take SimPO's rate and their own defaults.
 """
 
 import json
-import re
 import statistics
 from dataclasses import dataclass
 from datetime import date
@@ -16,6 +15,7 @@ from demo_report import draw
 from demo_runs import ROOT, Demo
 from demo_scores import Evaluation, evaluate, paired_interval
 from demo_search import Setting, climb
+from marked_page import write_between
 
 from simpo_trainer.environment import library_versions
 
@@ -67,8 +67,6 @@ def write_page(demo: Demo, before: Evaluation, best: Setting) -> None:
     """Write the tables of the cells that were run into the page, and draw the picture."""
     found = {cell: json.loads(path.read_text()) for cell in cells(best) if (path := _result(demo, cell)).exists()}
     lines = [
-        _MARKS[0],
-        "",
         *_cell_table(cells(best), found, before),
         "",
         *_method_table(found),
@@ -76,10 +74,8 @@ def write_page(demo: Demo, before: Evaluation, best: Setting) -> None:
         *_rates(demo, best),
     ]
     versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
-    lines += ["", f"Written {date.today()} with {versions}.", "", _MARKS[1]]
-    page = PAGE.read_text(encoding="utf-8")
-    pattern = re.escape(_MARKS[0]) + ".*" + re.escape(_MARKS[1])
-    PAGE.write_text(re.sub(pattern, lambda _: "\n".join(lines), page, flags=re.DOTALL), encoding="utf-8")
+    lines += ["", f"Written {date.today()} with {versions}."]
+    write_between(PAGE, _MARKS, "\n".join(lines))
     first = {cell.method: evaluate(demo.folder / f"cells/{cell.name}-held-out.jsonl") for cell in reversed(list(found))}
     draw(PICTURE, before, {name: first[name] for name in ("simpo", "dpo", "sft") if name in first})
 

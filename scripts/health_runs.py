@@ -16,6 +16,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from marked_page import write_between
+
 from simpo_trainer.environment import library_versions
 from simpo_trainer.recipe.load import load_recipe
 from simpo_trainer.run.one_run import run
@@ -55,14 +57,12 @@ class Case:
         words: overrides of the recipe.
         expected: rules of which one at least must speak; empty for a healthy run, of which none may.
         change: makes its training rows of the world's.
-        in_worlds: names of the worlds in which it runs; empty for all.
     """
 
     name: str
     words: tuple[str, ...] = ()
     expected: tuple[str, ...] = ()
     change: Callable[[Rows], Rows] | None = None
-    in_worlds: tuple[str, ...] = ()
 
 
 def swapped(rows: Rows) -> Rows:
@@ -144,10 +144,8 @@ def main(arguments: Sequence[str]) -> None:
 def write_page(lines: str, seeds: Sequence[int]) -> None:
     """Put the table between the marks of the page."""
     versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
-    text = f"{_MARKS[0]}\n\n{lines}\n\nSeeds {', '.join(map(str, seeds))}; {date.today()}; {versions}.\n\n{_MARKS[1]}"
-    page = PAGE.read_text(encoding="utf-8")
-    pattern = re.escape(_MARKS[0]) + ".*" + re.escape(_MARKS[1])
-    PAGE.write_text(re.sub(pattern, lambda _: text, page, flags=re.DOTALL), encoding="utf-8")
+    text = f"{lines}\n\nSeeds {', '.join(map(str, seeds))}; {date.today()}; {versions}."
+    write_between(PAGE, _MARKS, text)
 
 
 def table(folder: Path, worlds: Sequence[World], seeds: Sequence[int]) -> str:

@@ -110,7 +110,7 @@ def margin_past(view: View) -> Finding | None:
     if aim is None or view.done < limit("half"):
         return None
     past = now.margin - aim.margin
-    if past < max(limit("margin past") * aim.past, limit("margin far past")):
+    if past < max(limit("margin past") / aim.beta, limit("margin far past")):
         return None
     seen = (
         f"the margin is {now.margin:+.2f} nats per token, {past:.2f} past the target of "

@@ -45,11 +45,6 @@ class Aim:
     margin: float
     beta: float
 
-    @property
-    def past(self) -> float:
-        """Returns the distance from the target, nats per token, for one unit of the reward."""
-        return 1 / self.beta
-
 
 @dataclass(frozen=True)
 class Advice:
@@ -59,13 +54,11 @@ class Advice:
         learning_rate: the peak.
         sft_weight: the weight of the likelihood term; None for a method without one.
         epochs: passes over the data.
-        batch: pairs of a step.
     """
 
     learning_rate: float
     sft_weight: float | None
     epochs: float
-    batch: int
 
     @property
     def lower_rate(self) -> str:

@@ -11,7 +11,7 @@ from ..record.findings import Finding
 from ..record.metric_table import Metric, metrics_of, prefixes_of
 from ..record.pair_scores import ScoredSet
 from ..results.style import BLUE, COLOURS, FINDING, GUIDE, ORANGE, as_svg, finish_panel, picture
-from ..results.training_curves import draw_guides, draw_lines, with_untrained
+from ..results.training_curves import draw_guides, draw_lines, panels_of, series_of, with_untrained
 from .run_files import Json, RunFiles
 
 # Points of a curve; more cannot be told apart, and would make the page heavy.
@@ -43,7 +43,7 @@ def curves(run: RunFiles) -> list[Chart]:
     metrics, mark = metrics_of(name for entry in log for name in entry)
     prefixes = sorted({prefix for entry in log for prefix in prefixes_of(entry, mark) if prefix})
     charts = []
-    for (title, measure), shown in _panels(metrics).items():
+    for (title, measure), shown in panels_of(metrics).items():
         kept = thinned(log, [prefix + metric.name for metric in shown for prefix in ("", *prefixes)])
         if not kept:
             continue
@@ -62,7 +62,7 @@ def several(runs: Sequence[RunFiles]) -> list[Chart]:
     charts = []
     for title, name in (("Loss", "loss"), ("Accuracy", "rewards/accuracies"), ("Margin", "logps/margins")):
         for prefix, kind in (("", "training"), ("eval_", "held-out pairs")):
-            lines = [(run.name, _series(thinned(run.log, [prefix + name]), prefix + name)) for run in runs]
+            lines = [(run.name, series_of(thinned(run.log, [prefix + name]), prefix + name)) for run in runs]
             if not any(steps for _, (steps, _) in lines):
                 continue
             with _svg(steps=max(run.step for run in runs)) as (axis, drawn):
@@ -120,22 +120,9 @@ def thinned(log: Sequence[Json], names: Sequence[str]) -> list[Json]:
     return [kept[place] for place in places]
 
 
-def _panels(metrics: Sequence[Metric]) -> dict[tuple[str, str], list[Metric]]:
-    panels: dict[tuple[str, str], list[Metric]] = {}
-    for metric in metrics:
-        if metric.panel:
-            panels.setdefault(metric.panel, []).append(metric)
-    return panels
-
-
 def _mark_findings(axis: Any, findings: Sequence[Finding]) -> None:
     for number, found in enumerate(findings):
         axis.axvline(found.step, **FINDING, label="finding" if not number else "_nolegend_")
-
-
-def _series(log: Sequence[Json], name: str) -> tuple[list[float], list[float]]:
-    points = [(entry["step"], entry[name]) for entry in log if isinstance(entry.get(name), int | float)]
-    return [step for step, _ in points], [value for _, value in points]
 
 
 def _legend(name: str) -> str:
@@ -146,7 +133,7 @@ def _legend(name: str) -> str:
 def _in_words(title: str, log: Sequence[Json], metrics: Sequence[Metric], found: Sequence[Finding]) -> str:
     parts = []
     for metric in metrics:
-        _, values = _series(log, metric.name)
+        _, values = series_of(log, metric.name)
         if values:
             parts.append(f"{metric.line} {metric.name} from {values[0]:.4g} to {values[-1]:.4g}")
     findings = f"; findings at steps {', '.join(str(each.step) for each in found)}" if found else ""

@@ -147,6 +147,16 @@ def circumstances(run: RunFiles) -> Html:
     return section("Circumstances", table(["", ""], rows))
 
 
+def differences(runs: Sequence[RunFiles]) -> Html:
+    """Returns the settings in which several runs differ, as a table."""
+    given = [(run.manifest.get("recipe") or {}).get("settings") or {} for run in runs]
+    names = [name for name in dict.fromkeys(name for each in given for name in each) if name != "output_dir"]
+    rows = [[name, *values] for name in names if len(set(values := [_value(each.get(name)) for each in given])) > 1]
+    return section(
+        "Settings in which they differ", table(["setting", *(run.name for run in runs)], rows) if rows else ""
+    )
+
+
 def spearman(one: np.ndarray, other: np.ndarray) -> float | None:
     """Returns Spearman's rank correlation, equal values sharing their mean rank; None where one does not vary."""
     ranks = [_ranks(values) for values in (one, other)]
@@ -237,13 +247,3 @@ def _value(value: Any) -> str:
 
 def _count(number: Any) -> str:
     return f"{number:,}" if isinstance(number, int) else "an unknown number"
-
-
-def differences(runs: Sequence[RunFiles]) -> Html:
-    """Returns the settings in which several runs differ, as a table."""
-    given = [(run.manifest.get("recipe") or {}).get("settings") or {} for run in runs]
-    names = [name for name in dict.fromkeys(name for each in given for name in each) if name != "output_dir"]
-    rows = [[name, *values] for name in names if len(set(values := [_value(each.get(name)) for each in given])) > 1]
-    return section(
-        "Settings in which they differ", table(["setting", *(run.name for run in runs)], rows) if rows else ""
-    )

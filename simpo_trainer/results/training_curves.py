@@ -47,10 +47,7 @@ def training_curves(
     if not prefixes and not any("loss" in entry for entry in log_history):
         return False
     log_history = with_untrained(log_history, unit, held_out or {})
-    panels: dict[tuple[str, str], list[Metric]] = {}
-    for metric in metrics:
-        if metric.panel:
-            panels.setdefault(metric.panel, []).append(metric)
+    panels = panels_of(metrics)
     with picture(-(-len(panels) // _COLUMNS), _COLUMNS) as (figure, grid):
         axes = grid.flatten()
         for axis, ((title, measure), shown) in zip(axes, panels.items(), strict=False):
@@ -64,6 +61,15 @@ def training_curves(
             finish_panel(axis, steps=int(max(entry["step"] for entry in log_history)))
         figure.savefig(path)
     return True
+
+
+def panels_of(metrics: Sequence[Metric]) -> dict[tuple[str, str], list[Metric]]:
+    """Returns the metrics of each panel, by its title and unit."""
+    panels: dict[tuple[str, str], list[Metric]] = {}
+    for metric in metrics:
+        if metric.panel:
+            panels.setdefault(metric.panel, []).append(metric)
+    return panels
 
 
 def draw_guides(axis: Any, name: str, target_margin: float | None) -> None:
@@ -108,14 +114,14 @@ def _mark_start(axis: Any, metrics: Sequence[Metric], start: Mapping[str, Any]) 
 def draw_lines(axis: Any, log_history: Log, metrics: Sequence[Metric], prefixes: Sequence[str]) -> None:
     """Draw one panel: training metrics as lines, those of each evaluation set as dashed lines with marks."""
     for metric, own in zip(metrics, (BLUE,) if len(metrics) == 1 else _SIDES, strict=False):
-        label, (steps, values) = metric.line, _series(log_history, metric.name)
+        label, (steps, values) = metric.line, series_of(log_history, metric.name)
         text = label
         if len(steps) >= _MANY and metric.name != "learning_rate":
             axis.plot(steps, values, color=own, alpha=0.25, linewidth=0.8)
             text, values = f"{label} (mean)", _running_mean(values, len(values) // 20)
         axis.plot(steps, values, color=own, label=text, marker="o" if len(steps) == 1 else None)
         for number, prefix in enumerate(prefixes):
-            steps, values = _series(log_history, prefix + metric.name)
+            steps, values = series_of(log_history, prefix + metric.name)
             if steps:
                 colour = own if len(metrics) > 1 else _SHADES[number % len(_SHADES)]
                 text = prefix.rstrip("_").replace("_", " ")
@@ -129,6 +135,7 @@ def _running_mean(values: Sequence[float], window: int) -> list[float]:
     return [sum(part) / len(part) for part in around]
 
 
-def _series(log_history: Log, name: str) -> tuple[list[float], list[float]]:
+def series_of(log_history: Log, name: str) -> tuple[list[float], list[float]]:
+    """Returns the steps at which a metric was logged, and its values."""
     points = [(entry["step"], entry[name]) for entry in log_history if isinstance(entry.get(name), float | int)]
     return [step for step, _ in points], [value for _, value in points]

@@ -173,7 +173,6 @@ class HealthMonitor(TrainerCallback, ExportableState):
             learning_rate=facts["training"]["learning_rate"],
             sft_weight=facts[facts["method"]].get("sft_weight"),
             epochs=facts["batch"]["epochs"],
-            batch=facts["batch"]["global"],
         )
 
     def _planned(self) -> Planned:

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..log import get_logger
 from ..model.greedy import GreedyAnswer, greedy_answers
 from ..record.full_disk import ReportWriter
 from ..record.samples import SAMPLES_FILE, figures_of_samples, keep_until, repeat_rate, write_samples
@@ -19,8 +18,6 @@ from ..tokens.prompt_file import read_prompt_ids
 from ..tokens.sets import columns_of, spread_rows
 from .randomness import randomness_kept
 from .trackers import send_samples
-
-logger = get_logger(__name__)
 
 # Enough tokens to see whether an answer ends and whether it repeats itself.
 MAX_NEW_TOKENS = 128
@@ -108,7 +105,7 @@ class SampleCallback(TrainerCallback):
                 self._prompts,
                 trainer.accelerator,
                 end_ids=self._end_ids,
-                pad_id=trainer.processing_class.pad_token_id or self._end_ids[0],
+                pad_id=next((i for i in (trainer.processing_class.pad_token_id, *self._end_ids) if i is not None), 0),
                 max_new_tokens=MAX_NEW_TOKENS,
             )
         figures = figures_of_samples([each.ids for each in found], [each.ended for each in found])

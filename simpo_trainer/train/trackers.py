@@ -6,10 +6,6 @@ Each tracker's own object is behind a callback of transformers, in an attribute 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..log import get_logger
-
-logger = get_logger(__name__)
-
 FINDING, SAMPLES = "health/finding", "samples"
 _COLUMNS = ("step", "prompt", "answer", "tokens", "ended", "repeat_rate")
 

@@ -9,7 +9,7 @@ from simpo_trainer.health.limits import limit
 from simpo_trainer.health.view import Advice, Aim, Figures, View, training_figures
 
 AIM = Aim(0.5, 2.0)
-ADVICE = Advice(learning_rate=5e-7, sft_weight=0.0, epochs=1, batch=128)
+ADVICE = Advice(learning_rate=5e-7, sft_weight=0.0, epochs=1)
 
 
 def view(*figures, step=None, steps=100, where="eval", pairs=400, aim=AIM, started=True):

@@ -6,7 +6,7 @@ from simpo_trainer.health.setting_rules import Planned, planned_findings
 from simpo_trainer.health.training_rules import TRAINING_RULES, Logged
 from simpo_trainer.health.view import Advice
 
-ADVICE = Advice(learning_rate=1e-6, sft_weight=0.0, epochs=1, batch=128)
+ADVICE = Advice(learning_rate=1e-6, sft_weight=0.0, epochs=1)
 
 
 def logged(losses, norms=None, start=1.0, warmup=2, **more):

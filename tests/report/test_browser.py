@@ -8,10 +8,8 @@ import zlib
 from urllib.parse import urlsplit
 
 import pytest
-from datasets import Dataset
 
-from models import random_pairs
-from runs import make_trainer
+from runs import watched_run
 from simpo_trainer.report.command import report_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -25,18 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="apt
 @pytest.fixture(scope="module")
 def content(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "mine"
-    trainer = make_trainer(
-        folder,
-        random_pairs(32),
-        eval_dataset=Dataset.from_list(random_pairs(20, seed=1)),
-        optim="adamw_torch",
-        learning_rate=1e-2,
-        max_steps=6,
-        eval_strategy="steps",
-        eval_steps=2,
-        sample_prompts=2,
-    )
-    trainer.train()
+    watched_run(folder, learning_rate=1e-2)
     return report_of([folder])
 
 

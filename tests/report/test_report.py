@@ -7,11 +7,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from datasets import Dataset
 from typer.testing import CliRunner
 
 from models import random_pairs
-from runs import make_trainer
+from runs import make_trainer, watched_run
 from simpo_trainer.cli.app import app
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.record.findings import Finding
@@ -45,18 +44,7 @@ class Tags(HTMLParser):
 def folder(tmp_path_factory):
     """A run with evaluations, samples and a finding, and hostile text wherever text can come from."""
     folder = tmp_path_factory.mktemp("runs") / "a run"
-    trainer = make_trainer(
-        folder,
-        random_pairs(32),
-        eval_dataset=Dataset.from_list(random_pairs(20, seed=1)),
-        optim="adamw_torch",
-        learning_rate=1e-3,
-        max_steps=6,
-        eval_strategy="steps",
-        eval_steps=2,
-        sample_prompts=2,
-    )
-    trainer.train()
+    trainer = watched_run(folder)
     trainer.finish()
     manifest = json.loads((folder / "run_manifest.json").read_text())
     manifest["model"]["label"] = manifest["data"]["sets"]["train"]["tokenization"] and EVIL

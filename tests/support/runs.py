@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
-from models import as_text, tiny_model, word_tokenizer
+from models import as_text, random_pairs, tiny_model, word_tokenizer
 from simpo_trainer import SimPOConfig, SimPOTrainer
 from simpo_trainer.batches.order import PairBatchSampler
 from simpo_trainer.tokens.rows import TOKEN_COLUMNS
@@ -56,6 +56,17 @@ def make_trainer(
         processing_class=word_tokenizer(),
         **(arguments or {}),
     )
+
+
+def watched_run(folder: Path, **settings: Any) -> SimPOTrainer:
+    """A trained trainer with evaluations and samples, for tests of what it leaves."""
+    usual = {"optim": "adamw_torch", "learning_rate": 1e-3, "max_steps": 6, "eval_strategy": "steps", "eval_steps": 2}
+    held_out = Dataset.from_list(random_pairs(20, seed=1))
+    trainer = make_trainer(
+        folder, random_pairs(32), eval_dataset=held_out, **{**usual, "sample_prompts": 2, **settings}
+    )
+    trainer.train()
+    return trainer
 
 
 def train_log(trainer: SimPOTrainer, *names: str) -> list[tuple[float, ...]]:
