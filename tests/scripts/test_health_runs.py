@@ -52,4 +52,5 @@ def test_the_table_is_written_between_its_marks(tmp_path, monkeypatch):
         health_runs.write_page(health_runs.table(tmp_path, [QUICKSTART], [42, 43]), [42, 43])
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("behind\n") and "old" not in text
+    assert all(text.count(mark) == 1 for mark in health_runs._MARKS)  # the next run finds its place
     assert "| quickstart | learning rate x 1000 | 1 | 1 | 0 |  | loss rises (1) |" in text and "Seeds 42, 43;" in text
