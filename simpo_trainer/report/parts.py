@@ -182,7 +182,12 @@ def _held_out_table(scored: ScoredSet) -> Html:
         ("margin, nats per token", lambda each: float((each[:, 0] - each[:, 1]).mean())),
         ("chosen answers, nats per token", lambda each: float(each[:, 0].mean())),
         ("rejected answers, nats per token", lambda each: float(each[:, 1].mean())),
-        ("Spearman's rho of reward and length", lambda each: spearman(each.ravel(), scored.lengths.ravel())),
+        # One side at a time: where rejected answers are longer, both together tell that the model has learned which.
+        (
+            "Spearman's rho of reward and length, chosen answers",
+            lambda each: spearman(each[:, 0], scored.lengths[:, 0]),
+        ),
+        ("the same, rejected answers", lambda each: spearman(each[:, 1], scored.lengths[:, 1])),
     ):
         found = [figure(each) for _, each in columns]
         rows.append([title, *("-" if value is None else float(value) for value in found)])

@@ -14,8 +14,8 @@ from runs import make_trainer, watched_run
 from simpo_trainer.cli.app import app
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.record.findings import Finding
-from simpo_trainer.record.pair_scores import PairScores, read_scores, save_scores
-from simpo_trainer.report import charts
+from simpo_trainer.record.pair_scores import PairScores, ScoredSet, read_scores, save_scores
+from simpo_trainer.report import charts, parts
 from simpo_trainer.report.command import report_of, write_report
 from simpo_trainer.report.page import element, page, zoned
 from simpo_trainer.report.parts import spearman
@@ -186,6 +186,15 @@ def test_scores_of_a_large_set_are_thinned_alike_at_start_and_end(tmp_path):
     assert read_scores(tmp_path)["eval"].start is None  # other pairs: the start was not theirs
     (tmp_path / "pair_scores.json").write_text('{"eval": {"leng')
     assert read_scores(tmp_path) == {}
+
+
+def test_length_is_judged_among_answers_of_one_side(tmp_path):
+    """All rejected answers are longer and less likely; among chosen ones, the longer are the less likely."""
+    lengths = np.array([[1, 10], [2, 11], [3, 12], [4, 13]])
+    averages = np.array([[-1.0, -9.0], [-1.2, -8.0], [-1.3, -7.0], [-1.1, -6.0]])
+    rows = str(parts._held_out_table(ScoredSet(lengths, averages, None, 0)))
+    chosen, rejected = re.findall(r"(?:chosen|rejected) answers</td><td class=\"number\">([^<]*)</td>", rows)
+    assert (float(chosen), float(rejected)) == pytest.approx((-0.4, 1.0))  # by hand: -2 of 5
 
 
 def test_html_is_escaped_unless_it_is_html():
