@@ -1,6 +1,7 @@
 """The instructions of the demonstration that a program can check: a small function for each kind.
 
-An answer meets a constraint or does not. One of fewer than three words meets none: to say nothing is no way to obey.
+An answer meets a constraint or does not. One of fewer than three words, or one that goes round, meets none: to say
+nothing, or the same again and again, is no way to obey.
 """
 
 import re
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 LEAST_WORDS = 3
+# Above this repeat rate an answer goes round. Greedy answers of a small model do so often, sampled ones hardly ever.
+MOST_REPEATED = 0.2
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def met(constraints: list[dict[str, Any]], answer: str) -> list[bool]:
         constraints: each with its `kind` and its `value`.
         answer: the text.
     """
-    if len(words_of(answer)) < LEAST_WORDS:
+    if len(words_of(answer)) < LEAST_WORDS or repeat_rate(answer) > MOST_REPEATED:
         return [False] * len(constraints)
     return [KINDS[each["kind"]].check(answer, each["value"]) for each in constraints]
 

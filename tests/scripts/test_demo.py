@@ -51,6 +51,12 @@ def test_an_answer_that_says_nothing_meets_nothing():
     assert score([], "Well it is old.", {"constraints": everything[:2]}) == 1.0
 
 
+def test_an_answer_that_goes_round_meets_nothing():
+    rule = [{"kind": "at least words", "value": 40}]
+    assert met(rule, "The sea is old and deep and cold. " * 8) == [False]
+    assert met(rule, " ".join(f"word{i}" for i in range(40)) + " and once more word1 word2 word3 word4") == [True]
+
+
 def test_sentences_and_repetition():
     assert len(sentences_of("One. Two! Three? (Four.) Five")) == 5
     assert repeat_rate("a b c d e") == 0 and repeat_rate("a b") == 0
