@@ -32,7 +32,7 @@ class Size:
     new_tokens: int
 
 
-FULL = Size(prompts=264, search_prompts=66, held_out=330, held_out_sampled=66, answers=4, new_tokens=112)
+FULL = Size(prompts=231, search_prompts=55, held_out=308, held_out_sampled=66, answers=4, new_tokens=96)
 SMALL = Size(prompts=44, search_prompts=11, held_out=33, held_out_sampled=11, answers=3, new_tokens=64)
 
 _RECIPE = """\
