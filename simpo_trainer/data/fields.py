@@ -15,6 +15,8 @@ MEDIA_NOTE = "media_in"
 # Says of a row that neither of its answers is better, by the value that tells it; made by `verdicts`.
 TIE_NOTE = "tie_told_by"
 NOTES = (MEDIA_NOTE, TIE_NOTE)
+# Says of a row to evaluate on where it comes from: text, for the report alone.
+SOURCE = "source"
 
 # Columns that say how good each answer is.
 RANKINGS = ("scores", "ranks")

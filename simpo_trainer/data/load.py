@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -10,10 +11,11 @@ from trl.scripts.utils import DatasetConfig
 
 from ..errors import SimPOError
 from ..log import get_logger
-from .fields import check_columns
+from .fields import SOURCE, check_columns
 from .formats import to_pairs
 from .media import note_media
 from .mixing import CONVERSATION_FIELDS, carve_test, concatenate, rows_of_fraction, rows_of_shares
+from .recognition import is_text
 from .settings import DataConfig, data_problems, split_use
 from .sources import Rows, Source, load_splits, pick_split, readable_rows
 from .stream_files import note_rows
@@ -51,7 +53,7 @@ def load_preferences(
         The training set (an IterableDataset with `streaming`) and the evaluation set (None without one), each with the
         columns `chosen` and `rejected` and, where the source has them, `prompt`, `tools`, `chat_template_kwargs` and
         `margin`; of ranked answers `prompt`, `responses` and `scores` or `ranks`. Rows are in the order of their
-        sources.
+        sources. The evaluation set has also `source`, where its rows come from several.
 
     Raises:
         SimPOError: settings contradict each other, a source cannot be found or read, a split is unknown, a set is
@@ -67,16 +69,17 @@ def load_preferences(
             loaded[repr(source)] = load_splits(source, streaming=config.streaming, on_bad_row=on_bad_row)
         return loaded[repr(source)]
 
-    train = _load_set(_train_parts(config), splits_of, config, read)
+    train, sources = _load_set(_train_parts(config), splits_of, config, read)
     assert train is not None  # no training part is optional
     if config.test_split_size is not None:
         train, test_set = carve_test(train, config.test_split_size, seed)
+        sources = sources and carve_test(sources, config.test_split_size, seed)[1]
     else:
-        test_set = _load_set(_test_parts(config, splits_of), splits_of, config, read)
+        test_set, sources = _load_set(_test_parts(config, splits_of), splits_of, config, read)
     if isinstance(train, IterableDataset):
         train = _shuffled_stream(train, seed, len(_train_parts(config)))
         _note_rows(train, config, splits_of)
-    return train, None if test_set is None else _whole(test_set)
+    return train, None if test_set is None else _with_sources(_whole(test_set), sources)
 
 
 def load_training_rows(config: DataConfig) -> dict[str, Dataset]:
@@ -223,16 +226,51 @@ def _load_set(
     splits_of: Callable[[Source], dict[str, Rows]],
     config: DataConfig,
     read: Callable[[Rows, str], Rows],
-) -> Rows | None:
-    """The rows of all parts, as `read` gives them, as one set; None without a part."""
+) -> tuple[Rows | None, Rows | None]:
+    """The rows of all parts, as `read` gives them, as one set, and where each comes from; None without a part."""
     if not parts:
-        return None
-    return concatenate({name: read(rows, name) for name, rows in _rows_of(parts, splits_of, config).items()})
+        return None, None
+    found = _rows_of(parts, splits_of, config)
+    return concatenate({name: read(rows, name) for name, rows in found.items()}), _sources(found, parts)
+
+
+def _sources(found: dict[str, Rows], parts: list[_Part]) -> Rows | None:
+    """Where each row of some sets comes from: what its column `source` says, or else the name of its set.
+
+    Returns:
+        Rows of one column; None where all come from the same place, and of streams, whose length is not known.
+    """
+    labels, sources = _labels(parts), list[str]()
+    for name, rows in found.items():
+        if not isinstance(rows, Dataset):
+            return None
+        own = rows.with_format(None)[SOURCE][:] if is_text(rows.features.get(SOURCE)) else [None] * len(rows)
+        sources += [each or labels.get(name, name) for each in own]
+    return Dataset.from_dict({SOURCE: sources}) if len(set(sources)) > 1 else None
+
+
+def _labels(parts: list[_Part]) -> dict[str, str]:
+    """Returns for what messages call a part a name with as few of its folders as tell it from the others."""
+    names = {_name_of(part): (Path(part.source.name).parts, part.split) for part in parts}
+    for depth in range(1, max(len(path) for path, _ in names.values()) + 1):
+        labels = {name: f"{'/'.join(path[-depth:])}, {split}" for name, (path, split) in names.items()}
+        if len(set(labels.values())) == len(labels):
+            break
+    return labels
+
+
+def _with_sources(rows: Dataset, sources: Rows | None) -> Dataset:
+    return rows.add_column(SOURCE, sources[SOURCE][:]) if isinstance(sources, Dataset) else rows
+
+
+def _name_of(part: _Part) -> str:
+    """Returns what messages call a part."""
+    return f"Split {part.split!r} of {part.source.name}"
 
 
 def _rows_of(parts: list[_Part], splits_of: Callable[[Source], dict[str, Rows]], config: DataConfig) -> dict[str, Rows]:
     """The rows of each part, as many as its fraction gives, by the name that messages call them."""
-    names = [f"Split {part.split!r} of {part.source.name}" for part in parts]
+    names = [_name_of(part) for part in parts]
     picked = [pick_split(splits_of(part.source), part.split, part.source, part.key) for part in parts]
     picked = [_kept_columns(rows, part, name) for rows, part, name in zip(picked, parts, names, strict=True)]
     sets: dict[str, Rows] = {}

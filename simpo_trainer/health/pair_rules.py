@@ -72,9 +72,11 @@ def accuracy_falls(view: View) -> Finding | None:
 
 
 def accuracy_stuck(view: View) -> Finding | None:
-    """Accuracy that is still one half when half of the training is done."""
+    """Accuracy that is still one half when half of the training is done, of a model that has not moved far."""
     start, now = view.start, view.now
     if start is None or view.done < limit("half") or not view.held_out:
+        return None
+    if start.chosen - now.chosen >= limit("chosen falls"):  # told already, and the rate is not too low
         return None
     chance = limit("accuracy stuck") * _standard_error(0.5, view.pairs)
     grown = (now.margin - start.margin) / max(view.aim.margin, 0.1) if view.aim else now.accuracy - start.accuracy

@@ -14,12 +14,10 @@ from typing import Any, cast
 from trl import get_quantization_config
 
 from ..baselines.settings import ARGUMENTS, BaselineArguments, MethodConfig, build_arguments
-from ..data.load import describe_sources
 from ..data.settings import DataConfig, data_problems
 from ..environment import has_package
 from ..errors import SimPOError
 from ..loss.objective import settled_loss
-from ..record.facts import RecipeFacts
 from ..record.methods import METHODS
 from ..tokens.settings import settled_rows
 from ..train.config import SimPOConfig
@@ -76,11 +74,6 @@ class Recipe:
             if value is not None and name not in _SECRETS:
                 found[name] = value.value if isinstance(value, Enum) else value
         return found
-
-    def facts(self) -> RecipeFacts:
-        """Returns the facts about the recipe for the record of a run."""
-        origins = {key: os.path.basename(origin) for key, origin in self.origins.items()}
-        return RecipeFacts(self.path.name, self.settings, origins, describe_sources(self.data))
 
     def _counts(self, name: str) -> bool:
         """Returns whether the default of a key is used in this run."""

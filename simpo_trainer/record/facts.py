@@ -1,7 +1,7 @@
 """`RunFacts`: a run as plain data. The manifest is written from it, and the model card from the manifest."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .privacy import public_settings
@@ -16,12 +16,14 @@ class RecipeFacts:
         settings: the values of the files and the command line.
         origins: the file and line, or the command line, that each value comes from.
         sources: the data sets that are named, see :func:`~simpo_trainer.data.load.describe_sources`.
+        defaults: the values that the same settings have without being given; None where others decide.
     """
 
     name: str
     settings: Mapping[str, Any]
     origins: Mapping[str, str]
     sources: list[dict[str, Any]]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,4 +88,5 @@ def _public_recipe(recipe: RecipeFacts) -> dict[str, Any]:
         "name": recipe.name,
         "settings": public_settings(recipe.settings),
         "origins": public_settings(recipe.origins),
+        "defaults": public_settings(recipe.defaults),
     }

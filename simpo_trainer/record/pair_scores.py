@@ -1,7 +1,7 @@
-"""`pair_scores.json`: the held-out pairs one by one under the untrained and the trained model, numbers alone."""
+"""`pair_scores.json`: the held-out pairs one by one under the untrained and the trained model, without their texts."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,20 @@ class PairScores:
     Args:
         averages: log-probabilities in nats per token, (pairs, 2).
         lengths: answer tokens, (pairs, 2).
+        sources: where each pair comes from; None where that is not known, or the same for all.
     """
 
     averages: np.ndarray
     lengths: np.ndarray
+    sources: Sequence[str] | None = None
 
     def thinned(self) -> "PairScores":
         """Returns at most `_MOST` pairs from all over the set; of the same set the same ones."""
         if len(self.averages) <= _MOST:
             return self
         places = np.linspace(0, len(self.averages) - 1, _MOST).round().astype(int)
-        return PairScores(self.averages[places], self.lengths[places])
+        sources = self.sources and [self.sources[place] for place in places]
+        return PairScores(self.averages[places], self.lengths[places], sources)
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,14 @@ class ScoredSet:
         start: log-probabilities in nats per token of the untrained model, (pairs, 2); None if not measured.
         end: those of the last evaluation, with `step`; None if there was none.
         step: the step of `end`.
+        sources: where each pair comes from; None where that is not known, or the same for all.
     """
 
     lengths: np.ndarray
     start: np.ndarray | None
     end: np.ndarray | None
     step: int
+    sources: np.ndarray | None = None
 
 
 def save_scores(folder: Path, name: str, fingerprint: str, scores: PairScores, step: int) -> None:
@@ -64,7 +69,7 @@ def save_scores(folder: Path, name: str, fingerprint: str, scores: PairScores, s
     found = _read(file)
     known = found.get(name, {})
     if known.get("tokens_sha256") != fingerprint:
-        known = {"tokens_sha256": fingerprint, "lengths": kept.lengths.tolist()}
+        known = {"tokens_sha256": fingerprint, "lengths": kept.lengths.tolist(), "sources": kept.sources}
     values = np.round(kept.averages.astype(float), 4).tolist()
     news = {"end": {"step": step, "averages": values}} if step else {"start": values, "end": None}
     scratch = file.with_suffix(".tmp")
@@ -90,6 +95,7 @@ def _scored(found: Mapping[str, Any]) -> ScoredSet:
         start=None if start is None else np.array(start, dtype=float).reshape(-1, 2),
         end=None if end is None else np.array(end["averages"], dtype=float).reshape(-1, 2),
         step=0 if end is None else int(end["step"]),
+        sources=None if found.get("sources") is None else np.array([str(each) for each in found["sources"]]),
     )
 
 

@@ -37,7 +37,10 @@ class Chart:
 
 
 def curves(run: RunFiles) -> list[Chart]:
-    """Returns a chart for each panel of the metric table, with a line where a finding on its metric was told."""
+    """Returns a chart for each panel of the metric table, with a line where a finding on its metric was told.
+
+    The other findings stand as marks at the foot of it, so that a change of one curve can be told from another's.
+    """
     unit = run.manifest.get("log_prob_unit") or "nats per answer"
     log = with_untrained(run.log, unit, run.manifest.get("held_out") or {})
     metrics, mark = metrics_of(name for entry in log for name in entry)
@@ -52,7 +55,7 @@ def curves(run: RunFiles) -> list[Chart]:
             axis.set(ylabel=measure.format(unit=unit), xlabel="optimiser step")
             draw_lines(axis, kept, shown, prefixes)
             draw_guides(axis, shown[0].name, run.manifest.get("target_margin"))
-            _mark_findings(axis, found)
+            _mark_findings(axis, found, run.findings or [])
         charts.append(Chart(title, drawn.svg, _in_words(title, kept, shown, found)))
     return charts
 
@@ -120,9 +123,13 @@ def thinned(log: Sequence[Json], names: Sequence[str]) -> list[Json]:
     return [kept[place] for place in places]
 
 
-def _mark_findings(axis: Any, findings: Sequence[Finding]) -> None:
-    for number, found in enumerate(findings):
+def _mark_findings(axis: Any, own: Sequence[Finding], findings: Sequence[Finding]) -> None:
+    for number, found in enumerate(own):
         axis.axvline(found.step, **FINDING, label="finding" if not number else "_nolegend_")
+    steps = sorted({found.step for found in findings} - {found.step for found in own})
+    if steps:
+        style = {"color": FINDING["color"], "marker": "^", "linestyle": "none", "markersize": 5, "clip_on": False}
+        axis.plot(steps, [0] * len(steps), transform=axis.get_xaxis_transform(), label="finding elsewhere", **style)
 
 
 def _legend(name: str) -> str:

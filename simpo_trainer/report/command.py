@@ -77,7 +77,7 @@ def _one(run: RunFiles, *, public: bool) -> Html:
             parts.summary(run),
             section("Health", parts.verdict(run)),
             section("Curves", gallery(charts.curves(run))),
-            parts.before_and_after(run),
+            parts.before_and_after(run, public=public),
             Html("") if public else parts.samples(run),
             parts.data(run),
             parts.settings(run),

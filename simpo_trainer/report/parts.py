@@ -12,9 +12,11 @@ from . import charts
 from .page import Html, element, gallery, joined, section, table, zoned
 from .run_files import RunFiles
 
+# Sources with the most pairs, so many.
+_SOURCES = 20
 # Samples of so many prompts are shown, each at so many steps.
 _PROMPTS, _STEPS = 8, 4
-_LONGEST = 1500
+_LONGEST, _LABEL = 1500, 100
 
 
 def summary(run: RunFiles) -> Html:
@@ -57,8 +59,13 @@ def verdict(run: RunFiles) -> Html:
     return joined([element("p", head), *map(_findings, kinds.values())])
 
 
-def before_and_after(run: RunFiles) -> Html:
-    """Returns what became of the held-out pairs: figures, margins, reward against length, accuracy by length."""
+def before_and_after(run: RunFiles, *, public: bool = False) -> Html:
+    """Returns what became of the held-out pairs: figures, margins, reward against length, accuracy by groups.
+
+    Args:
+        run: the run.
+        public: whether to leave out what the data say.
+    """
     parts = []
     for name, scored in run.scores.items():
         several = len(run.scores) > 1
@@ -66,6 +73,7 @@ def before_and_after(run: RunFiles) -> Html:
         parts.append(_held_out_table(scored))
         parts.append(gallery([chart for chart in (charts.margins(scored), charts.lengths(scored)) if chart]))
         parts.append(_by_length(scored))
+        parts.append(Html("") if public else _by_source(scored))
     return section("Held-out pairs before and after", *parts)
 
 
@@ -115,15 +123,23 @@ def data(run: RunFiles) -> Html:
 
 
 def settings(run: RunFiles) -> Html:
-    """Returns the settings that were given, and where each comes from."""
+    """Returns the settings that differ from their defaults, and where each comes from."""
     recipe = run.manifest.get("recipe") or {}
-    origins = recipe.get("origins") or {}
-    rows = [[name, _value(value), origins.get(name, "")] for name, value in (recipe.get("settings") or {}).items()]
+    given, origins, defaults = (recipe.get(name) or {} for name in ("settings", "origins", "defaults"))
+    same = [name for name, value in given.items() if name in defaults and defaults[name] == value]
+    rows = [
+        [name, _value(value), "" if defaults.get(name) is None else _value(defaults[name]), origins.get(name, "")]
+        for name, value in given.items()
+        if name not in same
+    ]
     rows += [
-        [f"changed at step {change.get('step')}", _value(change.get("settings")), ""]
+        [f"changed at step {change.get('step')}", _value(change.get("settings")), "", ""]
         for change in run.manifest.get("changes") or []
     ]
-    return section("Settings that were given", table(["setting", "value", "from"], rows) if rows else "")
+    parts = [table(["setting", "value", "default", "from"], rows)] if rows else []
+    if same:
+        parts.append(element("p", f"Given, and the same as the default: {', '.join(same)}.", class_="soft"))
+    return section("Settings", *parts)
 
 
 def circumstances(run: RunFiles) -> Html:
@@ -211,13 +227,31 @@ def _by_length(scored: ScoredSet) -> Html:
             if high > low
         ),
     ]
+    return _accuracies("accuracy by length", scored, groups)
+
+
+def _by_source(scored: ScoredSet) -> Html:
+    """Returns the accuracy of the pairs of each source, the largest first; nothing where that is not known."""
+    if scored.sources is None:
+        return Html("")
+    names, counts = np.unique(scored.sources, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:_SOURCES]
+    return _accuracies("accuracy by source", scored, [(str(names[i]), scored.sources == names[i]) for i in order])
+
+
+def _accuracies(title: str, scored: ScoredSet, groups: Sequence[tuple[str, np.ndarray]]) -> Html:
+    """Returns the accuracy of groups of pairs before and after, those that have any."""
     sides = [(label, each) for label, each in (("before", scored.start), ("after", scored.end)) if each is not None]
     rows = [
-        [title, int(members.sum()), *(f"{(each[members, 0] > each[members, 1]).mean():.1%}" for _, each in sides)]
-        for title, members in groups
+        [
+            name[:_LABEL],
+            int(members.sum()),
+            *(f"{(each[members, 0] > each[members, 1]).mean():.1%}" for _, each in sides),
+        ]
+        for name, members in groups
         if members.any()
     ]
-    return table(["accuracy by length", "pairs", *(label for label, _ in sides)], rows)
+    return table([title, "pairs", *(label for label, _ in sides)], rows)
 
 
 def _findings(found: Sequence[Finding]) -> Html:

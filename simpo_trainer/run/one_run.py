@@ -15,6 +15,7 @@ from ..log import get_logger
 from ..model.load import check_model_name, init_kwargs, load_tokenizer
 from ..model.network import settle_network
 from ..publish.hub import check_credentials
+from ..recipe.facts import recipe_facts
 from ..recipe.load import Recipe
 from ..record.folders import checkpoints
 from ..record.methods import METHODS
@@ -117,7 +118,7 @@ def _run(recipe: Recipe, trainer_class: type[SimPOTrainer], stop_request: StopRe
         "peft_config": get_peft_config(recipe.model),
     }
     trainer = _trainer(recipe, trainer_class, arguments)
-    trainer.recipe_facts, trainer.stop_request = recipe.facts(), stop_request
+    trainer.recipe_facts, trainer.stop_request = recipe_facts(recipe), stop_request
     if wanted == AUTO:
         going_on = go_on(output_dir, run_identity(trainer), allow_changes=args.allow_changes)
         if going_on.finished:

@@ -12,7 +12,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from ..data.drops import DropReport
-from ..data.fields import has_ranked_answers
+from ..data.fields import SOURCE, has_ranked_answers
 from ..data.sources import readable_rows
 from ..errors import SimPOError
 from ..log import get_logger
@@ -139,6 +139,15 @@ def count_pairs(dataset: Any) -> int | None:
         return None
     counts = pair_counts(dataset)
     return len(dataset) if counts is None else sum(counts)
+
+
+def pair_sources(dataset: Any) -> list[str] | None:
+    """Returns where each pair of a token set comes from; None for a set that does not say."""
+    if not isinstance(dataset, Dataset) or SOURCE not in dataset.column_names:
+        return None
+    counts = pair_counts(dataset) or [1] * len(dataset)
+    sources = [source or "unknown" for source in dataset[SOURCE]]
+    return [source for source, count in zip(sources, counts, strict=True) for _ in range(count)]
 
 
 def _say_unread_settings(columns: list[str], name: str, settings: RowSettings) -> None:

@@ -17,11 +17,12 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..data.drops import DropReport, RowDropped, caught
-from ..data.fields import check_columns, check_margins, has_ranked_answers, read_fields
+from ..data.fields import SOURCE, check_columns, check_margins, has_ranked_answers, read_fields
 from ..data.formats import as_handed_over
 from ..data.media import note_media
 from ..data.messages import Message, explicit_prompt, row_template_kwargs, without_filled_keys
 from ..data.published import refuse_verdicts
+from ..data.recognition import is_text
 from ..data.sources import readable_rows
 from ..errors import SimPOError
 from ..log import get_logger
@@ -83,7 +84,8 @@ def tokenize_preferences(
         A dataset in the order of `dataset` with the columns `row` (index in `dataset`), `prompt_ids`, `chosen_ids`,
         `rejected_ids` (answers with their end token) and, if given, `margin`. Of ranked answers: `response_ids` (those
         that are in a pair, the best first), `chosen` and `rejected` (their indices in it, one each for every pair) and,
-        with `margin_scale`, `margin` (one for every pair). And the report. The work is cached beside the files of
+        with `margin_scale`, `margin` (one for every pair). A text column `source` is kept, unless the set is the one
+        to train on. And the report. The work is cached beside the files of
         `dataset`, under a key made of its fingerprint, the tokenizer and the settings.
 
     Raises:
@@ -120,7 +122,11 @@ def tokenize_preferences(
     reporter.end()
     if len(kept) < len(tokenized):
         tokenized = tokenized.select(kept)
-    return tokenized.remove_columns(list(_NOTES)), reporter.report
+    tokenized = tokenized.remove_columns(list(_NOTES))
+    if name != "train" and is_text(dataset.features.get(SOURCE)):
+        sources = dataset.with_format(None)[SOURCE][:]
+        tokenized = tokenized.add_column(SOURCE, [sources[row] for row in tokenized["row"]])
+    return tokenized, reporter.report
 
 
 def tokenize_stream(

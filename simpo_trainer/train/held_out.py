@@ -1,6 +1,7 @@
 """Scores the held-out pairs per token under the untrained and the trained model: one measure for every method."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from ..model.scoring import score_answers
 from ..record.fingerprints import rows_fingerprint
 from ..record.full_disk import ReportWriter
 from ..record.pair_scores import SCORES_FILE, PairScores, save_scores
-from ..tokens.sets import count_pairs
+from ..tokens.sets import count_pairs, pair_sources
 from .randomness import randomness_kept
 
 Figures = dict[str, float]
@@ -78,7 +79,7 @@ class HeldOutCallback(TrainerCallback):
             scores = self._score(rows) if start else None
             self._record(name, rows, start=figures_of(scores) if scores else None)
             if scores:
-                self._save(name, scores, 0)
+                self._save(name, rows, scores, 0)
 
     def note(self, name: str, rows: Any, scores: PairScores) -> None:
         """Record what an evaluation has measured on the model as it is, if the rows are those of the run."""
@@ -88,7 +89,7 @@ class HeldOutCallback(TrainerCallback):
         figures = figures_of(scores)
         measured = {"step": step, **figures}
         self._record(name, rows, **({"end": measured} if step else {"start": figures}))
-        self._save(name, scores, step)
+        self._save(name, rows, scores, step)
         self.trainer.health.evaluation(name, step, figures)
 
     def measure_end(self) -> None:
@@ -108,8 +109,9 @@ class HeldOutCallback(TrainerCallback):
         with randomness_kept(self.trainer.args.device):
             return score_pairs(self.trainer, self.trainer.held_out_batches(rows))
 
-    def _save(self, name: str, scores: PairScores, step: int) -> None:
+    def _save(self, name: str, rows: Any, scores: PairScores, step: int) -> None:
         if self.trainer.is_world_process_zero():
+            scores = replace(scores, sources=pair_sources(rows))
             folder, fingerprint = Path(str(self.trainer.args.output_dir)), self._described[name]["tokens_sha256"]
             self._reports.write(SCORES_FILE, lambda: save_scores(folder, name, fingerprint, scores, step))
 

@@ -61,7 +61,7 @@ def test_splits_of_a_mixer_are_used_by_their_names(tmp_path):
     mixer = {str(tmp_path / "a"): 0.5, str(tmp_path / "b"): 0.1}
     train, test = read(dataset_mixer=mixer, dataset_splits=["train_prefs", "test_prefs"])
     assert train.to_list() == MANY[10:15] + MANY[10:11]
-    assert test.to_list() == MANY[20:30] * 2
+    assert test.remove_columns("source").to_list() == MANY[20:30] * 2
     train, test = read(dataset_mixer=mixer, dataset_splits=["train_sft", "train_prefs"])
     assert (train.to_list(), test) == (MANY[:5] + MANY[10:15] + MANY[:1] + MANY[10:11], None)
     assert len(read(dataset_mixer=mixer, dataset_splits=["train_sft", "validation"])[1]) == 20
@@ -134,6 +134,26 @@ def test_test_split_is_carved_off_the_training_pairs(tmp_path):
     assert other[1].to_list() != test.to_list()
     train, test = read(dataset_mixer={a: 0.5, b: 0.5}, test_split_size=20)
     assert (len(train), len(test)) == (80, 20)
+
+
+def test_pairs_to_evaluate_on_say_where_they_come_from(tmp_path):
+    for folder in ("x", "y"):
+        write(tmp_path / folder / "test.jsonl", MANY[:3])
+        write(tmp_path / folder / "train.jsonl", MANY)
+    x, y = str(tmp_path / "x"), str(tmp_path / "y")
+    assert read(dataset_mixer={x: 1, y: 1})[1]["source"][:] == ["x, test"] * 3 + ["y, test"] * 3
+    files = [{"path": f"{folder}/test.jsonl"} for folder in (x, y)]
+    train, test = read(datasets=files, test_split_size=3)
+    assert set(test["source"]) <= {"x/test.jsonl, train", "y/test.jsonl, train"} and "source" not in train.column_names
+    assert "source" not in read(dataset_name=x)[1].column_names  # one says nothing
+    own = [{**row, "source": None if i % 3 == 0 else "abc"[i % 2]} for i, row in enumerate(MANY)]
+    file = write(tmp_path / "own.jsonl", own)
+    test = read(dataset_name=file, test_split_size=20)[1]
+    said = {row["prompt"]: row["source"] or "own.jsonl, train" for row in own}
+    assert [said[prompt] for prompt in test["prompt"]] == test["source"][:] and len(set(test["source"])) == 3
+    numbers = write(tmp_path / "numbers.jsonl", [{**row, "source": i} for i, row in enumerate(MANY)])
+    assert "source" not in read(dataset_name=numbers, test_split_size=20)[1].column_names
+    assert read(datasets=files, test_split_size=2, streaming=True)[1].column_names == ["prompt", "chosen", "rejected"]
 
 
 # --- Streams ----------------------------------------------------------------------------------------------------------

@@ -85,6 +85,8 @@ def test_an_accuracy_stuck_at_one_half():
     )
     # The margin is on its way: the accuracy follows.
     assert "accuracy stuck" not in found(view((0, -1.2, -1.2, 0.5), (60, -1.2, -1.4, 0.51)))
+    # A rate that ruins the model is no rate to raise.
+    assert list(found(view((0, -1.2, -1.2, 0.5), (60, -9.0, -9.0, 0.51)))) == ["both fall"]
 
 
 def test_the_margin_is_judged_by_the_target_and_beta():

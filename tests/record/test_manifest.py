@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 from models import as_text, random_pairs, tiny_model, word_tokenizer
 from runs import make_trainer, train_log
 from simpo_trainer import SimPOConfig
+from simpo_trainer.recipe.facts import recipe_facts
 from simpo_trainer.recipe.load import load_recipe
 from simpo_trainer.record import peak_memory as memory
 from simpo_trainer.record.fingerprints import rows_fingerprint, tokenizer_fingerprint
@@ -172,7 +173,7 @@ def test_a_recipe_is_told_with_its_origins_and_without_paths(tmp_path, monkeypat
     )
     recipe = load_recipe(tmp_path / "mine.yaml", ["--hub_token", "hf_secret", "--seed", "7"])
     trainer = make_trainer(tmp_path / "out", random_pairs(8), model=str(tmp_path / "base"))
-    trainer.recipe_facts = recipe.facts()
+    trainer.recipe_facts = recipe_facts(recipe)
     found = described(trainer)
     assert found["recipe"] == {
         "name": "mine.yaml",
@@ -188,6 +189,7 @@ def test_a_recipe_is_told_with_its_origins_and_without_paths(tmp_path, monkeypat
             "beta": "mine.yaml:4",
             "seed": "command line",
         },
+        "defaults": {"model_name_or_path": None, "dataset_name": None, "beta": 2.0, "seed": 42},
     }
     assert [source["name"] for source in found["data"]["sources"]] == ["org/pairs"]
     assert (found["model"]["name"], found["model"]["label"]) == (None, "local folder 'base'")

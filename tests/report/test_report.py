@@ -3,6 +3,7 @@
 import json
 import re
 import stat
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -93,7 +94,7 @@ def test_it_has_the_parts_that_the_files_have_facts_for(folder):
     text = "".join(Tags(report_of([folder])).text)
     for title in ("Health", "Curves", "Held-out pairs before and after", "Answers while it trained", "Data"):
         assert title in text
-    for words in ("Finished at", "step 6 of 6", "UTC", "Spearman's rho", "step 0", "Settings that were given"):
+    for words in ("Finished at", "step 6 of 6", "UTC", "Spearman's rho", "step 0", "Settings"):
         assert words in text
     assert len(report_of([folder]).encode()) < 5_000_000
 
@@ -115,6 +116,37 @@ def test_a_finding_stands_on_the_curve_of_its_metric(folder):
     found = {chart.title: chart.text for chart in charts.curves(read_run(folder, "run"))}
     assert "findings at steps 4" in found["Log-probability of answers"]
     assert "findings" not in found["Loss"]
+
+
+def test_a_finding_is_marked_at_the_foot_of_every_other_curve(folder):
+    for chart in charts.curves(read_run(folder, "run")):
+        assert ("finding elsewhere" in chart.svg) == (chart.title != "Log-probability of answers")
+
+
+def test_settings_are_told_with_their_defaults(folder):
+    run = read_run(folder, "run")
+    given = {"beta": 2.0, "seed": 7, "model_name_or_path": "m", "use_peft": True}
+    facts = {"settings": given, "defaults": {"beta": 2.0, "seed": 42, "model_name_or_path": None, "use_peft": False}}
+    found = parts.settings(replace(run, manifest={"recipe": {**facts, "origins": {"seed": "r.yaml:3"}}}))
+    rows = re.findall(r"<tr>(.*?)</tr>", found)[1:]
+    assert [re.sub("<[^>]*>", " ", row).split() for row in rows] == [
+        ["seed", "7", "42", "r.yaml:3"],
+        ["model_name_or_path", "m"],
+        ["use_peft", "true", "false"],
+    ]
+    assert "the same as the default: beta." in found
+
+
+def test_accuracy_by_source_is_told_to_the_owner_alone(tmp_path, folder):
+    averages = np.array([[-1.0, -2.0], [-2.0, -1.0], [-1.0, -2.0]])
+    scores = PairScores(averages, np.ones((3, 2)), [EVIL, "b", "b"])
+    save_scores(tmp_path, "eval", "a", scores, 0)
+    save_scores(tmp_path, "eval", "a", PairScores(-averages, np.ones((3, 2)), scores.sources), 5)
+    run = replace(read_run(folder, "run"), scores=read_scores(tmp_path))
+    text = " ".join(Tags(parts.before_and_after(run)).text)
+    assert re.search(r"accuracy by source pairs before after b 2 50.0% 50.0% <script>.* 1 100.0% 0.0%", text)
+    assert "<script>" not in parts.before_and_after(run)
+    assert "by source" not in parts.before_and_after(run, public=True)
 
 
 def test_a_killed_run_and_an_old_one_have_reports(folder, tmp_path):

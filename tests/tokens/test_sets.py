@@ -2,9 +2,10 @@
 
 from datasets import Dataset
 
-from models import random_pairs
+from models import as_text, random_pairs, word_tokenizer
 from simpo_trainer.tokens.rows import TOKEN_COLUMNS
-from simpo_trainer.tokens.sets import token_lengths
+from simpo_trainer.tokens.sets import pair_sources, token_lengths, token_set
+from simpo_trainer.tokens.settings import RowSettings
 
 
 def lengths_of(row):
@@ -31,3 +32,14 @@ def test_lengths_of_every_kind_of_set():
 def test_lengths_of_a_large_set_are_counted_in_pieces():
     dataset = Dataset.from_list(ROWS * 1000)
     assert token_lengths(dataset).tolist() == EXPECTED * 1000
+
+
+def test_pairs_to_evaluate_on_keep_their_sources_when_others_are_left_out():
+    rows = [{**as_text(row), "source": f"s{i}"} for i, row in enumerate(ROWS[:6])]
+    rows[2]["chosen"] = rows[2]["rejected"]
+    found = {name: token_set(rows, name, word_tokenizer(), RowSettings()).rows for name in ("eval", "train")}
+    kept = found["eval"]["row"][:]
+    assert pair_sources(found["eval"]) == [f"s{row}" for row in kept] and 2 not in kept and max(kept) > 2
+    assert pair_sources(found["train"]) is None and pair_sources(ROWS) is None
+    numbers = [{**row, "source": 1} for row in rows]
+    assert pair_sources(token_set(numbers, "eval", word_tokenizer(), RowSettings()).rows) is None

@@ -12,6 +12,7 @@ from simpo_trainer import SimPOConfig
 from simpo_trainer.baselines.dpo import DPOBaseline
 from simpo_trainer.baselines.settings import ARGUMENTS
 from simpo_trainer.baselines.sft import SFTBaseline
+from simpo_trainer.record.pair_scores import read_scores
 from simpo_trainer.train import held_out
 
 BASELINES = {"dpo": DPOBaseline, "sft": SFTBaseline}
@@ -118,6 +119,16 @@ def test_each_of_several_sets_is_recorded(tmp_path):
     found = record(tmp_path)["held_out"]
     assert {name: pairs["pairs"] for name, pairs in found.items()} == {"eval_easy": 3, "eval_hard": 4}
     assert all(pairs["start"] and pairs["end"]["step"] == 1 for pairs in found.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_of_pairs_know_their_sources(tmp_path, method):
+    """Each pair of ranked answers has the source of its row, and of shuffled rows each its own."""
+    ranked = [{**row, "source": source} for row, source in zip(random_ranked(4), ["a", "b", None, "a"], strict=True)]
+    trained(method, tmp_path / "run", ranked, TRAIN)
+    [scored] = read_scores(tmp_path / "run").values()
+    expected = [row["source"] or "unknown" for row in ranked for _ in row["chosen"]]
+    assert scored.sources.tolist() == expected and len(scored.start) == len(expected)
 
 
 @pytest.mark.slow
