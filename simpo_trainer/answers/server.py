@@ -138,6 +138,7 @@ class Server:
                 try:
                     done.put((item, function(item), None))
                 except BaseException as error:
+                    stopped.set()  # here: the one who waits may be told late
                     done.put((item, None, error))
 
         try:
