@@ -17,7 +17,10 @@ from typing import Any, TypeVar
 from urllib.parse import urljoin
 
 from ..errors import SimPOError, first_line
+from ..log import get_logger
 from .address import checked_address, is_this_machine, public_url
+
+logger = get_logger(__name__)
 
 # Seconds. An answer of thousands of tokens takes minutes; a list of models does not.
 TIME_LIMIT = 600.0
@@ -71,6 +74,11 @@ class Server:
         self.address = public_url(url)
         self._key_variable = key_variable
         self._key = _key(key_variable)
+        if self._key and self._url.startswith("http:") and not is_this_machine(url):
+            logger.warning(
+                f"The key in {key_variable} goes to {self.address} unencrypted, for all on the way to read. Use https, "
+                f"or unset {key_variable} if the server needs no key."
+            )
         self._requests = requests
         # A server on this machine is not asked through a proxy of the network.
         proxies = [urllib.request.ProxyHandler({})] if is_this_machine(url) else []

@@ -11,6 +11,7 @@ DPO_LOSSES = (
     *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
     *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
 )
+DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 _RENAMED = {"aot_pair": "aot"}
 _SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
 
@@ -56,6 +57,13 @@ def _number_problems(values: Mapping[str, Any], names: list[str]) -> list[str]:
         problems.append("loss_type exo_pair needs a label_smoothing above 0. Set label_smoothing: 0.001, its paper's.")
     if not 0 <= smoothing < 0.5 and set(names) & set(_SMOOTHED):
         problems.append(f"label_smoothing is {smoothing}; it must lie in [0, 0.5). Set label_smoothing: 0.1.")
+    divergence = values.get("f_divergence_type", DIVERGENCES[0])
+    if divergence not in DIVERGENCES:
+        meant = did_you_mean(divergence, DIVERGENCES)
+        problems.append(
+            f"f_divergence_type is {divergence}; it must be one of {', '.join(DIVERGENCES)}.{meant} Correct it, or "
+            "leave it out."
+        )
     if weights is not None and len(weights) != len(names):
         problems.append(f"loss_weights has {len(weights)} numbers for {len(names)} losses. Give one for each.")
     return problems

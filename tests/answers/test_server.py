@@ -30,6 +30,24 @@ def replies(*given):
     return lambda asked: left.pop(0) if len(left) > 1 else left[0]
 
 
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("http://models.example/v1", True),
+        ("https://models.example/v1", False),
+        ("http://127.0.0.1:8000/v1", False),
+    ],
+)
+def test_a_key_that_goes_out_unencrypted_is_told(url, told, caplog, monkeypatch):
+    connect(url)
+    assert ("The key in A_KEY goes to http://models.example/v1 unencrypted" in caplog.text) == told
+    assert KEY not in caplog.text
+    caplog.clear()
+    monkeypatch.delenv("A_KEY")
+    connect(url)
+    assert not caplog.text
+
+
 def test_a_failure_that_may_pass_is_tried_again():
     with ModelServer(replies((503, "loading", {}), (500, {"error": {"message": "no"}}, {}), {"fine": 1})) as fake:
         assert connect(fake.url).post("/x", {"a": "ä"}) == {"fine": 1}

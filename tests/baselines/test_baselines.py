@@ -39,7 +39,7 @@ from reference import in_float64, score_answer
 from runs import make_trainer
 from simpo_trainer import SimPOConfig, SimPOTrainer
 from simpo_trainer.baselines.dpo import DPOBaseline
-from simpo_trainer.baselines.dpo_losses import DPO_LOSSES
+from simpo_trainer.baselines.dpo_losses import DIVERGENCES, DPO_LOSSES
 from simpo_trainer.baselines.settings import ARGUMENTS, DPOArguments, own_keys
 from simpo_trainer.baselines.sft import SFTBaseline
 from simpo_trainer.errors import SimPOError
@@ -141,6 +141,7 @@ def test_the_names_of_losses_are_trls():
     assert set(re.findall(r"`'(\w+)'`", text)) == set(DPO_LOSSES)
     source = inspect.getsource(DPOTrainer._compute_loss)
     assert set(re.findall(r'loss_type == "(\w+)"', source)) == set(DPO_LOSSES)
+    assert set(re.findall(r'f_divergence_type == "(\w+)"', source)) == set(DIVERGENCES)
 
 
 # --- Rows -------------------------------------------------------------------------------------------------------------
@@ -607,6 +608,11 @@ def test_older_names_of_losses(recipe):
         ({"method": "dpo", "loss_type": "exo_pair"}, "exo_pair needs a label_smoothing above 0"),
         ({"method": "dpo", "loss_type": "robust", "label_smoothing": 0.5}, r"it must lie in \[0, 0.5\)"),
         ({"method": "dpo", "beta": 0}, "beta is 0.0; it must be above 0"),
+        (
+            {"method": "dpo", "f_divergence_type": "foward_kl"},
+            "one of reverse_kl, forward_kl, .* Did you mean forward_kl",
+        ),
+        ({"method": "dpo", "gradient_checkpointing_kwargs": {"reentrant": True}}, "has 'reentrant', which torch's"),
         ({"method": "dpo", "precompute_ref_logprobs": True}, "Did you mean precompute_ref_log_probs"),
         ({"method": "dpo", "streaming": True}, "method dpo needs the whole training set"),
         ({"method": "sft", "loss_type": "sigmoid"}, 'loss_type is "sigmoid"; it must be one of nll, dft'),

@@ -1,6 +1,7 @@
 """Settings: each explained, each checked before anything is loaded, with a message that says what to change."""
 
 import dataclasses
+import inspect
 import logging
 import math
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from typing import Literal
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from accelerate.utils import ParallelismConfig
 from transformers import TrainingArguments
 
@@ -15,7 +17,7 @@ from simpo_trainer import SimPOConfig
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.knobs import knob, knob_problems
 from simpo_trainer.loss.losses import LOSSES
-from simpo_trainer.train.config import _accumulation, _micro_batch
+from simpo_trainer.train.config import _CHECKPOINTING_OPTIONS, _accumulation, _micro_batch
 
 
 @pytest.fixture
@@ -40,6 +42,12 @@ def warnings_of(config, caplog):
 @pytest.mark.parametrize("field", dataclasses.fields(SimPOConfig), ids=lambda field: field.name)
 def test_every_setting_has_help(field):
     assert len(field.metadata.get("help", "")) > 10
+
+
+def test_options_of_checkpointing_are_those_of_torch():
+    known = inspect.signature(torch.utils.checkpoint.checkpoint).parameters
+    own = {name for name, one in known.items() if one.kind is one.KEYWORD_ONLY or name == "use_reentrant"}
+    assert set(_CHECKPOINTING_OPTIONS) == own | {"preserve_rng_state"}
 
 
 def test_defaults_are_the_papers(config):
@@ -67,6 +75,10 @@ def test_defaults_are_the_papers(config):
     [
         ({"beta": 0.0}, r"beta is 0\.0; it must be above 0\. Set beta: 2\.0"),
         ({"beta": -1.0}, r"beta is -1\.0; it must be above 0"),
+        (
+            {"gradient_checkpointing_kwargs": {"use_reentrnt": True}},
+            "has 'use_reentrnt', which torch's checkpoint does not know; it knows .* Did you mean use_reentrant",
+        ),
         ({"beta": float("nan")}, r"beta is nan"),
         ({"gamma_beta_ratio": -0.1}, r"gamma_beta_ratio is -0\.1; a target margin is a number, 0 or above\. Set"),
         ({"gamma_beta_ratio": float("nan")}, r"gamma_beta_ratio is nan"),
