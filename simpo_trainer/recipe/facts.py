@@ -28,6 +28,7 @@ def _defaults(recipe: Recipe) -> dict[str, Any]:
         decided = settled_loss(LossSettings(loss_type=recipe.training.loss_type))
         decided |= {"loss_type": keys["loss_type"].default, "learning_rate": FULL_RATE}
     if recipe.model.use_peft:
-        decided["learning_rate"] = adapter_rate(decided.get("learning_rate") or keys["learning_rate"].default)[0]
+        full = METHODS[recipe.method].usual.get("learning_rate", FULL_RATE)
+        decided["learning_rate"] = adapter_rate(full)[0]
     found = {name: decided.get(name, keys[name].default) for name in recipe.settings if name in keys}
     return {name: value.value if isinstance(value, Enum) else value for name, value in found.items()}
