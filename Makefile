@@ -12,7 +12,7 @@ help:
 	@echo "make quickstart   prepare a tiny model and data, train it with SimPO, compare before and after"
 	@echo "make compare-losses  train the quickstart's model with each of LOSSES='sigmoid hinge ...' and compare the runs"
 	@echo "make test         all tests"
-	@echo "make test-fast    the tests that take a moment each, in one to two minutes"
+	@echo "make test-fast    the tests that take a moment each, in one to three minutes"
 	@echo "make test-faults  kill runs, damage their files, fill their disk, and compare their ends: hours; goes on where it was"
 	@echo "make test-matrix  train every kind of model under DDP, FSDP2 and DeepSpeed on CPU processes, half an hour; after:"
 	@echo "make install-scale  install DeepSpeed and bitsandbytes, which the matrix needs"
