@@ -3,7 +3,7 @@
     python scripts/demo.py [--folder runs/demo]     # at most 40 minutes on two cores
     python scripts/demo.py --small                  # all of it in five minutes, with a tenth of the prompts
     python scripts/demo.py --all                    # also the other methods, written into docs/real-model.md
-    python scripts/demo.py --rounds                 # instead three rounds of a third of the prompts, 15 minutes
+    python scripts/demo.py --rounds                 # instead three rounds of a third of the prompts, 10 minutes
 
 Each step is a command of the package, shown before it runs. What is done is not done again: give the same command.
 """
