@@ -1,7 +1,7 @@
 """A real model learns from its own answers: SmolLM2-135M-Instruct, and instructions that a program can check.
 
     python scripts/demo.py [--folder runs/demo]     # at most 40 minutes on two cores
-    python scripts/demo.py --small                  # all of it in five minutes, with a tenth of the prompts
+    python scripts/demo.py --small                  # all of it in five minutes, with a quarter of the prompts
     python scripts/demo.py --all                    # also the other methods, written into docs/real-model.md
     python scripts/demo.py --rounds                 # instead three rounds of a third of the prompts, 10 minutes
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run the demonstration and print what it came to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="of everything that is made; runs/demo or runs/demo-small")
-    parser.add_argument("--small", action="store_true", help="a tenth of the prompts, two settings searched")
+    parser.add_argument("--small", action="store_true", help="a quarter of the prompts, two settings searched")
     parser.add_argument("--all", action="store_true", help="also the other methods, for docs/real-model.md")
     parser.add_argument("--rounds", action="store_true", help="three rounds from the start model, by `simpo iterate`")
     given = parser.parse_args(arguments)

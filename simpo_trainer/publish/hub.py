@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 
 from ..errors import SimPOError, first_line
 from ..record.folders import CURVES, MANIFEST, STATE
+from ..record.pair_scores import SCORES_FILE
 from ..record.seal import SEAL
 
 MODEL_FILES = [
@@ -41,8 +42,8 @@ PUSHED = [
 _BY_HAND = ["*.safetensors", "*.json", "README.md", "*.png", "*.jinja", "*.model", "vocab.txt", "merges.txt"]
 # Files that are not pushed of a checkpoint, nor of the folders in a run's folder: those that are useful only here, and
 # a pickle that holds paths of this machine and can run code when it is loaded (run_manifest.json holds the settings as
-# text). The seal is of files as they are here; texts are pushed as cleaned copies.
-LEFT_OUT = ["_*", "checkpoint-*", "training_args.bin", "runs/*", SEAL]
+# text). The seal is of files as they are here; texts are pushed as cleaned copies. Scores name the sources of rows.
+LEFT_OUT = ["_*", "checkpoint-*", "training_args.bin", "runs/*", SEAL, SCORES_FILE]
 # Texts in which nothing may be replaced: a path in a vocabulary is a word.
 _VOCABULARIES = {"tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json"}
 _TEXTS = {".json", ".jsonl", ".md", ".txt", ".yaml", ".yml"}

@@ -93,6 +93,26 @@ _READ_BY_TRANSFORMERS = {
 }
 
 
+_CHECKPOINTING = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
+# Of torch.utils.checkpoint; a test compares them with its signature.
+CHECKPOINTING_OPTIONS = (
+    *("use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop"),
+)
+
+
+def checkpointing_problems(config: Any) -> list[str]:
+    """Returns a sentence for each option on which torch's checkpoint would fail in the first step."""
+    known = ", ".join(CHECKPOINTING_OPTIONS)
+    found = [(name, getattr(config, name, None)) for name in _CHECKPOINTING]
+    return [
+        f"{name} has {option!r}, which torch's checkpoint does not know; it knows {known}."
+        f"{did_you_mean(str(option), CHECKPOINTING_OPTIONS)} Correct it, or leave it out."
+        for name, given in found
+        for option in (given if isinstance(given, Mapping) else ())
+        if option not in CHECKPOINTING_OPTIONS
+    ]
+
+
 def refuse_unknown_arguments(trainer: str, given: Mapping[str, Any], settings: type, known: Iterable[str]) -> None:
     """Refuse arguments that a trainer's constructor does not have.
 

@@ -3,7 +3,6 @@
 import math
 import os
 import warnings
-from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,14 @@ from torch import nn
 from transformers import SchedulerType, TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
-from ..errors import SimPOError, did_you_mean
+from ..errors import SimPOError
 from ..knobs import knob, knob_problems
 from ..log import get_logger
 from ..loss.objective import Objective, settled_loss
 from ..loss.settings import LossSettings, loss_problems, loss_warnings
 from ..model.settings import ModelSettings
 from ..tokens.settings import RowSettings, row_problems, settled_rows
-from .arguments import refuse_unknown_settings, settle_types
+from .arguments import checkpointing_problems, refuse_unknown_settings, settle_types
 from .bars import bars_can_be_seen
 from .best_metric import direction_problems, greater_is_better
 from .processes import check_one_accelerator, check_world_size
@@ -281,7 +280,7 @@ def _problems(config: SimPOConfig) -> list[str]:
         *_incomplete(config),
         *direction_problems(config.metric_for_best_model, config.greater_is_better),
         *_parent_problems(config),
-        *_checkpointing_problems(config),
+        *checkpointing_problems(config),
     ]
 
 
@@ -374,26 +373,6 @@ def _indivisible(wanted: int, micro: int, world_size: int) -> str:
         counts = [count for count in range(1, world_size) if wanted % (micro * count) == 0]
         message += f"; or keep it and use {counts[-1]} processes" if counts else ""
     return message + "."
-
-
-_CHECKPOINTING = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
-# Of torch.utils.checkpoint; a test compares them with its signature.
-_CHECKPOINTING_OPTIONS = (
-    *("use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop"),
-)
-
-
-def _checkpointing_problems(config: SimPOConfig) -> list[str]:
-    """A sentence for each option that torch's checkpoint would fail on in the first step."""
-    known = ", ".join(_CHECKPOINTING_OPTIONS)
-    found = [(name, getattr(config, name, None)) for name in _CHECKPOINTING]
-    return [
-        f"{name} has {option!r}, which torch's checkpoint does not know; it knows {known}."
-        f"{did_you_mean(str(option), _CHECKPOINTING_OPTIONS)} Correct it, or leave it out."
-        for name, given in found
-        for option in (given if isinstance(given, Mapping) else ())
-        if option not in _CHECKPOINTING_OPTIONS
-    ]
 
 
 def _parent_problems(config: SimPOConfig) -> list[str]:

@@ -40,7 +40,8 @@ def replies(*given):
 )
 def test_a_key_that_goes_out_unencrypted_is_told(url, told, caplog, monkeypatch):
     connect(url)
-    assert ("The key in A_KEY goes to http://models.example/v1 unencrypted" in caplog.text) == told
+    assert ("The key in A_KEY goes to" in caplog.text) == told
+    assert ("models.example/v1 unencrypted, for all" in caplog.text) == told
     assert KEY not in caplog.text
     caplog.clear()
     monkeypatch.delenv("A_KEY")
@@ -244,3 +245,19 @@ def test_what_is_no_address_is_refused(url):
 def test_an_address_is_kept_as_it_is_but_for_a_slash():
     assert checked_address("https://Host.example:8443/a/v1/") == "https://Host.example:8443/a/v1"
     assert public_url("http://[::1]:8000/v1") == "http://[::1]:8000/v1"
+
+
+def test_nothing_is_begun_behind_an_error_that_is_read_late():
+    begun = []
+
+    def work(item):
+        begun.append(item)
+        if item == 1:
+            raise SimPOError("no")
+
+    results = connect("http://127.0.0.1:9/v1", requests=1).map(work, range(30))
+    assert next(results) == (0, None)
+    time.sleep(0.3)  # the worker meets its error, and would be far by now
+    with pytest.raises(SimPOError, match="no"):
+        next(results)
+    assert begun == [0, 1]

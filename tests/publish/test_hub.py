@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 
 import pytest
 from huggingface_hub import ModelCard, constants
+from huggingface_hub.utils import filter_repo_objects
 from peft import LoraConfig
 from safetensors.torch import load, load_file
 from transformers.utils import PushInProgress
@@ -17,7 +19,7 @@ from hub_server import TOKEN, HubServer, open_to
 from models import as_text, random_pairs, tiny_model, word_tokenizer
 from runs import make_trainer
 from simpo_trainer import SimPOConfig, SimPOError, SimPOTrainer
-from simpo_trainer.publish.hub import PUSHED, check_credentials, stage_files
+from simpo_trainer.publish.hub import PUSHED, check_credentials, push_later, stage_files
 from simpo_trainer.recipe.load import load_recipe
 from simpo_trainer.run.one_run import run
 
@@ -279,6 +281,18 @@ def test_an_adapter_of_a_local_base(home, hub, caplog):
     assert {"checkpoint-2", "checkpoint-4"} == folders(repo)
     assert [name for name in repo.files if name.endswith("README.md")] == ["README.md"]  # none of peft's
     assert f"The adapter's base {home}/base is a folder of this machine" in caplog.text
+
+
+def test_the_command_that_pushes_later_leaves_what_may_hold_rows(tmp_path):
+    words = shlex.split(push_later("a/b", tmp_path))
+    given = {
+        option: [after for word, after in zip(words, words[1:], strict=False) if word == option]
+        for option in ("--include", "--exclude")
+    }
+    names = ["model.safetensors", "config.json", "run_manifest.json", "README.md"]
+    own = ["pair_scores.json", "samples.jsonl", "log.jsonl", "report.html", "seal.json", "training_args.bin"]
+    found = filter_repo_objects([*names, *own], allow_patterns=given["--include"], ignore_patterns=given["--exclude"])
+    assert list(found) == names
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ from simpo_trainer import SimPOConfig
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.knobs import knob, knob_problems
 from simpo_trainer.loss.losses import LOSSES
-from simpo_trainer.train.config import _CHECKPOINTING_OPTIONS, _accumulation, _micro_batch
+from simpo_trainer.train.arguments import CHECKPOINTING_OPTIONS
+from simpo_trainer.train.config import _accumulation, _micro_batch
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_every_setting_has_help(field):
 def test_options_of_checkpointing_are_those_of_torch():
     known = inspect.signature(torch.utils.checkpoint.checkpoint).parameters
     own = {name for name, one in known.items() if one.kind is one.KEYWORD_ONLY or name == "use_reentrant"}
-    assert set(_CHECKPOINTING_OPTIONS) == own | {"preserve_rng_state"}
+    assert set(CHECKPOINTING_OPTIONS) == own | {"preserve_rng_state"}
 
 
 def test_defaults_are_the_papers(config):
