@@ -204,7 +204,7 @@ def test_a_push_that_fails_says_where_the_model_is(make, monkeypatch):
         "host. Nothing is lost. Push it when the Hub can be reached: hf upload tester/out runs/out "
         "--include '*.safetensors' --include '*.json' --include README.md --include '*.png' --include '*.jinja' "
         "--include '*.model' --include vocab.txt --include merges.txt --exclude '_*' --exclude 'checkpoint-*' "
-        "--exclude training_args.bin --exclude 'runs/*' --exclude seal.json"
+        "--exclude training_args.bin --exclude 'runs/*' --exclude seal.json --exclude pair_scores.json"
     )
     assert ("save_metrics", "eval") in StubTrainer.last.calls
 
