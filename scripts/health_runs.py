@@ -2,7 +2,7 @@
 
     python scripts/health_runs.py [--seeds 42 43 44 45 46] [--only NAME]   # needs scripts/quickstart.py prepare
 
-`make health` runs it. Runs of SmolLM2 need `make demo` before, whose pairs they train on, and are left out without
+`make health` runs it. Runs of SmolLM2 need `make demo` before, whose answers they train on, and are left out without
 them. What is done is not done again; the table between the marks of docs/health.md is written after each run.
 """
 
@@ -35,15 +35,17 @@ class World:
     Args:
         name: in the table.
         recipe: what is trained.
-        train, test: files of pairs.
+        train, test: files of rows.
+        pairs: makes pairs of the rows of a file.
         words: overrides of every run.
-        wrecking: a learning rate 1000 times that of the recipe.
+        wrecking: a learning rate 1000 times that of the runs.
     """
 
     name: str
     recipe: Path
     train: Path
     test: Path
+    pairs: Callable[[Rows], Rows]
     words: tuple[str, ...]
     wrecking: str
 
@@ -75,21 +77,45 @@ def repeated(rows: Rows) -> Rows:
     return rows[:1] * len(rows)
 
 
+def as_they_are(rows: Rows) -> Rows:
+    """Returns the pairs of a file of pairs."""
+    return rows
+
+
+def against_lower_case(rows: Rows) -> Rows:
+    """Returns pairs of the first complete answer of a prompt, and the same in lower case.
+
+    The model tells the two apart at the start, and learns in few steps to like either: so swapped labels show in the
+    held-out accuracy, which those of `make demo` do not.
+    """
+    pairs = []
+    for row in rows:
+        ended = [text for text, reason in zip(row["answers"], row["finish_reasons"], strict=True) if reason == "stop"]
+        if ended and ended[0] != ended[0].lower():
+            chosen, rejected = ([{"role": "assistant", "content": text}] for text in (ended[0], ended[0].lower()))
+            pairs.append({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected})
+    return pairs[:_PAIRS]
+
+
+_PAIRS = 96
+
 QUICKSTART = World(
     "quickstart",
     ROOT / "recipes/quickstart.yaml",
     ROOT / "runs/quickstart/data/train.jsonl",
     ROOT / "runs/quickstart/data/test.jsonl",
+    as_they_are,
     ("--num_train_epochs", "1", "--eval_strategy", "steps", "--eval_steps", "10", "--logging_steps", "2"),
     "0.1",
 )
 SMOLLM2 = World(
     "SmolLM2-135M-Instruct",
     ROOT / "runs/demo/recipe.yaml",
-    ROOT / "runs/demo/pairs.jsonl",
-    ROOT / "runs/demo/held-out-pairs.jsonl",
-    ("--learning_rate", "2e-5", "--eval_strategy", "steps", "--eval_steps", "5", "--logging_steps", "1"),
-    "2e-2",
+    ROOT / "runs/demo/answers.jsonl",
+    ROOT / "runs/demo/held-out-answers.jsonl",
+    against_lower_case,
+    ("--learning_rate", "4e-5", "--eval_strategy", "steps", "--eval_steps", "6", "--logging_steps", "1"),
+    "4e-2",
 )
 # beta and gamma_beta_ratio of the paper's recipes.
 PAPER = ((2.0, 0.5), (2.0, 0.8), (2.5, 0.1), (2.5, 0.5), (2.5, 0.55), (10.0, 0.3), (10.0, 0.5))
@@ -106,10 +132,9 @@ def cases(world: World) -> list[Case]:
         Case("beta 0.01", ("--beta", "0.01", *_SHORT), ("tiny beta",)),
         Case("a step of one pair", _ONE_PAIR, ("tiny batch",)),
     ]
-    settings = PAPER if world is QUICKSTART else ((2.0, 0.5), (10.0, 0.3))
     healthy = [
         Case(f"healthy: beta {beta:g}, ratio {ratio:g}", ("--beta", f"{beta:g}", "--gamma_beta_ratio", f"{ratio:g}"))
-        for beta, ratio in settings
+        for beta, ratio in PAPER
     ]
     return [*sick, *healthy]
 
@@ -187,9 +212,9 @@ def _run(folder: Path, world: World, case: Case, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     data = _beside(output, ".data")
     data.mkdir(exist_ok=True)
-    rows = [json.loads(line) for line in world.train.read_text(encoding="utf-8").splitlines()]
-    _write(data / "train.jsonl", case.change(rows) if case.change else rows)
-    (data / "test.jsonl").write_text(world.test.read_text(encoding="utf-8"), encoding="utf-8")
+    train, test = world.pairs(_read(world.train)), world.pairs(_read(world.test))
+    _write(data / "train.jsonl", case.change(train) if case.change else train)
+    _write(data / "test.jsonl", test)
     print(f"{world.name}, {case.name}, seed {seed}", flush=True)
     words = {"dataset_name": str(data), "output_dir": str(output), "seed": str(seed)}
     given = [word for name, value in words.items() for word in (f"--{name}", value)]
@@ -205,6 +230,10 @@ _ALWAYS = ("--dataset_test_split", "test", "--save_strategy", "no", "--resume_fr
 
 def _beside(folder: Path, ending: str) -> Path:
     return folder.with_name(folder.name + ending)
+
+
+def _read(file: Path) -> Rows:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def _write(file: Path, rows: Rows) -> None:

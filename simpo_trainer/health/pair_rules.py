@@ -35,8 +35,10 @@ def chosen_falls(view: View) -> Finding | None:
     if start is None:
         return None
     fall, grown = start.chosen - now.chosen, now.margin - start.margin
-    by_rejected = grown >= limit("margin grown") and fall >= limit("margin by rejected")
-    if fall < limit("chosen falls") and not by_rejected:
+    collapse = fall >= limit("collapse")
+    sure = fall if collapse else fall - limit("noise") * now.error
+    by_rejected = grown >= limit("margin grown") and sure >= limit("margin by rejected")
+    if sure < limit("chosen falls") and not by_rejected:
         return None
     both = now.rejected < start.rejected
     rule = "margin by rejected" if by_rejected and both else "both fall" if both else "chosen falls"
@@ -46,7 +48,6 @@ def chosen_falls(view: View) -> Finding | None:
         seen += f", and rejected ones from {start.rejected:.2f} to {now.rejected:.2f}"
     if rule == "margin by rejected":
         seen += f": the margin grew by {grown:.2f} only because rejected answers fall faster"
-    collapse = fall >= limit("collapse")
     change = f"{view.advice.far_lower_rate}." if collapse else view.advice.keep_near
     cause = _RATE if view.advice.epochs <= 1 else f"{_RATE}, or too many epochs ({view.advice.epochs:g})"
     return Finding(rule, view.step, view.where, CHOSEN, f"{seen}.", cause, change, fall, collapse)
@@ -76,8 +77,8 @@ def accuracy_stuck(view: View) -> Finding | None:
     start, now = view.start, view.now
     if start is None or view.done < limit("half") or not view.held_out:
         return None
-    if start.chosen - now.chosen >= limit("chosen falls"):  # told already, and the rate is not too low
-        return None
+    if start.chosen - now.chosen >= limit("chosen falls") or accuracy_falls(view):
+        return None  # told already, and the rate is not too low
     chance = limit("accuracy stuck") * _standard_error(0.5, view.pairs)
     grown = (now.margin - start.margin) / max(view.aim.margin, 0.1) if view.aim else now.accuracy - start.accuracy
     if abs(now.accuracy - 0.5) > chance or grown >= limit("margin short"):

@@ -85,7 +85,10 @@ def loss_rises(logged: Logged) -> Finding | None:
 
 
 def loss_still(logged: Logged) -> Finding | None:
-    """A training loss that is the same in the last third of the logs as in the first, behind the warm-up."""
+    """A training loss that is the same in the last third of the logs as in the first, behind the warm-up.
+
+    It speaks only where the logs would show a change: noise of few pairs, in which a fall can hide, is no standstill.
+    """
     entries = [entry for entry in logged.entries if entry["step"] > logged.warmup and "loss" in entry]
     if len(entries) < limit("loss logs") or logged.step < limit("half") * logged.steps:
         return None
@@ -94,7 +97,7 @@ def loss_still(logged: Logged) -> Finding | None:
     first, last = losses[:third], losses[-third:]
     before, now = statistics.fmean(first), statistics.fmean(last)
     error = (statistics.variance(first) / third + statistics.variance(last) / third) ** 0.5
-    if abs(before - now) >= max(limit("loss still") * abs(before), 2 * error):
+    if abs(before - now) + 2 * error >= limit("loss still") * abs(before):
         return None
     if logged.start_loss and now < 0.9 * logged.start_loss:
         return None  # it has fallen, and stands where it can: what is learned

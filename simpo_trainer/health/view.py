@@ -1,7 +1,10 @@
 """`View`: what a run has shown so far, in the form that the rules read."""
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from ..record.findings import TRAINING
@@ -15,12 +18,14 @@ class Figures:
         step: the optimiser step.
         chosen, rejected: average log-probability of the two answers.
         accuracy: share of pairs whose chosen answer is likelier.
+        error: standard error of `chosen` beside the start, if that was measured on other pairs; 0 on the same.
     """
 
     step: int
     chosen: float
     rejected: float
     accuracy: float
+    error: float = 0.0
 
     @property
     def margin(self) -> float:
@@ -135,14 +140,20 @@ def training_figures(
     """
     found: list[Figures] = []
     for i, entry in enumerate(log[since:], since):
-        window = log[max(0, i + 1 - _logs_of(log, i, pairs)) : i + 1]
+        each_log = (entry.get("num_pairs_seen") or 0) / (i + 1) or pairs
+        window = log[max(0, i + 1 - max(1, round(pairs / each_log))) : i + 1]
         means = {name: sum(each[key] for each in window) / len(window) for name, key in names.items()}
-        found.append(Figures.of(int(entry["step"]), means))
+        error = _spread([each[names["chosen"]] for each in log[max(0, i - _RECENT) : i + 1]])
+        error *= math.sqrt(1 / len(window) + each_log / pairs)  # that of the start too, a mean over so many pairs
+        found.append(replace(Figures.of(int(entry["step"]), means), error=error))
     return found
 
 
-def _logs_of(log: Sequence[Mapping[str, Any]], i: int, pairs: int) -> int:
-    """Returns how many logs up to the i-th hold so many pairs."""
-    seen = log[i].get("num_pairs_seen") or 0
-    each = seen / (i + 1)
-    return max(1, round(pairs / each)) if each else 1
+# The spread of logs is that of as many of the last ones.
+_RECENT = 50
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Returns the standard deviation of logs around their trend, which differences of neighbours do not see."""
+    steps = [(after - before) ** 2 for before, after in pairwise(values)]
+    return math.sqrt(statistics.fmean(steps) / 2) if len(steps) > 2 else math.inf

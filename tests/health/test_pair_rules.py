@@ -112,6 +112,30 @@ def test_a_model_that_stands_still():
     assert not found(view(START, (60, -1.21, -1.302, 0.56), aim=None))
 
 
+def test_noise_of_training_pairs_is_no_fall():
+    names = {"chosen": "c", "rejected": "r", "accuracy": "a"}
+
+    def of_training(fall, noise, pairs=8, logs=40):
+        log = [
+            {"step": i, "c": -1.2 - fall + noise * (-1) ** i, "r": -2.5, "a": 0.7, "num_pairs_seen": pairs * i}
+            for i in range(1, logs + 1)
+        ]
+        figures = [Figures(*START), *training_figures(log, names, 64)]
+        return list(found(View("train", logs, 100, figures, True, 64, AIM, ADVICE)))
+
+    assert of_training(0.2, 0.01) == of_training(0.6, 0.01) == ["margin by rejected"]
+    assert not of_training(0.2, 0.2) and not of_training(0.6, 0.5)
+    assert not of_training(0.6, 0.0, logs=2)  # nothing is known of the noise
+    # The untrained model was measured on 64 pairs, so that many pairs in a log help only so far.
+    assert not of_training(0.2, 0.02, pairs=640) and of_training(0.2, 0.002, pairs=640) == ["margin by rejected"]
+    assert of_training(3.1, 0.8, logs=2) == ["both fall"]  # beyond all noise
+
+
+def test_an_accuracy_that_fell_to_one_half_is_not_stuck_there():
+    assert list(found(view((0, -2.4, -2.8, 1.0), (50, -2.4, -2.4, 0.5), pairs=52))) == ["accuracy falls"]
+    assert list(found(view((0, -2.4, -2.4, 0.5), (50, -2.4, -2.4 + 0.01, 0.5), pairs=52))) == ["accuracy stuck"]
+
+
 def test_without_a_start_only_what_needs_none_is_judged():
     assert not found(view((20, -1, -2, 0.5), (60, -3, -3.1, 0.3), started=False, aim=None))
     assert list(found(view((60, -11, -12, 0.7), started=False))) == ["chosen low"]

@@ -34,6 +34,13 @@ def test_a_loss_that_falls_raises_nothing():
 
 def test_a_loss_that_stands_still():
     assert list(found(logged([1.0 + 0.01 * (i % 2) for i in range(20)]))) == ["loss still"]
+    assert not found(logged([1.0 - 0.03 * (i > 10) for i in range(20)]))
+
+
+def test_noise_in_which_a_fall_can_hide_is_no_standstill():
+    noisy = [1.0 + 0.5 * (-1) ** i for i in range(20)]
+    assert not found(logged(noisy))
+    assert list(found(logged([1.0 + 0.02 * (-1) ** i for i in range(120)]))) == ["loss still"]  # many logs outweigh it
 
 
 def test_the_warm_up_counts_for_nothing():

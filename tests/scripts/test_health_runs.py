@@ -29,6 +29,16 @@ def test_data_that_goes_wrong_on_purpose():
     assert health_runs.repeated(rows) == [rows[0], rows[0]]
 
 
+def test_a_complete_answer_against_itself_in_lower_case():
+    def row(answers, reasons):
+        return {"prompt": "p", "answers": answers, "finish_reasons": reasons}
+
+    rows = [row(["Cut", "An Owl", "A"], ["length", "stop", "stop"]), row(["low"], ["stop"]), row(["Cut"], ["length"])]
+    pairs = health_runs.against_lower_case([*rows, *[row(["Z"], ["stop"])] * 99])
+    assert [pairs[0][side][0]["content"] for side in ("chosen", "rejected")] == ["An Owl", "an owl"]
+    assert len(pairs) == 96 and pairs[1]["rejected"][0]["content"] == "z"
+
+
 @pytest.mark.parametrize(
     ("expected", "found", "cells"),
     [
