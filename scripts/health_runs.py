@@ -114,8 +114,8 @@ SMOLLM2 = World(
     ROOT / "runs/demo/answers.jsonl",
     ROOT / "runs/demo/held-out-answers.jsonl",
     against_lower_case,
-    ("--learning_rate", "4e-5", "--eval_strategy", "steps", "--eval_steps", "6", "--logging_steps", "1"),
-    "4e-2",
+    ("--learning_rate", "2e-5", "--eval_strategy", "steps", "--eval_steps", "6", "--logging_steps", "1"),
+    "2e-2",
 )
 # beta and gamma_beta_ratio of the paper's recipes.
 PAPER = ((2.0, 0.5), (2.0, 0.8), (2.5, 0.1), (2.5, 0.5), (2.5, 0.55), (10.0, 0.3), (10.0, 0.5))
