@@ -128,7 +128,7 @@ def cases(world: World) -> list[Case]:
     sick = [
         Case("learning rate x 1000", ("--learning_rate", world.wrecking), _FALLS),
         Case("labels swapped in the training rows", (), ("accuracy falls",), swapped),
-        Case("one pair repeated", (), ("margin past", *_FALLS), repeated),
+        Case("one pair repeated", (), ("repeated pairs", "margin past", *_FALLS), repeated),
         Case("beta 0.01", ("--beta", "0.01", *_SHORT), ("tiny beta",)),
         Case("a step of one pair", _ONE_PAIR, ("tiny batch",)),
     ]

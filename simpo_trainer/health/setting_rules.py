@@ -1,4 +1,4 @@
-"""Rules on settings, before the first step."""
+"""Rules on settings and rows, before the first step."""
 
 from dataclasses import dataclass
 
@@ -16,6 +16,8 @@ class Planned:
         learning_rate: the peak.
         weights: number of the model's weights.
         adapts: whether an adapter is trained.
+        rows: of the training set; None for a stream.
+        repeated: how many of them repeat an earlier one.
     """
 
     beta: float | None
@@ -23,11 +25,14 @@ class Planned:
     learning_rate: float
     weights: int
     adapts: bool
+    rows: int | None = None
+    repeated: int | None = None
 
 
 def planned_findings(run: Planned) -> list[Finding]:
     """Returns what can be said of the settings of a run."""
-    return [found for found in (_tiny_beta(run), _tiny_batch(run), _high_rate(run)) if found]
+    rules = (_tiny_beta, _tiny_batch, _high_rate, _repeated_pairs)
+    return [found for rule in rules if (found := rule(run))]
 
 
 def _tiny_beta(run: Planned) -> Finding | None:
@@ -53,6 +58,16 @@ def _high_rate(run: Planned) -> Finding | None:
     usual = "5e-6" if run.adapts else "5e-7"
     seen = f"learning_rate is {run.learning_rate:g} for {what} a model of {run.weights / 1e9:.1f} billion weights."
     return _of("high rate", seen, "a rate made for supervised fine-tuning", f"Set learning_rate: {usual}.")
+
+
+def _repeated_pairs(run: Planned) -> Finding | None:
+    if not run.rows or not run.repeated or run.repeated < limit("repeated") * run.rows:
+        return None
+    seen = f"{run.repeated} of {run.rows} training rows ({run.repeated / run.rows:.0%}) repeat an earlier one."
+    change = "Take each once; for more passes over all of them raise num_train_epochs."
+    return _of(
+        "repeated pairs", seen, "a set that was joined with itself, or one that is in two parts of a mix", change
+    )
 
 
 def _of(rule: str, seen: str, cause: str, change: str) -> Finding:

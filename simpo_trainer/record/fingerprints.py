@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -39,6 +41,33 @@ def rows_fingerprint(dataset: Any) -> str | None:
                 column = column.flatten()
             digest.update(_int32(column))
     return digest.hexdigest()
+
+
+def repeated_rows(dataset: Any) -> int | None:
+    """Returns how many rows of a set have the token ids of an earlier one; None for a stream."""
+    if not isinstance(dataset, Dataset):
+        return None
+    names = token_columns(dataset.column_names) or LABELLED_COLUMNS
+    seen = set()
+    for batch in dataset.select_columns(list(names)).with_format("arrow").iter(batch_size=10_000):
+        for columns in zip(*(_rows_in_bytes(batch[name].combine_chunks()) for name in names), strict=True):
+            seen.add(hashlib.sha256(b"".join(columns)).digest())
+    return len(dataset) - len(seen)
+
+
+def _rows_in_bytes(column: Any) -> list[bytes]:
+    """Returns the ids of each row of a column of lists, or of lists of lists, behind the lengths of the lists."""
+    ends, values = column.offsets.to_numpy(), column.values
+    parts = [[length.tobytes() for length in np.diff(ends)]]
+    while hasattr(values, "value_lengths"):
+        parts.append(_cut(values.value_lengths().to_numpy(), ends))
+        ends, values = values.offsets.to_numpy()[ends], values.values
+    parts.append(_cut(values.to_numpy(zero_copy_only=False), ends))
+    return [b"".join(row) for row in zip(*parts, strict=True)]
+
+
+def _cut(numbers: Any, ends: Any) -> list[bytes]:
+    return [numbers[start:end].astype("<i4").tobytes() for start, end in pairwise(ends)]
 
 
 def _int32(values: Any) -> bytes:

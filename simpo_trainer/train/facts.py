@@ -11,7 +11,7 @@ from ..environment import hardware, library_versions
 from ..model.load import weight_size
 from ..model.segments import SEGMENT_ATTENTION
 from ..record.facts import RunFacts
-from ..record.fingerprints import rows_fingerprint, sha256_of, tokenizer_fingerprint
+from ..record.fingerprints import repeated_rows, rows_fingerprint, sha256_of, tokenizer_fingerprint
 from ..record.privacy import hub_name, public_label, public_settings
 from ..tokens.rows import is_ranked
 from ..tokens.sets import TokenSet, columns_of, count_pairs
@@ -105,6 +105,7 @@ def _sets(trainer: Any) -> dict[str, Any]:
             "rows": len(dataset) if hasattr(dataset, "__len__") else None,
             "pairs": count_pairs(dataset),
             "ranked": is_ranked(columns_of(dataset)),
+            "repeated": repeated_rows(dataset),
             "tokens_sha256": rows_fingerprint(dataset),
             "pairs_sha256": _pairs_fingerprint(trainer.token_sets.get(name)),
             "tokenization": _tokenization(trainer.token_sets.get(name)),

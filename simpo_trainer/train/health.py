@@ -178,12 +178,15 @@ class HealthMonitor(TrainerCallback, ExportableState):
     def _planned(self) -> Planned:
         facts = self._manifest
         aim = self._aim()
+        rows = facts["data"]["sets"]["train"]
         return Planned(
             beta=aim.beta if aim else None,
             batch=facts["batch"]["global"],
             learning_rate=facts["training"]["learning_rate"],
             weights=facts["model"]["parameters"],
             adapts=has_adapter(self.trainer.model),
+            rows=rows["rows"],
+            repeated=rows["repeated"],
         )
 
     # ---- What follows ----

@@ -1,5 +1,7 @@
 """Rules on the training log: they speak at their limits, and are silent on a run that goes as it should."""
 
+from dataclasses import replace
+
 import pytest
 
 from simpo_trainer.health.setting_rules import Planned, planned_findings
@@ -77,5 +79,10 @@ def test_settings_are_told_before_the_first_step():
     bad = Planned(beta=0.1, batch=1, learning_rate=2e-5, weights=8_000_000_000, adapts=False)
     assert [each.rule for each in planned_findings(bad)] == ["tiny beta", "tiny batch", "high rate"]
     assert not planned_findings(Planned(None, 8, 1e-3, 1_000_000, False))  # another loss, a toy
+    repeated = replace(usual, rows=200, repeated=20)
+    [one] = planned_findings(repeated)
+    assert one.rule == "repeated pairs" and "20 of 200 training rows (10%) repeat an earlier one." in one.seen
+    assert not planned_findings(replace(repeated, repeated=19))
+    assert not planned_findings(replace(repeated, rows=None, repeated=None))  # a stream
     adapter = Planned(2.0, 128, 2e-5, 8_000_000_000, adapts=True)
     assert not planned_findings(adapter)

@@ -59,7 +59,7 @@ def test_tiny_settings_are_told_before_the_first_step(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "simpo_trainer"):
         trainer = make_trainer(
             tmp_path,
-            TRAIN,
+            TRAIN[:1] * 8,
             beta=0.1,
             per_device_train_batch_size=1,
             arguments={"callbacks": [NoStep()]},
@@ -67,7 +67,7 @@ def test_tiny_settings_are_told_before_the_first_step(tmp_path, caplog):
         )
         with pytest.raises(KeyboardInterrupt):
             trainer.train()
-    assert {"tiny beta", "tiny batch"} <= recorded(tmp_path).keys()
+    assert {"tiny beta", "tiny batch", "repeated pairs"} <= recorded(tmp_path).keys()
     # The settings have warned of beta already.
     assert sum("beta is" in line or "beta=" in line for line in caplog.messages) == 1
     assert any(line.startswith("health: Step 0, settings: a step has 1 pair;") for line in caplog.messages)
