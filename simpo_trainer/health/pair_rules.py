@@ -95,8 +95,8 @@ def margin_short(view: View) -> Finding | None:
     start, now, aim = view.start, view.now, view.aim
     if start is None or aim is None or view.done < limit("late") or start.margin >= aim.margin:
         return None
-    way = (now.margin - start.margin) / (aim.margin - start.margin)
-    if abs(way) >= limit("margin short"):
+    moved = abs(now.margin - start.margin) + 2 * now.margin_error  # what may have been is no standstill
+    if moved >= limit("margin short") * (aim.margin - start.margin):
         return None
     seen = (
         f"the margin is {now.margin:+.3f} nats per token at {view.done:.0%} of the steps; it began at "

@@ -18,7 +18,8 @@ class Figures:
         step: the optimiser step.
         chosen, rejected: average log-probability of the two answers.
         accuracy: share of pairs whose chosen answer is likelier.
-        error: standard error of `chosen` beside the start, if that was measured on other pairs; 0 on the same.
+        error, margin_error: standard errors of `chosen` and of the margin beside the start, where that was measured on
+            other pairs; 0 on the same.
     """
 
     step: int
@@ -26,6 +27,7 @@ class Figures:
     rejected: float
     accuracy: float
     error: float = 0.0
+    margin_error: float = 0.0
 
     @property
     def margin(self) -> float:
@@ -143,9 +145,12 @@ def training_figures(
         each_log = (entry.get("num_pairs_seen") or 0) / (i + 1) or pairs
         window = log[max(0, i + 1 - max(1, round(pairs / each_log))) : i + 1]
         means = {name: sum(each[key] for each in window) / len(window) for name, key in names.items()}
-        error = _spread([each[names["chosen"]] for each in log[max(0, i - _RECENT) : i + 1]])
-        error *= math.sqrt(1 / len(window) + each_log / pairs)  # that of the start too, a mean over so many pairs
-        found.append(replace(Figures.of(int(entry["step"]), means), error=error))
+        recent = log[max(0, i - _RECENT) : i + 1]
+        chosen = [each[names["chosen"]] for each in recent]
+        margins = [each[names["chosen"]] - each[names["rejected"]] for each in recent]
+        share = math.sqrt(1 / len(window) + each_log / pairs)  # that of the start too, a mean over so many pairs
+        figures = Figures.of(int(entry["step"]), means)
+        found.append(replace(figures, error=share * _spread(chosen), margin_error=share * _spread(margins)))
     return found
 
 

@@ -131,6 +131,20 @@ def test_noise_of_training_pairs_is_no_fall():
     assert of_training(3.1, 0.8, logs=2) == ["both fall"]  # beyond all noise
 
 
+def test_noise_of_training_pairs_is_no_margin_that_stands():
+    names = {"chosen": "c", "rejected": "r", "accuracy": "a"}
+
+    def of_training(noise, logs=90):
+        log = [
+            {"step": i, "c": -1.2, "r": -1.3 + noise * (-1) ** i, "a": 0.7, "num_pairs_seen": 8 * i}
+            for i in range(1, logs + 1)
+        ]
+        figures = [Figures(*START), *training_figures(log, names, 64)]
+        return list(found(View("train", logs, 100, figures, True, 64, AIM, ADVICE)))
+
+    assert of_training(0.01) == ["margin short"] and not of_training(0.2)
+
+
 def test_an_accuracy_that_fell_to_one_half_is_not_stuck_there():
     assert list(found(view((0, -2.4, -2.8, 1.0), (50, -2.4, -2.4, 0.5), pairs=52))) == ["accuracy falls"]
     assert list(found(view((0, -2.4, -2.4, 0.5), (50, -2.4, -2.4 + 0.01, 0.5), pairs=52))) == ["accuracy stuck"]
