@@ -84,10 +84,10 @@ def annotate(
         from ..run.orphans import end_with_launcher
 
         end_with_launcher()
-        from ..answers.annotation import annotate as write_pairs
         from ..errors import SimPOError
         from ..recipe.answer_keys import AnnotateSettings, read_section
         from ..recipe.load import check_recipe, parse_overrides
+        from ..scores.annotation import annotate as write_pairs
         from ..train.bars import no_bars_in_a_file
 
         refuse_option_first(str(file), "file", "FILE")

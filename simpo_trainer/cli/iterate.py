@@ -40,10 +40,10 @@ def iterate(
     A command that was stopped goes on where it was.
     """
     with StopRequest(at_once="Stopped. What was finished is kept: the same command goes on from there."):
-        from ..answers.iteration import StageEnded
-        from ..answers.iteration import iterate as make_rounds
         from ..recipe.answer_keys import IterateSettings, read_section, section_keys
         from ..recipe.load import check_recipe, parse_overrides
+        from ..rounds.iteration import StageEnded
+        from ..rounds.iteration import iterate as make_rounds
         from ..train.bars import no_bars_in_a_file
 
         refuse_option_first(recipe, "recipe", "RECIPE")

@@ -3,9 +3,10 @@
 import pytest
 from typer.testing import CliRunner
 
-from simpo_trainer.answers import annotation, generation
+from simpo_trainer.answers import generation
 from simpo_trainer.cli.app import app
 from simpo_trainer.recipe.answer_keys import AnnotateSettings, GenerateSettings, section_keys
+from simpo_trainer.scores import annotation
 
 RECIPE = """
 model_name_or_path: some/model

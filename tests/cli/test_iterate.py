@@ -3,9 +3,9 @@
 import pytest
 from typer.testing import CliRunner
 
-from simpo_trainer.answers import iteration
-from simpo_trainer.answers.iteration import StageEnded
 from simpo_trainer.cli.app import app
+from simpo_trainer.rounds import iteration
+from simpo_trainer.rounds.iteration import StageEnded
 
 RECIPE = """
 model_name_or_path: some/model

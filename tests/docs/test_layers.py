@@ -103,7 +103,9 @@ def test_what_users_call_is_exported_by_its_package():
     """Each in a process that has imported nothing else of the package; they are forked once the libraries are there."""
     lines = [
         "from simpo_trainer import SimPOTrainer, SimPOConfig, SimPOError",
-        "from simpo_trainer.answers import annotate, generate",
+        "from simpo_trainer.answers import generate",
+        "from simpo_trainer.rounds import iterate",
+        "from simpo_trainer.scores import annotate",
         "from simpo_trainer.run import run, Interrupted",
         "from simpo_trainer.recipe import load_recipe",
         "from simpo_trainer.loss import simpo_loss, hinge_loss, simper_loss",

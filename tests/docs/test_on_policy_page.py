@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from answering import answering_recipe
-from simpo_trainer.answers import annotation, generation, iteration
-from simpo_trainer.answers.function_scorer import FunctionScorer
+from simpo_trainer.answers import generation
 from simpo_trainer.cli import app as cli
 from simpo_trainer.cli import train
 from simpo_trainer.recipe import check_recipe, load_recipe
 from simpo_trainer.recipe.answer_keys import AnnotateSettings, GenerateSettings, read_section
+from simpo_trainer.rounds import iteration
+from simpo_trainer.scores import annotation
+from simpo_trainer.scores.function_scorer import FunctionScorer
 
 PAGE = (Path(__file__).parents[2] / "docs" / "on-policy.md").read_text()
 

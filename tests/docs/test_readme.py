@@ -13,12 +13,14 @@ from datasets import Dataset, load_dataset
 from layers import LAYERS
 from models import random_pairs, tiny_model, word_tokenizer
 from runs import make_trainer
-from simpo_trainer.answers import annotation, generation, iteration
+from simpo_trainer.answers import generation
 from simpo_trainer.cli import app as cli
 from simpo_trainer.cli import train
 from simpo_trainer.recipe import check_recipe, load_recipe
 from simpo_trainer.results import command
+from simpo_trainer.rounds import iteration
 from simpo_trainer.run.launcher import launcher_files
+from simpo_trainer.scores import annotation
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -9,12 +9,12 @@ import traceback
 import pytest
 
 from answering import answering_recipe, prompts
-from simpo_trainer.answers import function_scorer
-from simpo_trainer.answers.annotation import annotate
 from simpo_trainer.answers.generation import generate
 from simpo_trainer.answers.journal import Journal
 from simpo_trainer.answers.transformers_engine import TransformersEngine
 from simpo_trainer.recipe.answer_keys import AnnotateSettings, GenerateSettings
+from simpo_trainer.scores import function_scorer
+from simpo_trainer.scores.annotation import annotate
 
 pytestmark = pytest.mark.slow
 

@@ -13,17 +13,17 @@ from trl import RewardConfig, RewardTrainer
 from typer.testing import CliRunner
 
 from answering import read_lines, write_lines
-from simpo_trainer.answers.annotation import annotate
 from simpo_trainer.answers.card import read_card
 from simpo_trainer.answers.generation import generate
-from simpo_trainer.answers.iteration import iterate
 from simpo_trainer.cli.app import app
 from simpo_trainer.quickstart.tasks import draw_distinct, is_right
 from simpo_trainer.quickstart.world import prepare
 from simpo_trainer.recipe import load_recipe
 from simpo_trainer.recipe.answer_keys import AnnotateSettings, GenerateSettings, IterateSettings
 from simpo_trainer.recipe.load import check_recipe
+from simpo_trainer.rounds.iteration import iterate
 from simpo_trainer.run import run
+from simpo_trainer.scores.annotation import annotate
 
 pytestmark = pytest.mark.slow
 

@@ -4,6 +4,8 @@ LAYERS = [
     *(
         "cli",
         "quickstart",
+        "rounds",
+        "scores",
         "answers",
         "run",
         "recipe",

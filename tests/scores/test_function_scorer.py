@@ -7,8 +7,8 @@ import pytest
 
 from answer_files import answer_row
 from logs import warnings
-from simpo_trainer.answers.function_scorer import FunctionScorer
 from simpo_trainer.errors import SimPOError
+from simpo_trainer.scores.function_scorer import FunctionScorer
 
 ROWS = [answer_row(number, ["a", "bb"], target=number) for number in range(3)]
 

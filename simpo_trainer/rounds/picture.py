@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..answers.journal import no_room
 from ..results.style import BLUE, GREEN, GUIDE, ORANGE, finish_panel, picture
-from .journal import no_room
-from .rounds import RoundFacts
+from .facts import RoundFacts
 
 _LINE = {"marker": "o", "markersize": 5, "clip_on": False}
 

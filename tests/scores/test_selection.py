@@ -2,7 +2,7 @@
 
 import pytest
 
-from simpo_trainer.answers.selection import kept_columns, select
+from simpo_trainer.scores.selection import kept_columns, select
 from toy import assistant, user
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..answers.card import read_card, write_card
+from ..answers.journal import Journal
+from ..answers.progress import Progress
+from ..answers.requests import hash_of
+from ..answers.row_files import read_rows, write_rows
 from ..errors import SimPOError
 from ..log import get_logger
-from .card import read_card, write_card
-from .journal import Journal
-from .progress import Progress
-from .requests import hash_of
-from .row_files import read_rows, write_rows
 from .scorer import Scorer
 
 logger = get_logger(__name__)

@@ -6,11 +6,11 @@ from types import ModuleType
 import pytest
 
 from answer_files import answer_row, write_answers
-from simpo_trainer.answers.annotation import annotate
-from simpo_trainer.answers.ranker_scorer import RankerScorer
 from simpo_trainer.answers.row_files import read_rows
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.recipe.answer_keys import AnnotateSettings
+from simpo_trainer.scores.annotation import annotate
+from simpo_trainer.scores.ranker_scorer import RankerScorer
 from toy import assistant, toy_tokenizer, user
 
 SETTINGS = AnnotateSettings(ranker="llm-blender/PairRM", batch_size=2)

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from ..answers.card import read_card
+from ..answers.requests import hash_of
+from ..answers.row_files import read_rows
 from ..record.reader import Run, read_runs
-from .card import read_card
-from .requests import hash_of
-from .round_files import RoundFiles, is_finished
-from .row_files import read_rows
+from .files import RoundFiles, is_finished
 
 # Samples of prompts, drawn again, from which an interval is read, and their seed.
 _SAMPLES, _SEED = 2000, 0

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
+from ..answers.prompts import read_prompts
+from ..answers.requests import Prompt
 from ..data.load import load_test_rows, load_training_rows
 from ..data.mixing import exact
 from ..data.settings import DataConfig
 from ..errors import SimPOError
 from ..log import get_logger
-from .prompts import read_prompts
-from .requests import Prompt
 
 logger = get_logger(__name__)
 

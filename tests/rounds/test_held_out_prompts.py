@@ -5,11 +5,11 @@ import json
 import pytest
 
 from answering import write_lines
-from simpo_trainer.answers.held_out_prompts import split_prompts
-from simpo_trainer.answers.iteration import written_row
 from simpo_trainer.answers.prompts import load_prompts
 from simpo_trainer.data.settings import DataConfig
 from simpo_trainer.errors import SimPOError
+from simpo_trainer.rounds.held_out_prompts import split_prompts
+from simpo_trainer.rounds.iteration import written_row
 
 
 def numbers(prompts):

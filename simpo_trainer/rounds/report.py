@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .rounds import RoundFacts, Standing
+from .facts import RoundFacts, Standing
 
 _DASH = "-"
 

@@ -7,21 +7,21 @@ from typing import Any
 
 from rich.console import Console
 
+from ..answers.journal import only_writer
+from ..answers.requests import Prompt
+from ..answers.row_files import write_rows, write_text
 from ..errors import SimPOError
 from ..log import get_logger
 from ..recipe.answer_keys import IterateSettings
 from ..recipe.load import ReadRecipe
 from ..record.privacy import public_label
 from ..train.stop import STOP_SIGNALS
+from .checks import check_iteration
+from .facts import RoundFacts, read_round, standing
+from .files import RoundFiles, is_trained, prompt_files
 from .held_out_prompts import PromptSplit
-from .iteration_checks import check_iteration
-from .journal import only_writer
-from .requests import Prompt
-from .round_files import RoundFiles, is_trained, prompt_files
-from .rounds import RoundFacts, read_round, standing
-from .rounds_picture import rounds_picture
-from .rounds_report import as_csv, as_json, show
-from .row_files import write_rows, write_text
+from .picture import rounds_picture
+from .report import as_csv, as_json, show
 from .stage_process import run_stage
 from .stages import Stages, shown
 

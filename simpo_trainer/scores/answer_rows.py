@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..answers.card import read_card
+from ..answers.row_files import read_rows
 from ..data.messages import without_filled_keys
 from ..errors import SimPOError
 from ..log import get_logger
-from .card import read_card
-from .row_files import read_rows
 
 logger = get_logger(__name__)
 

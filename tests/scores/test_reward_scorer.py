@@ -10,11 +10,11 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from answer_files import answer_row, write_answers
 from logs import warnings
 from models import tiny_model
-from simpo_trainer.answers import reward_scorer
-from simpo_trainer.answers.annotation import annotate
-from simpo_trainer.answers.reward_scorer import RewardScorer
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.recipe.answer_keys import AnnotateSettings
+from simpo_trainer.scores import reward_scorer
+from simpo_trainer.scores.annotation import annotate
+from simpo_trainer.scores.reward_scorer import RewardScorer
 from toy import CHATML, assistant, toy_tokenizer, user
 
 SIZES = {
@@ -272,7 +272,7 @@ def test_code_of_another_repository_is_refused(coded):
 def test_code_of_the_hub_needs_a_commit(monkeypatch, revision):
     written = {"auto_map": {"AutoModelForSequenceClassification": "rater.Rater"}, "model_type": "llama"}
     monkeypatch.setattr(
-        "simpo_trainer.answers.reward_files.PretrainedConfig.get_config_dict", lambda *args, **kwargs: (written, {})
+        "simpo_trainer.scores.reward_files.PretrainedConfig.get_config_dict", lambda *args, **kwargs: (written, {})
     )
     with pytest.raises(SimPOError, match="trust_remote_code: org/rm, and reward_revision: COMMIT, the 40 hex digits"):
         RewardScorer(settings("org/rm", trust_remote_code="org/rm", reward_revision=revision))

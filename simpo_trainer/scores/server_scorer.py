@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..answers.server import OF_ONE_REQUEST, Refused, Server, model_names
 from ..data.messages import row_template_kwargs
 from ..errors import SimPOError, did_you_mean
 from ..log import get_logger
 from ..recipe.answer_keys import AnnotateSettings
 from .scorer import Row, Scored
-from .server import OF_ONE_REQUEST, Refused, Server, model_names
 
 logger = get_logger(__name__)
 

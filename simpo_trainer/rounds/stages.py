@@ -13,7 +13,7 @@ from ..recipe.load import ReadRecipe
 from ..record.privacy import without_tokens
 from ..train.going_on import AUTO
 from ..train.other_trainers import as_text
-from .round_files import RoundFiles, prompt_files
+from .files import RoundFiles, prompt_files
 
 # Keys of the data that are about the model as well as about the rows.
 _OF_MODEL = {"chat_template", "tokenizer_name_or_path"}

@@ -8,15 +8,15 @@ import pytest
 from rich.console import Console
 
 from answering import read_lines, write_chat_model, write_lines
-from simpo_trainer.answers import iteration
 from simpo_trainer.answers.card import write_card
-from simpo_trainer.answers.iteration import StageEnded, iterate
-from simpo_trainer.answers.round_files import RoundFiles
-from simpo_trainer.answers.stages import Stages, shown
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.recipe.answer_keys import GenerateSettings, IterateSettings, read_section
 from simpo_trainer.recipe.load import check_recipe, load_recipe
 from simpo_trainer.record.seal import seal_checkpoint
+from simpo_trainer.rounds import iteration
+from simpo_trainer.rounds.files import RoundFiles
+from simpo_trainer.rounds.iteration import StageEnded, iterate
+from simpo_trainer.rounds.stages import Stages, shown
 
 RECIPE = """
 model_name_or_path: {folder}/model

@@ -3,9 +3,9 @@
 import pytest
 from datasets import Dataset, DatasetDict
 
-from simpo_trainer.answers.decontamination import Decontamination, Match, words_of
 from simpo_trainer.answers.row_files import write_rows
 from simpo_trainer.errors import SimPOError
+from simpo_trainer.scores.decontamination import Decontamination, Match, words_of
 from toy import assistant, user
 
 QUESTION = "Which of the two trains arrives first in the town of Ulm?"

@@ -4,9 +4,9 @@ import pytest
 
 from model_server import ModelServer, models
 from simpo_trainer.answers import server as server_module
-from simpo_trainer.answers.server_scorer import ServerScorer
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.recipe.answer_keys import AnnotateSettings
+from simpo_trainer.scores.server_scorer import ServerScorer
 from toy import assistant, user
 
 

@@ -6,15 +6,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from ..answers.card import card_path, read_card, write_card
+from ..answers.journal import only_writer
+from ..answers.requests import hash_of
+from ..answers.row_files import ENDINGS, check_ending, check_parquet, write_rows
 from ..errors import SimPOError
 from ..log import get_logger
 from ..recipe.answer_keys import AnnotateSettings
 from .answer_rows import read_answers
-from .card import card_path, read_card, write_card
 from .decontamination import Decontamination, Match, left_out_path
-from .journal import only_writer
-from .requests import hash_of
-from .row_files import ENDINGS, check_ending, check_parquet, write_rows
 from .scorer import Scorer
 from .scorers import check_one_scorer, load_scorer
 from .scoring import ScoredFile

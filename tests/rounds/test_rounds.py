@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from answering import write_lines
-from simpo_trainer.answers.round_files import RoundFiles
-from simpo_trainer.answers.rounds import interval, read_round, repeated_share, standing
-from simpo_trainer.answers.rounds_picture import rounds_picture
-from simpo_trainer.answers.rounds_report import show
+from simpo_trainer.rounds.facts import interval, read_round, repeated_share, standing
+from simpo_trainer.rounds.files import RoundFiles
+from simpo_trainer.rounds.picture import rounds_picture
+from simpo_trainer.rounds.report import show
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..answers.journal import identity_differences
+from ..answers.model_source import base_of, source_fingerprint
+from ..answers.requests import Prompt, hash_of
+from ..answers.row_files import write_text
 from ..data.settings import DataConfig
 from ..errors import SimPOError
 from ..knobs import harmless_knobs
@@ -13,15 +17,11 @@ from ..recipe.answer_keys import AnnotateSettings, GenerateSettings, read_sectio
 from ..recipe.load import ReadRecipe
 from ..record.folders import MANIFEST
 from ..record.privacy import public_settings
+from ..scores.scorers import check_one_scorer, load_scorer
 from ..train.config import SimPOConfig
 from ..train.identity import HARMLESS
+from .files import IDENTITY
 from .held_out_prompts import PromptSplit, split_prompts
-from .journal import identity_differences
-from .model_source import base_of, source_fingerprint
-from .requests import Prompt, hash_of
-from .round_files import IDENTITY
-from .row_files import write_text
-from .scorers import check_one_scorer, load_scorer
 
 # Settings of the sections that change no answer and no row; the scorer tells of itself.
 _OF_ANSWERS = ("temperature", "top_p", "max_new_tokens", "engine")

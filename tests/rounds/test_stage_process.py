@@ -9,14 +9,14 @@ import time
 import psutil
 import pytest
 
-from simpo_trainer.answers.stage_process import run_stage
+from simpo_trainer.rounds.stage_process import run_stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")]
 
 # In place of a stage that works for hours is one whose scorer waits.
 WAITING = """
 import sys
-from simpo_trainer.answers.stage_process import run_stage
+from simpo_trainer.rounds.stage_process import run_stage
 sys.exit(run_stage(sys.argv[1:]))
 """
 

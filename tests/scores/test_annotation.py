@@ -9,8 +9,6 @@ import pytest
 
 from answer_files import answer_row, write_answers
 from logs import warnings
-from simpo_trainer.answers import annotation
-from simpo_trainer.answers.annotation import annotate
 from simpo_trainer.answers.card import card_path, read_card
 from simpo_trainer.answers.journal import only_writer
 from simpo_trainer.answers.row_files import read_rows, write_rows
@@ -18,6 +16,8 @@ from simpo_trainer.data.load import load_preferences
 from simpo_trainer.data.settings import DataConfig
 from simpo_trainer.errors import SimPOError
 from simpo_trainer.recipe.answer_keys import AnnotateSettings
+from simpo_trainer.scores import annotation
+from simpo_trainer.scores.annotation import annotate
 from simpo_trainer.tokens.settings import RowSettings
 from simpo_trainer.tokens.tokenization import tokenize_preferences
 from toy import assistant, toy_tokenizer

@@ -7,11 +7,11 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
+from ..answers.model_source import source_fingerprint
 from ..errors import SimPOError
 from ..model.network import settle_network
 from ..recipe.answer_keys import AnnotateSettings
 from ..record.privacy import public_label, without_tokens
-from .model_source import source_fingerprint
 
 _CLASS = "AutoModelForSequenceClassification"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
