@@ -24,7 +24,7 @@ def losses(
     label_smoothing: Annotated[float | None, typer.Option(help="For the picture, too.")] = None,
     alpha: Annotated[float | None, typer.Option(help="For the picture, too.")] = None,
 ) -> None:
-    """Show the losses for `loss_type`: formula, settings with their defaults, paper."""
+    """Show the losses for `loss_type`: formula, settings with their defaults, paper, and rules of the health monitor."""
     from ..loss.settings import check_loss_names
 
     chosen = check_loss_names(names or [])
@@ -37,7 +37,10 @@ def losses(
 
 def loss_table(names: list[str]) -> str:
     """Returns the losses of these names as text."""
+    from ..loss.in_words import watched_in_words
     from ..loss.losses import DEFAULTS, LOSSES
+    from ..loss.objective import Objective
+    from ..loss.settings import LossSettings
 
     lines = []
     for name in names:
@@ -52,7 +55,8 @@ def loss_table(names: list[str]) -> str:
             loss.compares, "per token, or of whole answers with average_log_prob: false"
         )
         lines += [f"{name}", f"    {first} ({paper})", f"    {loss.formula}"]
-        lines += [f"    log-probabilities {compares}; settings: {', '.join(settings) or 'none'}", ""]
+        lines += [f"    log-probabilities {compares}; settings: {', '.join(settings) or 'none'}"]
+        lines += [f"    health: {watched_in_words(Objective.of(LossSettings(loss_type=name)))}", ""]
     lines += [
         "delta: log-probability of the chosen answer less that of the rejected one; z = delta - gamma_beta_ratio; a: "
         "per",

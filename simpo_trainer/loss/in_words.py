@@ -1,4 +1,4 @@
-"""The loss of a run as a sentence, with its formula and paper, for the model card."""
+"""The loss of a run in sentences: its formula and paper, and what the health monitor can judge by it."""
 
 from .objective import Objective
 from .settings import LossSettings
@@ -35,6 +35,15 @@ def loss_in_words(settings: LossSettings, *, margin_scale: float) -> str:
     if any("z" in part.loss.formula for part in objective.parts):
         notation += ", and `z = delta - gamma_beta_ratio`"
     return f"{line}. {notation}."
+
+
+def watched_in_words(objective: Objective) -> str:
+    """Returns which rules of the health monitor apply: they need averages per token, or a target margin of them."""
+    if not objective.compares_averages:
+        return "rules on log-probabilities of held-out pairs alone, none on a target margin"
+    if objective.target_margin is None:
+        return "rules on log-probabilities, none on a target margin"
+    return "rules on log-probabilities and on the target margin"
 
 
 def _paper(source: str) -> str:

@@ -1,5 +1,8 @@
 """`simpo losses`: a true table, and curves that are the losses."""
 
+import re
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -20,6 +23,17 @@ def test_the_table_tells_every_loss():
         assert all(f"{setting}=" in entry for setting in loss.uses)
     assert "settings: beta=0.1, label_smoothing=0, sft_weight=1" in text  # cpo
     assert "settings: none" in text  # simper
+
+
+def test_the_table_tells_what_the_health_monitor_judges():
+    """As docs/health.md lists it."""
+    lines = run().stdout.split("\n\n")
+    with_target = {lines_of.split()[0] for lines_of in lines if "and on the target margin" in lines_of}
+    on_held_out = {lines_of.split()[0] for lines_of in lines if "of held-out pairs alone" in lines_of}
+    page = (Path(__file__).parents[2] / "docs" / "health.md").read_text()
+    [listed] = re.findall(r"compare averages per token: ([^.]*)\.", page)
+    assert with_target == set(re.findall("`([a-z]+)`", listed)) and len(with_target) == 5
+    assert on_held_out == {"cpo", "slic"} and "(not `cpo`, `slic`, or" in page
 
 
 def test_only_the_losses_asked_for():

@@ -10,6 +10,8 @@ from transformers import TrainerCallback
 from models import random_pairs
 from runs import make_trainer
 from simpo_trainer.errors import SimPOError
+from simpo_trainer.loss.in_words import watched_in_words
+from simpo_trainer.loss.losses import LOSSES
 from simpo_trainer.record.findings import Finding
 from simpo_trainer.train.health import HealthMonitor
 
@@ -93,6 +95,14 @@ def test_a_collapse_stops_the_run_with_a_checkpoint(tmp_path, evaluates):
 def test_without_held_out_pairs_the_training_pairs_are_watched(tmp_path):
     trained(tmp_path, held_out=None, eval_strategy="no", learning_rate=3.0)
     assert {each.where for each in recorded(tmp_path).values()} - {"settings"} == {"train"}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_what_a_loss_is_said_to_be_judged_by_is_what_judges_it(tmp_path, loss):
+    trainer = make_trainer(tmp_path, TRAIN, loss_type=loss)
+    words = watched_in_words(trainer.args.objective)
+    assert ("and on the target margin" in words) == (trainer.health._aim() is not None)
+    assert ("of held-out pairs alone" in words) == (trainer.log_prob_unit != "nats per token")
 
 
 def test_sums_are_not_judged_as_averages(tmp_path):
