@@ -24,7 +24,7 @@ def losses(
     label_smoothing: Annotated[float | None, typer.Option(help="For the picture, too.")] = None,
     alpha: Annotated[float | None, typer.Option(help="For the picture, too.")] = None,
 ) -> None:
-    """Show the losses for `loss_type`: formula, settings with their defaults, paper, and rules of the health monitor."""
+    """Show the losses for `loss_type`: formula, settings with their defaults, paper, rules of the health monitor."""
     from ..loss.settings import check_loss_names
 
     chosen = check_loss_names(names or [])
