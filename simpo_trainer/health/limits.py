@@ -45,6 +45,7 @@ LIMITS: dict[str, Limit] = {
     "beta": Limit(1.0, "", _PAPER + ", 2.0 to 10"),
     "batch": Limit(8, "pairs in a step", "runs with fewer are the ones reported to collapse"),
     "repeated": Limit(0.1, "of the training rows repeat an earlier one", _OWN),
+    "trained on": Limit(0.05, "of the held-out rows are training rows", _OWN),
     "rate": Limit(1e-5, "for all weights of a model of a billion weights and more", "the authors' advice"),
     "adapter rate": Limit(1e-4, "for an adapter on such a model", "ten times that for all weights"),
     "large": Limit(1e9, "weights", "the paper's models have 7 to 9 billion"),

@@ -1,6 +1,7 @@
 """Rules on settings and rows, before the first step."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ..record.findings import SETTINGS, Finding
 from .limits import limit
@@ -18,6 +19,7 @@ class Planned:
         adapts: whether an adapter is trained.
         rows: of the training set; None for a stream.
         repeated: how many of them repeat an earlier one.
+        held_out: for each evaluation set its rows, and how many of them are training rows; without streams.
     """
 
     beta: float | None
@@ -27,12 +29,13 @@ class Planned:
     adapts: bool
     rows: int | None = None
     repeated: int | None = None
+    held_out: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def planned_findings(run: Planned) -> list[Finding]:
     """Returns what can be said of the settings of a run."""
     rules = (_tiny_beta, _tiny_batch, _high_rate, _repeated_pairs)
-    return [found for rule in rules if (found := rule(run))]
+    return [*(found for rule in rules if (found := rule(run))), *_trained_on(run)]
 
 
 def _tiny_beta(run: Planned) -> Finding | None:
@@ -68,6 +71,17 @@ def _repeated_pairs(run: Planned) -> Finding | None:
     return _of(
         "repeated pairs", seen, "a set that was joined with itself, or one that is in two parts of a mix", change
     )
+
+
+def _trained_on(run: Planned) -> list[Finding]:
+    shares = {name: (trained, rows) for name, (rows, trained) in run.held_out.items() if rows}
+    leaking = {name: each for name, each in shares.items() if each[0] >= limit("trained on") * each[1]}
+    if not leaking:
+        return []
+    counts = ", ".join(f"{trained} of {rows} rows of {name}" for name, (trained, rows) in leaking.items())
+    seen = f"{counts} are training rows too: what they show was learned by heart."
+    cause = "one file given for both, or a test split that was carved of a set with repeated rows"
+    return [_of("held out from nothing", seen, cause, "Take them out of one of the sets.")]
 
 
 def _of(rule: str, seen: str, cause: str, change: str) -> Finding:

@@ -41,7 +41,7 @@ class RunFacts:
         target_margin: the target margin of the loss, in that unit; None without one.
         training: learning rate, schedule, optimiser and length of the training.
         model, tokenizer: a description of each, without the paths that they came from.
-        sets: for each set its size, its repeated rows, its fingerprint, and the counts of its tokenization.
+        sets: for each set its size, rows that repeat others, its fingerprint, and the counts of its tokenization.
         batch: the parts of a global batch, and the number of optimiser steps.
     """
 

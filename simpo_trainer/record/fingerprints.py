@@ -43,16 +43,16 @@ def rows_fingerprint(dataset: Any) -> str | None:
     return digest.hexdigest()
 
 
-def repeated_rows(dataset: Any) -> int | None:
-    """Returns how many rows of a set have the token ids of an earlier one; None for a stream."""
+def row_hashes(dataset: Any) -> np.ndarray | None:
+    """Returns a hash of the token ids of each row of a set, (rows,); None for a stream."""
     if not isinstance(dataset, Dataset):
         return None
     names = token_columns(dataset.column_names) or LABELLED_COLUMNS
-    seen = set()
+    found: list[int] = []
     for batch in dataset.select_columns(list(names)).with_format("arrow").iter(batch_size=10_000):
         for columns in zip(*(_rows_in_bytes(batch[name].combine_chunks()) for name in names), strict=True):
-            seen.add(hashlib.sha256(b"".join(columns)).digest())
-    return len(dataset) - len(seen)
+            found.append(int.from_bytes(hashlib.sha256(b"".join(columns)).digest()[:8], "little"))
+    return np.array(found, dtype=np.uint64)
 
 
 def _rows_in_bytes(column: Any) -> list[bytes]:

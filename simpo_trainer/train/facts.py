@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+import numpy as np
 from peft import PeftModel
 from transformers import TrainingArguments
 
@@ -11,7 +12,7 @@ from ..environment import hardware, library_versions
 from ..model.load import weight_size
 from ..model.segments import SEGMENT_ATTENTION
 from ..record.facts import RunFacts
-from ..record.fingerprints import repeated_rows, rows_fingerprint, sha256_of, tokenizer_fingerprint
+from ..record.fingerprints import row_hashes, rows_fingerprint, sha256_of, tokenizer_fingerprint
 from ..record.privacy import hub_name, public_label, public_settings
 from ..tokens.rows import is_ranked
 from ..tokens.sets import TokenSet, columns_of, count_pairs
@@ -100,19 +101,31 @@ def _sets(trainer: Any) -> dict[str, Any]:
         sets |= {f"eval_{name}": dataset for name, dataset in trainer.eval_dataset.items()}
     else:
         sets["eval"] = trainer.eval_dataset
+    sets = {name: dataset for name, dataset in sets.items() if dataset is not None}
+    hashes = {name: row_hashes(dataset) for name, dataset in sets.items()}
     return {
         name: {
             "rows": len(dataset) if hasattr(dataset, "__len__") else None,
             "pairs": count_pairs(dataset),
             "ranked": is_ranked(columns_of(dataset)),
-            "repeated": repeated_rows(dataset),
+            "repeated": _repeated(hashes[name]),
+            "trained_on": _among(hashes[name], hashes["train"]) if name != "train" else None,
             "tokens_sha256": rows_fingerprint(dataset),
             "pairs_sha256": _pairs_fingerprint(trainer.token_sets.get(name)),
             "tokenization": _tokenization(trainer.token_sets.get(name)),
         }
         for name, dataset in sets.items()
-        if dataset is not None
     }
+
+
+def _repeated(hashes: np.ndarray | None) -> int | None:
+    """Returns how many rows repeat an earlier one."""
+    return None if hashes is None else len(hashes) - len(np.unique(hashes))
+
+
+def _among(hashes: np.ndarray | None, trained: np.ndarray | None) -> int | None:
+    """Returns how many rows of a set are training rows too."""
+    return None if hashes is None or trained is None else int(np.isin(hashes, trained).sum())
 
 
 def _pairs_fingerprint(found: TokenSet | None) -> str | None:

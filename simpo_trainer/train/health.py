@@ -178,15 +178,17 @@ class HealthMonitor(TrainerCallback, ExportableState):
     def _planned(self) -> Planned:
         facts = self._manifest
         aim = self._aim()
-        rows = facts["data"]["sets"]["train"]
+        sets = facts["data"]["sets"]
+        held_out = {name: each for name, each in sets.items() if each["trained_on"] is not None}
         return Planned(
             beta=aim.beta if aim else None,
             batch=facts["batch"]["global"],
             learning_rate=facts["training"]["learning_rate"],
             weights=facts["model"]["parameters"],
             adapts=has_adapter(self.trainer.model),
-            rows=rows["rows"],
-            repeated=rows["repeated"],
+            rows=sets["train"]["rows"],
+            repeated=sets["train"]["repeated"],
+            held_out={name: (each["rows"], each["trained_on"]) for name, each in held_out.items()},
         )
 
     # ---- What follows ----
