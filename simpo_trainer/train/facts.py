@@ -109,7 +109,7 @@ def _sets(trainer: Any) -> dict[str, Any]:
             "pairs": count_pairs(dataset),
             "ranked": is_ranked(columns_of(dataset)),
             "repeated": _repeated(hashes[name]),
-            "trained_on": _among(hashes[name], hashes["train"]) if name != "train" else None,
+            "trained_on": _among(hashes[name], hashes.get("train")) if name != "train" else None,
             "tokens_sha256": rows_fingerprint(dataset),
             "pairs_sha256": _pairs_fingerprint(trainer.token_sets.get(name)),
             "tokenization": _tokenization(trainer.token_sets.get(name)),
