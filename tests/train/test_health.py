@@ -62,6 +62,7 @@ def test_tiny_settings_are_told_before_the_first_step(tmp_path, caplog):
         trainer = make_trainer(
             tmp_path,
             TRAIN[:1] * 8,
+            eval_dataset=TRAIN[:2],
             beta=0.1,
             per_device_train_batch_size=1,
             arguments={"callbacks": [NoStep()]},
@@ -69,7 +70,9 @@ def test_tiny_settings_are_told_before_the_first_step(tmp_path, caplog):
         )
         with pytest.raises(KeyboardInterrupt):
             trainer.train()
-    assert {"tiny beta", "tiny batch", "repeated pairs"} <= recorded(tmp_path).keys()
+    found = recorded(tmp_path)
+    assert {"tiny beta", "tiny batch", "repeated pairs", "held out from nothing"} <= found.keys()
+    assert "1 of 2 rows of eval are training rows too" in found["held out from nothing"].seen
     # The settings have warned of beta already.
     assert sum("beta is" in line or "beta=" in line for line in caplog.messages) == 1
     assert any(line.startswith("health: Step 0, settings: a step has 1 pair;") for line in caplog.messages)
