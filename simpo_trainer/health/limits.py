@@ -25,7 +25,7 @@ LIMITS: dict[str, Limit] = {
     "margin by rejected": Limit(0.15, "nats per token that chosen answers fell", _OWN),
     "margin grown": Limit(0.5, "nats per token that the margin grew", _OWN),
     "collapse": Limit(3.0, "nats per token below the start", _OWN),
-    "noise": Limit(3.0, "standard errors, which a fall on training pairs must have beside its limit", _OWN),
+    "noise": Limit(3.0, "standard errors by which a fall on training pairs must exceed its limit", _OWN),
     "chosen low": Limit(-10.0, "nats per token", "guides to SimPO: a model below it does not learn"),
     "accuracy falls": Limit(3.0, "standard errors of the accuracy", _OWN),
     "accuracy stuck": Limit(2.0, "standard errors of an accuracy of 0.5", "the usual 95 % interval"),

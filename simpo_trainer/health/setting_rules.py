@@ -34,8 +34,8 @@ class Planned:
 
 def planned_findings(run: Planned) -> list[Finding]:
     """Returns what can be said of the settings of a run."""
-    rules = (_tiny_beta, _tiny_batch, _high_rate, _repeated_pairs)
-    return [*(found for rule in rules if (found := rule(run))), *_trained_on(run)]
+    rules = (_tiny_beta, _tiny_batch, _high_rate, _repeated_pairs, _not_held_out)
+    return [found for rule in rules if (found := rule(run))]
 
 
 def _tiny_beta(run: Planned) -> Finding | None:
@@ -73,15 +73,18 @@ def _repeated_pairs(run: Planned) -> Finding | None:
     )
 
 
-def _trained_on(run: Planned) -> list[Finding]:
-    shares = {name: (trained, rows) for name, (rows, trained) in run.held_out.items() if rows}
-    leaking = {name: each for name, each in shares.items() if each[0] >= limit("trained on") * each[1]}
-    if not leaking:
-        return []
-    counts = ", ".join(f"{trained} of {rows} rows of {name}" for name, (trained, rows) in leaking.items())
-    seen = f"{counts} are training rows too: what they show was learned by heart."
+def _not_held_out(run: Planned) -> Finding | None:
+    least = limit("trained on")
+    counts = [
+        f"{trained} of {rows} rows of {name}"
+        for name, (rows, trained) in run.held_out.items()
+        if rows and trained >= least * rows
+    ]
+    if not counts:
+        return None
+    seen = f"{', '.join(counts)} are training rows too: what they show was learned by heart."
     cause = "one file given for both, or a test split that was carved of a set with repeated rows"
-    return [_of("held out from nothing", seen, cause, "Take them out of one of the sets.")]
+    return _of("not held out", seen, cause, "Take them out of one of the sets.")
 
 
 def _of(rule: str, seen: str, cause: str, change: str) -> Finding:

@@ -86,6 +86,6 @@ def test_settings_are_told_before_the_first_step():
     assert not planned_findings(replace(repeated, rows=None, repeated=None))  # a stream
     leaking = replace(usual, held_out={"eval_a": (100, 5), "eval_b": (100, 4), "eval_c": (0, 0)})
     [one] = planned_findings(leaking)
-    assert one.rule == "held out from nothing" and one.seen.startswith("5 of 100 rows of eval_a are training rows too:")
+    assert one.rule == "not held out" and one.seen.startswith("5 of 100 rows of eval_a are training rows too:")
     adapter = Planned(2.0, 128, 2e-5, 8_000_000_000, adapts=True)
     assert not planned_findings(adapter)

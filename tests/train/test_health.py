@@ -71,8 +71,8 @@ def test_tiny_settings_are_told_before_the_first_step(tmp_path, caplog):
         with pytest.raises(KeyboardInterrupt):
             trainer.train()
     found = recorded(tmp_path)
-    assert {"tiny beta", "tiny batch", "repeated pairs", "held out from nothing"} <= found.keys()
-    assert "1 of 2 rows of eval are training rows too" in found["held out from nothing"].seen
+    assert {"tiny beta", "tiny batch", "repeated pairs", "not held out"} <= found.keys()
+    assert "1 of 2 rows of eval are training rows too" in found["not held out"].seen
     # The settings have warned of beta already.
     assert sum("beta is" in line or "beta=" in line for line in caplog.messages) == 1
     assert any(line.startswith("health: Step 0, settings: a step has 1 pair;") for line in caplog.messages)
