@@ -129,7 +129,7 @@ def _slice_split(splits: dict[str, Rows], split: str, source: Source, key: str) 
     ]
     if chosen:
         return concatenate_datasets(chosen)
-    other_way = ", or give the evaluation pairs by eval_dataset_name." if key == "dataset_test_split" else "."
+    other_way = ", or to null if eval_dataset_name gives the evaluation pairs." if key == "dataset_test_split" else "."
     no_slices = " A part of a split cannot be streamed." if not lengths and "[" in split else ""
     raise SimPOError(
         f"{source.name} has no split {split!r}; it has {', '.join(map(repr, splits))}.{no_slices} Set {key} to one of "
