@@ -302,7 +302,7 @@ def test_evaluation_pairs_of_their_own_source(tmp_path):
     folder = str(tmp_path / "data")
     assert load(train_file, eval_dataset_name=folder)[1].to_list() == ROWS[1:2]
     assert load(train_file, eval_dataset_name=folder, dataset_test_split="train")[1].to_list() == ROWS[:1]
-    with pytest.raises(SimPOError, match=r"b\.csv has no split 'validation'; it has 'train'.* or to null if eval_dataset"):
+    with pytest.raises(SimPOError, match=r"b\.csv has no split 'validation'; it has 'train'.* or to null if eval_"):
         load(train_file, eval_dataset_name=test_file, dataset_test_split="validation")
 
 
